@@ -1,0 +1,50 @@
+"""Sizes and durations as people write them.
+
+Sizes follow the API we are compatible with: "512MB", "1GB", "2G", "10GiB", "4096"; every prefix is
+a power of 1024, as its users have come to expect of memory and disks. Durations are Go's: "90s",
+"5m", "1h30m", "250ms".
+"""
+
+import re
+from typing import Final
+
+from ramet.core.errors import Invalid
+
+_PREFIX: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", re.IGNORECASE)
+_DURATION_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
+
+
+def parse_size(text: str) -> int:
+    """Return the number of bytes `text` stands for.
+
+    Raises:
+        Invalid: `text` is not a size.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise Invalid(f"{text!r} is not a size", remedy="write it like 512MB, 1GB or 2G")
+    return int(float(match[1]) * _PREFIX[match[2].upper()])
+
+
+def format_size(size_bytes: int) -> str:
+    """Write `size_bytes` in the largest unit that keeps it whole: 536870912 -> "512MB"."""
+    for prefix in ("T", "G", "M", "K"):
+        if size_bytes and size_bytes % _PREFIX[prefix] == 0:
+            return f"{size_bytes // _PREFIX[prefix]}{prefix}B"
+    return f"{size_bytes}B"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds that `text`, a Go duration, stands for; "0" is zero.
+
+    Raises:
+        Invalid: `text` is not a duration.
+    """
+    if text == "0":
+        return 0.0
+    parts = _DURATION.findall(text)
+    if not parts or "".join(number + unit for number, unit in parts) != text:
+        raise Invalid(f"{text!r} is not a duration", remedy="write it like 90s, 5m or 1h30m")
+    return sum(float(number) * _DURATION_S[unit] for number, unit in parts)

@@ -1,0 +1,229 @@
+"""The port behind which every VMM stands.
+
+A `Driver` starts VMM processes; a `Vm` is one of them. Everything a VMM may or may not be able to do
+beyond that is a narrower class (`LiveCapture` here), so a driver that cannot has no method to call.
+Nothing above this package knows which VMM it talks to: what a driver must remember across a restart of
+the daemon is the opaque `driver` member of a `Runtime`.
+
+All calls raise `Broken` (or a subclass of it) where the VMM or the kernel failed.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Final, Literal
+
+from ramet.core.errors import Broken, Conflict
+from ramet.core.ids import InstanceId
+
+DEVICE_MODEL: Final = 1
+"""Number of the device list. A memory capture can be loaded only under the number it was taken with."""
+
+AGENT_PORT_NAME: Final = "ramet.agent"
+OUTPUT_PORT_NAME: Final = "ramet.output"
+
+
+class VmmFailed(Broken):
+    """The VMM ended, refused a command or did not answer; `log_tail` has its last words."""
+
+    code = "vmm_failed"
+
+
+class SnapshotIncompatible(Conflict):
+    """The capture was taken with another device model, VMM version or processor."""
+
+    code = "snapshot_incompatible"
+
+
+@dataclass(frozen=True, slots=True)
+class DiskImage:
+    """One writable disk: a chain of layers, topmost first; the last has no backing."""
+
+    layers: tuple[tuple[Path, Literal["raw", "qcow2"]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Nic:
+    """The guest's network card. `tap_fd` is an open descriptor of its TAP, handed to the VMM."""
+
+    mac: str
+    tap_fd: int
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a VMM is told to build. Two machines of equal shape can exchange captures.
+
+    `folder` belongs to this VM alone: sockets and logs (`console.log`, `output.log`, `vmm.log`) lie there.
+    """
+
+    instance: InstanceId
+    folder: Path
+    vcpu_count: int
+    memory_bytes: int
+    kernel: Path
+    initramfs: Path
+    root: Path
+    overlay: DiskImage
+    config: Path
+    nic: Nic | None
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How to find a VMM process again: never a bare pid, which the kernel gives to others.
+
+    `start_ticks` is field 22 of /proc/PID/stat; `boot_id` is /proc/sys/kernel/random/boot_id.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    driver: Mapping[str, object] = field(default_factory=dict)
+
+
+class ExitReason(Enum):
+    """Why a VMM is no longer there."""
+
+    GUEST_SHUTDOWN = "guest_shutdown"  # The guest powered off.
+    GUEST_RESET = "guest_reset"  # The guest asked for a reset, or its kernel panicked.
+    KILLED = "killed"  # We ended the VMM.
+    UNKNOWN = "unknown"  # It ended without a word (crash, OOM, somebody's kill).
+
+
+class MemoryFile(ABC):
+    """The memory of a captured guest, and its device state: filled once, then sealed for ever.
+
+    See `ramet.snapshots.capture`, which makes them. The descriptors stay open as long as the object.
+    """
+
+    memory_fd: int
+    devices_fd: int
+    size_bytes: int
+
+
+class Vm(ABC):
+    """One running (or waiting) VMM process."""
+
+    runtime: Runtime
+    agent_socket: Path
+    """Unix socket of the guest's agent port. Takes one connection at a time."""
+
+    @abstractmethod
+    async def wait_exited(self) -> ExitReason:
+        """Return when the process is gone, its descriptors closed and it has been reaped."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End the process, whatever it does; return when it is gone. Idempotent."""
+
+    @abstractmethod
+    async def is_paused(self) -> bool:
+        """Tell whether the guest's processors stand still."""
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Let the guest run. Harmless if it does."""
+
+    @abstractmethod
+    def detach(self) -> None:
+        """Let go of the process without ending it: the daemon leaves, the guest does not."""
+
+
+class LiveCapture(Vm):
+    """A Vm that can be captured while it runs, to be forked.
+
+    Order of calls: `copy_ahead`, then inside `paused()`: `switch_disk`, `save_devices`, `copy_rest`.
+    """
+
+    @abstractmethod
+    async def copy_ahead(self, target: MemoryFile) -> int:
+        """Copy resident memory while the guest runs, to make the pause short. Returns bytes copied."""
+
+    @abstractmethod
+    def paused(self) -> AbstractAsyncContextManager[None]:
+        """Stand still inside, go on outside, whatever happens in between, cancellation included."""
+
+    @abstractmethod
+    async def switch_disk(self, new_top: Path) -> None:
+        """Write to `new_top`, a prepared empty qcow2 on the present top layer, which is frozen by it."""
+
+    @abstractmethod
+    async def save_devices(self, target: MemoryFile) -> None:
+        """Write the device state into `target`."""
+
+    @abstractmethod
+    async def copy_rest(self, target: MemoryFile) -> int:
+        """Make `target` equal to the guest's memory. Returns the bytes copied; only while paused."""
+
+    @abstractmethod
+    async def top_layer(self) -> Path:
+        """Return the file the overlay disk writes to now."""
+
+    @abstractmethod
+    async def collapse_disk(self, base: Path) -> None:
+        """Draw the layers above `base` into the top one, while the guest runs; `base` is its backing then."""
+
+
+class Restored(Vm):
+    """A Vm that was started to receive a capture and waits for it."""
+
+    @abstractmethod
+    async def load(self, source: MemoryFile) -> None:
+        """Take the device state of `source`, sealed by now, and run.
+
+        Raises:
+            VmmFailed: it did not load; the process is gone.
+        """
+
+
+class Driver(ABC):
+    """Starts VMMs of one kind and finds them again."""
+
+    name: str
+    version: str
+    accelerator: str
+
+    @abstractmethod
+    async def boot(self, machine: Machine) -> Vm:
+        """Start a VMM that boots `machine`. Its process outlives the daemon.
+
+        Raises:
+            VmmFailed: it ended at once, or did not answer.
+        """
+
+    @abstractmethod
+    async def find(self) -> dict[InstanceId, Runtime]:
+        """Return every VMM process of this driver and data folder on this host, by instance."""
+
+    @abstractmethod
+    async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> Vm:
+        """Take hold of a VMM found on this host.
+
+        Raises:
+            VmmFailed: the process is gone or does not answer in time.
+        """
+
+
+class LiveFork(Driver):
+    """A Driver whose Vms are `LiveCapture` and that can start children of a capture."""
+
+    @abstractmethod
+    async def start_waiting(self, machine: Machine, memory: MemoryFile) -> Restored:
+        """Start a VMM whose memory is a private mapping of `memory`, not filled yet, and that waits."""
+
+
+async def connect_unix(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect to a unix socket whose listener exists already.
+
+    Raises:
+        VmmFailed: nobody listens there.
+    """
+    try:
+        return await asyncio.open_unix_connection(str(path))
+    except OSError as error:
+        raise VmmFailed(f"{path.name}: nobody listens: {error.strerror}") from error
