@@ -1,0 +1,143 @@
+"""Processes that outlive us, held by descriptor.
+
+A pid is a number the kernel gives away again, so a process is named by pid, start time and boot, and
+held by a pidfd from the moment it is found. A started process gets a session of its own and files, never
+pipes, for its output: nothing of it ends when the daemon does.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Final
+
+PROC: Final = Path("/proc")
+_START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1.
+
+
+def read_boot_id() -> str:
+    """Return the identifier of this boot of the kernel; start times compare only within one."""
+    return (PROC / "sys/kernel/random/boot_id").read_text().strip()
+
+
+def read_start_ticks(pid: int) -> int:
+    """Return when process `pid` started, in clock ticks since boot.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        text = (PROC / str(pid) / "stat").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    # The command name, field 2, is in parentheses and may itself hold spaces and parentheses.
+    return int(text.rpartition(")")[2].split()[_START_TIME_FIELD - 3])
+
+
+def list_command_lines() -> Iterator[tuple[int, list[str]]]:
+    """Yield (pid, arguments) of every process that has a command line."""
+    for entry in PROC.iterdir():
+        if not entry.name.isdecimal():
+            continue
+        try:
+            raw = (entry / "cmdline").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # It ended while we looked.
+        if raw:
+            yield int(entry.name), [os.fsdecode(part) for part in raw.split(b"\0")[:-1]]
+
+
+def read_maps(pid: int) -> Iterator[tuple[int, int, str, str]]:
+    """Yield (start address, end address, permissions, path) of the mappings of `pid`.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        text = (PROC / str(pid) / "maps").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    for match in re.finditer(r"^([0-9a-f]+)-([0-9a-f]+) (\S+) \S+ \S+ \d+ *(.*)$", text, re.MULTILINE):
+        yield int(match[1], 16), int(match[2], 16), match[3], match[4]
+
+
+class HeldProcess:
+    """One process, ours or found, that cannot be mistaken for another.
+
+    Raises, on construction:
+        ProcessLookupError: it is gone, or `start_ticks` says that the pid belongs to another now.
+    """
+
+    def __init__(self, pid: int, *, start_ticks: int | None = None) -> None:
+        self.pid = pid
+        self._pidfd = os.pidfd_open(pid)
+        self._child: subprocess.Popen[bytes] | None = None
+        self._exited = asyncio.Event()
+        self._loop = asyncio.get_running_loop()
+        try:
+            self.start_ticks = read_start_ticks(pid)
+            if start_ticks is not None and self.start_ticks != start_ticks:
+                raise ProcessLookupError(pid)
+        except BaseException:
+            os.close(self._pidfd)
+            raise
+        self._loop.add_reader(self._pidfd, self._see_exit)
+
+    @classmethod
+    def start(
+        cls, argv: Sequence[str], *, output: Path, cwd: Path, pass_fds: Sequence[int] = ()
+    ) -> "HeldProcess":
+        """Start `argv` in a session of its own; stdin null, stdout and stderr appended to `output`.
+
+        Raises:
+            OSError: the program cannot be executed.
+        """
+        with output.open("ab") as sink:
+            child = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                cwd=cwd,
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+            )
+        held = cls(child.pid)
+        held._child = child
+        return held
+
+    @property
+    def is_exited(self) -> bool:
+        return self._exited.is_set()
+
+    async def wait_exited(self) -> None:
+        """Return when the process is gone, all its descriptors closed and, if it was ours, reaped."""
+        await self._exited.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send a signal; harmless if the process is gone."""
+        if self._exited.is_set():
+            return
+        try:
+            signal.pidfd_send_signal(self._pidfd, number)
+        except ProcessLookupError:
+            return
+
+    def close(self) -> None:
+        """Let go of the process, which goes on."""
+        if not self._exited.is_set():
+            self._loop.remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._exited.set()
+            if self._child is not None:
+                self._child.returncode = 0  # Not ours to wait for any more; keeps Popen silent.
+
+    def _see_exit(self) -> None:
+        self._loop.remove_reader(self._pidfd)
+        os.close(self._pidfd)
+        if self._child is not None:
+            self._child.wait()
+        self._exited.set()
