@@ -1,0 +1,120 @@
+#!/usr/bin/env python3
+"""Builds the workspace's programs, static, and puts them where the Python package looks for them.
+
+Standard library only: the wheel's build hook runs this before anything is installed, and `./run` runs
+it whenever a source changed. Which programs there are, the workspace itself tells (`cargo metadata`).
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Final
+
+NATIVE: Final = Path(__file__).resolve().parent
+PROGRAMS: Final = NATIVE.parent / "src" / "ramet" / "_native"
+TARGET: Final = "x86_64-unknown-linux-gnu"
+# Static: the guest program runs in images that have another libc, or none.
+RUSTFLAGS: Final = "-C target-feature=+crt-static"
+
+
+class BuildFailed(Exception):
+    """The programs cannot be built here; the text says what to do."""
+
+
+def needed_version() -> tuple[int, ...]:
+    """Return the oldest Rust the workspace accepts, as its Cargo.toml says."""
+    manifest = tomllib.loads((NATIVE / "Cargo.toml").read_text(encoding="utf-8"))
+    return _version(manifest["workspace"]["package"]["rust-version"])
+
+
+def find_cargo() -> str:
+    """Return the path of a cargo that is new enough.
+
+    Raises:
+        BuildFailed: there is none, or it is older than `needed_version()`.
+    """
+    needed = needed_version()
+    needed_text = ".".join(map(str, needed))
+    remedy = (
+        f"ramet's two small programs need Rust {needed_text} or newer. Install it with\n"
+        "  rustup (see rustup.rs), then `rustup default stable`, or\n"
+        "  Debian 12:           apt-get install cargo-web gcc libc6-dev\n"
+        "  Debian 13 and newer: apt-get install cargo gcc libc6-dev"
+    )
+    cargo = shutil.which("cargo") or shutil.which("cargo", path=str(Path.home() / ".cargo" / "bin"))
+    if cargo is None:
+        raise BuildFailed(f"no cargo in PATH or ~/.cargo/bin.\n{remedy}")
+    told = subprocess.run([cargo, "--version"], capture_output=True, text=True, check=False)
+    if told.returncode != 0:
+        raise BuildFailed(f"{cargo} does not run: {told.stderr.strip()}\n{remedy}")
+    found = re.search(r"cargo (\d+\.\d+)", told.stdout)
+    if found is None or _version(found[1]) < needed[:2]:
+        raise BuildFailed(f"{cargo} is {told.stdout.strip() or 'of no known version'}, too old.\n{remedy}")
+    return cargo
+
+
+def build() -> list[Path]:
+    """Build every program of the workspace and return their paths in the Python package.
+
+    Raises:
+        BuildFailed: no cargo, or the compiler refused; its own words are on stderr.
+    """
+    cargo = find_cargo()
+    names = _program_names(cargo)
+    environment = dict(os.environ, RUSTFLAGS=RUSTFLAGS, CARGO_TARGET_DIR=str(NATIVE / "target"))
+    done = subprocess.run(
+        [cargo, "build", "--quiet", "--release", "--target", TARGET], cwd=NATIVE, env=environment, check=False
+    )
+    if done.returncode != 0:
+        raise BuildFailed(
+            f"`cargo build` failed in {NATIVE}; a linker and a static libc are needed too "
+            "(Debian: apt-get install gcc libc6-dev)"
+        )
+    PROGRAMS.mkdir(exist_ok=True)
+    return [_install(NATIVE / "target" / TARGET / "release" / name) for name in names]
+
+
+def _program_names(cargo: str) -> list[str]:
+    told = subprocess.run(
+        [cargo, "metadata", "--no-deps", "--format-version", "1"],
+        cwd=NATIVE,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if told.returncode != 0:
+        raise BuildFailed(f"`cargo metadata` failed in {NATIVE}")
+    return sorted(
+        target["name"]
+        for package in json.loads(told.stdout)["packages"]
+        for target in package["targets"]
+        if "bin" in target["kind"]
+    )
+
+
+def _install(program: Path) -> Path:
+    """Copy `program` into the package by rename, so that one that is running keeps its file."""
+    goal = PROGRAMS / program.name
+    if goal.exists() and goal.read_bytes() == program.read_bytes():
+        return goal
+    fresh = goal.with_name(f".{goal.name}.{os.getpid()}")
+    shutil.copy(program, fresh)
+    fresh.chmod(0o755)
+    fresh.replace(goal)
+    return goal
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+if __name__ == "__main__":
+    try:
+        build()
+    except BuildFailed as error:
+        sys.exit(f"native build: {error}")
