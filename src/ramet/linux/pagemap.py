@@ -163,11 +163,11 @@ def copy_pages(pid: int, runs: Iterable[Run], shift: int) -> int:
 
 
 def _copy_batch(pid: int, batch: list[Run], shift: int, total: int) -> int:
-    there = (_Iovec * len(batch))(*batch)
-    here = (_Iovec * len(batch))(*((address + shift, length) for address, length in batch))
-    done = _libc.process_vm_readv(
-        ctypes.c_int(pid), here, ctypes.c_ulong(len(batch)), there, ctypes.c_ulong(len(batch)), ctypes.c_ulong(0)
-    )
+    count = len(batch)
+    there = (_Iovec * count)(*(_Iovec(address, length) for address, length in batch))
+    here = (_Iovec * count)(*(_Iovec(address + shift, length) for address, length in batch))
+    size = ctypes.c_ulong(count)
+    done = _libc.process_vm_readv(ctypes.c_int(pid), here, size, there, size, ctypes.c_ulong(0))
     if done != total:
         number = ctypes.get_errno() if done < 0 else errno.EFAULT
         raise OSError(number, f"process_vm_readv: {os.strerror(number)}")

@@ -19,6 +19,7 @@ from typing import Final, Literal
 
 from ramet.core.errors import Broken, Conflict
 from ramet.core.ids import InstanceId
+from ramet.linux.memfd import SealableFile
 
 DEVICE_MODEL: Final = 1
 """Number of the device list. A memory capture can be loaded only under the number it was taken with."""
@@ -95,15 +96,21 @@ class ExitReason(Enum):
     UNKNOWN = "unknown"  # It ended without a word (crash, OOM, somebody's kill).
 
 
-class MemoryFile(ABC):
-    """The memory of a captured guest, and its device state: filled once, then sealed for ever.
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The memory and the device state of a guest at one instant: filled once, then sealed for ever."""
 
-    See `ramet.snapshots.capture`, which makes them. The descriptors stay open as long as the object.
-    """
+    memory: SealableFile
+    devices: SealableFile
 
-    memory_fd: int
-    devices_fd: int
-    size_bytes: int
+    def seal(self) -> None:
+        self.memory.seal()
+        self.devices.seal()
+
+    def close(self) -> None:
+        """Close our descriptors; children that map the memory keep it."""
+        self.memory.close()
+        self.devices.close()
 
 
 class Vm(ABC):
@@ -137,11 +144,20 @@ class Vm(ABC):
 class LiveCapture(Vm):
     """A Vm that can be captured while it runs, to be forked.
 
-    Order of calls: `copy_ahead`, then inside `paused()`: `switch_disk`, `save_devices`, `copy_rest`.
+    Order of calls: `prepare_disk` and `copy_ahead`, then inside `paused()`: `switch_disk`, `save_devices`,
+    `copy_rest`. If it does not come to `switch_disk`, `forget_disk`.
     """
 
     @abstractmethod
-    async def copy_ahead(self, target: MemoryFile) -> int:
+    async def prepare_disk(self, new_top: Path) -> None:
+        """Open `new_top`, an empty qcow2 on the present top layer, without using it yet."""
+
+    @abstractmethod
+    async def forget_disk(self, new_top: Path) -> None:
+        """Close what `prepare_disk` opened."""
+
+    @abstractmethod
+    async def copy_ahead(self, target: Capture) -> int:
         """Copy resident memory while the guest runs, to make the pause short. Returns bytes copied."""
 
     @abstractmethod
@@ -150,14 +166,14 @@ class LiveCapture(Vm):
 
     @abstractmethod
     async def switch_disk(self, new_top: Path) -> None:
-        """Write to `new_top`, a prepared empty qcow2 on the present top layer, which is frozen by it."""
+        """Write to the prepared `new_top` from now on; the present top layer is frozen under it."""
 
     @abstractmethod
-    async def save_devices(self, target: MemoryFile) -> None:
+    async def save_devices(self, target: Capture) -> None:
         """Write the device state into `target`."""
 
     @abstractmethod
-    async def copy_rest(self, target: MemoryFile) -> int:
+    async def copy_rest(self, target: Capture) -> int:
         """Make `target` equal to the guest's memory. Returns the bytes copied; only while paused."""
 
     @abstractmethod
@@ -173,8 +189,8 @@ class Restored(Vm):
     """A Vm that was started to receive a capture and waits for it."""
 
     @abstractmethod
-    async def load(self, source: MemoryFile) -> None:
-        """Take the device state of `source`, sealed by now, and run.
+    async def load(self, capture: Capture) -> None:
+        """Take the device state of `capture`, sealed by now, and run.
 
         Raises:
             VmmFailed: it did not load; the process is gone.
@@ -213,8 +229,8 @@ class LiveFork(Driver):
     """A Driver whose Vms are `LiveCapture` and that can start children of a capture."""
 
     @abstractmethod
-    async def start_waiting(self, machine: Machine, memory: MemoryFile) -> Restored:
-        """Start a VMM whose memory is a private mapping of `memory`, not filled yet, and that waits."""
+    async def start_waiting(self, machine: Machine, capture: Capture) -> Restored:
+        """Start a VMM whose memory is a private mapping of that of `capture`, not filled yet, and that waits."""
 
 
 async def connect_unix(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

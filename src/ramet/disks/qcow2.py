@@ -1,0 +1,82 @@
+"""Empty qcow2 files, written without a process.
+
+A live fork switches its source to a new disk layer inside the pause, and gives every child one: an empty
+qcow2 of four clusters that names its backing file. `qemu-img create` would take 15 ms each.
+Format: docs/interop/qcow2.txt of QEMU, version 3.
+"""
+
+import struct
+from pathlib import Path
+from typing import Final, Literal
+
+MAGIC: Final = 0x514649FB
+CLUSTER_BITS: Final = 16
+CLUSTER_BYTES: Final = 1 << CLUSTER_BITS
+_L2_COVERS_BYTES: Final = CLUSTER_BYTES // 8 * CLUSTER_BYTES  # One L2 table: 512 MiB of the disk.
+_REFCOUNT_ORDER: Final = 4  # 16-bit reference counts.
+_HEADER_BYTES: Final = 104
+_BACKING_FORMAT: Final = 0xE2792ACA
+_BACKING_NAME_BYTES_MAX: Final = 1023
+
+
+def create_qcow2(path: Path, size_bytes: int, backing: Path, backing_format: Literal["raw", "qcow2"]) -> None:
+    """Create an empty qcow2 of `size_bytes` over `backing`, which need not be readable yet.
+
+    Raises:
+        FileExistsError: `path` exists.
+        OSError: the file system refused.
+    """
+    name = str(backing).encode()
+    assert len(name) <= _BACKING_NAME_BYTES_MAX and size_bytes > 0
+    l1_entries = -(-size_bytes // _L2_COVERS_BYTES)
+    l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
+    form = backing_format.encode()
+    extensions = struct.pack(">II", _BACKING_FORMAT, len(form)) + form + bytes(-len(form) % 8) + bytes(8)
+    name_offset = _HEADER_BYTES + len(extensions)
+    header = struct.pack(
+        ">IIQIIQIIQQIIQQQQII",
+        MAGIC,
+        3,
+        name_offset,
+        len(name),
+        CLUSTER_BITS,
+        size_bytes,
+        0,  # Not encrypted.
+        l1_entries,
+        3 * CLUSTER_BYTES,  # Cluster 0: header, 1: refcount table, 2: refcount block, 3...: L1.
+        CLUSTER_BYTES,
+        1,
+        0,
+        0,
+        0,
+        0,
+        0,
+        _REFCOUNT_ORDER,
+        _HEADER_BYTES,
+    )
+    clusters = 3 + l1_clusters
+    with path.open("xb") as file:
+        file.truncate(clusters * CLUSTER_BYTES)
+        file.write(header + extensions + name)
+        file.seek(CLUSTER_BYTES)
+        file.write(struct.pack(">Q", 2 * CLUSTER_BYTES))
+        file.seek(2 * CLUSTER_BYTES)
+        file.write(struct.pack(">H", 1) * clusters)
+
+
+def read_backing(path: Path) -> Path | None:
+    """Return the backing file that the qcow2 `path` names, if any.
+
+    Raises:
+        ValueError: it is no qcow2.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEADER_BYTES)
+        if len(head) < _HEADER_BYTES or struct.unpack_from(">I", head)[0] != MAGIC:
+            raise ValueError(f"{path}: not a qcow2 file")
+        offset, length = struct.unpack_from(">QI", head, 8)
+        if not offset:
+            return None
+        file.seek(offset)
+        return Path(file.read(length).decode())

@@ -1,0 +1,114 @@
+"""QEMU's monitor: commands with a deadline, and the events we act on.
+
+A thin wrapper of `qemu.qmp`, so that the rest of the driver sees one error, `VmmFailed`, and never waits
+for ever: QEMU's monitor takes one client at a time and answers a second one not at all.
+"""
+
+import asyncio
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from qemu.qmp import ExecInterruptedError, QMPClient, QMPError
+from qemu.qmp.events import EventListener
+from qemu.qmp.message import Message
+
+from ramet.vmm.port import VmmFailed
+
+COMMAND_TIMEOUT_S: Final = 60.0
+
+
+class Monitor:
+    """One QMP session.
+
+    `shutdown_reason` is the reason of the last SHUTDOWN event ("guest-shutdown", "guest-reset", ...), if any.
+    """
+
+    def __init__(self) -> None:
+        self._client = QMPClient()
+        self._running = asyncio.Event()
+        self._jobs: dict[str, asyncio.Future[str]] = {}
+        self.shutdown_reason: str | None = None
+        names = ("SHUTDOWN", "RESUME", "BLOCK_JOB_COMPLETED")
+        self._listener = EventListener(names=names, event_filter=self._see_event)
+        self._client.register_listener(self._listener)
+
+    async def connect(self, path: Path, timeout_s: float) -> None:
+        """Connect to the monitor behind the unix socket `path`.
+
+        Raises:
+            VmmFailed: no greeting came in time: nobody is there, or another client is being served.
+        """
+        peer = socket.socket(socket.AF_UNIX)
+        try:
+            peer.setblocking(False)
+            peer.connect(str(path))  # A unix socket connects at once or not at all.
+            async with asyncio.timeout(timeout_s):
+                await self._client.connect(peer)
+        except (QMPError, OSError, TimeoutError) as error:
+            peer.close()
+            raise VmmFailed(f"the VMM's monitor did not answer: {error or 'time-out'}") from error
+
+    async def execute(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: object) -> object:
+        """Run a command; underscores in argument names stand for hyphens.
+
+        Raises:
+            VmmFailed: it was refused, the VMM ended, or did not answer within `timeout_s` seconds.
+        """
+        return await self.execute_with(command, {k.replace("_", "-"): v for k, v in arguments.items()}, timeout_s)
+
+    async def execute_with(
+        self, command: str, arguments: Mapping[str, object], timeout_s: float = COMMAND_TIMEOUT_S
+    ) -> object:
+        """Run a command with `arguments` named as QEMU names them; otherwise as `execute`."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._client.execute(command, arguments or None)
+        except ExecInterruptedError as error:
+            raise VmmFailed(f"the VMM ended during {command}") from error
+        except TimeoutError as error:
+            raise VmmFailed(f"the VMM did not answer {command} within {timeout_s:.0f} s") from error
+        except QMPError as error:
+            raise VmmFailed(f"the VMM refused {command}: {error}") from error
+
+    async def wait_resumed(self) -> None:
+        """Return when the guest runs, as told by an event since connecting."""
+        await self._running.wait()
+
+    async def run_block_job(self, name: str, command: str, **arguments: object) -> None:
+        """Start a block job and return when it has completed.
+
+        Raises:
+            VmmFailed: it was refused, or failed.
+        """
+        ended = self._jobs[name] = asyncio.get_running_loop().create_future()
+        try:
+            await self.execute(command, job_id=name, **arguments)
+            message = await ended
+        finally:
+            del self._jobs[name]
+        if message:
+            raise VmmFailed(f"{command} failed: {message}")
+
+    async def disconnect(self) -> None:
+        """End the session; the VMM goes on. Idempotent."""
+        try:
+            await self._client.disconnect()
+        except (QMPError, OSError, EOFError):
+            return  # The other side was gone first.
+
+    def _see_event(self, event: Message) -> bool:
+        # Called as each event arrives; False keeps it out of the listener's queue, which nobody reads.
+        data = event.get("data", {})
+        assert isinstance(data, dict)
+        match event["event"]:
+            case "SHUTDOWN":
+                self.shutdown_reason = str(data.get("reason", ""))
+            case "RESUME":
+                self._running.set()
+            case "BLOCK_JOB_COMPLETED":
+                waiter = self._jobs.get(str(data.get("device")))
+                if waiter is not None and not waiter.done():
+                    waiter.set_result(str(data.get("error", "")))
+        return False
