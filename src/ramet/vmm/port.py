@@ -10,15 +10,15 @@ All calls raise `Broken` (or a subclass of it) where the VMM or the kernel faile
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
 
 from ramet.core.errors import Broken, Conflict
 from ramet.core.ids import InstanceId
+from ramet.core.spec import Runtime
 from ramet.linux.memfd import SealableFile
 
 DEVICE_MODEL: Final = 1
@@ -74,19 +74,6 @@ class Machine:
     nic: Nic | None
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """How to find a VMM process again: never a bare pid, which the kernel gives to others.
-
-    `start_ticks` is field 22 of /proc/PID/stat; `boot_id` is /proc/sys/kernel/random/boot_id.
-    """
-
-    pid: int
-    start_ticks: int
-    boot_id: str
-    driver: Mapping[str, object] = field(default_factory=dict)
-
-
 class ExitReason(Enum):
     """Why a VMM is no longer there."""
 
@@ -137,7 +124,7 @@ class Vm(ABC):
         """Let the guest run. Harmless if it does."""
 
     @abstractmethod
-    def detach(self) -> None:
+    async def detach(self) -> None:
         """Let go of the process without ending it: the daemon leaves, the guest does not."""
 
 
@@ -230,7 +217,7 @@ class LiveFork(Driver):
 
     @abstractmethod
     async def start_waiting(self, machine: Machine, capture: Capture) -> Restored:
-        """Start a VMM whose memory is a private mapping of that of `capture`, not filled yet, and that waits."""
+        """Start a VMM that waits; its memory is a private mapping of that of `capture`, filled or not yet."""
 
 
 async def connect_unix(path: Path) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -98,7 +98,10 @@ def command_line(
     arguments: list[str] = [
         str(program),
         *("-name", f"guest={NAME_PREFIX}{machine.instance}"),
-        *("-M", f"{MACHINE_TYPE},usb=off,sata=off,smbus=off,vmport=off,memory-backend=ram,suppress-vmdesc=on"),
+        *(
+            "-M",
+            f"{MACHINE_TYPE},usb=off,sata=off,smbus=off,vmport=off,memory-backend=ram,suppress-vmdesc=on",
+        ),
         *("-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}" if emulated else "kvm"),
         *("-cpu", "max" if emulated else "host"),
         *("-smp", str(machine.vcpu_count)),
@@ -157,7 +160,9 @@ def _read_only(name: str, path: Path) -> dict[str, object]:
 
 
 def _disk(serial: str, address: str, node: dict[str, object]) -> Sequence[tuple[str, str]]:
-    device = f"virtio-blk-pci,id=disk-{serial},drive={node['node-name']},serial={serial},bus=pcie.0,addr={address}"
+    device = (
+        f"virtio-blk-pci,id=disk-{serial},drive={node['node-name']},serial={serial},bus=pcie.0,addr={address}"
+    )
     return (("-blockdev", json.dumps(node)), ("-device", device))
 
 

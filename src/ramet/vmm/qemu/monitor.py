@@ -50,13 +50,17 @@ class Monitor:
             peer.close()
             raise VmmFailed(f"the VMM's monitor did not answer: {error or 'time-out'}") from error
 
-    async def execute(self, command: str, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: object) -> object:
+    async def execute(
+        self, command: str, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: object
+    ) -> object:
         """Run a command; underscores in argument names stand for hyphens.
 
         Raises:
             VmmFailed: it was refused, the VMM ended, or did not answer within `timeout_s` seconds.
         """
-        return await self.execute_with(command, {k.replace("_", "-"): v for k, v in arguments.items()}, timeout_s)
+        return await self.execute_with(
+            command, {k.replace("_", "-"): v for k, v in arguments.items()}, timeout_s
+        )
 
     async def execute_with(
         self, command: str, arguments: Mapping[str, object], timeout_s: float = COMMAND_TIMEOUT_S
@@ -84,7 +88,9 @@ class Monitor:
         """
         ended = self._jobs[name] = asyncio.get_running_loop().create_future()
         try:
-            await self.execute(command, job_id=name, **arguments)
+            await self.execute_with(
+                command, {"job-id": name, **{k.replace("_", "-"): v for k, v in arguments.items()}}
+            )
             message = await ended
         finally:
             del self._jobs[name]

@@ -1,0 +1,159 @@
+"""What an instance is, in three parts.
+
+`InstanceSpec` is what was asked for: frozen, and the only part that a fork copies. `InstanceIdentity` is
+minted and never copied. `Runtime` tells how to find the VMM process; it can be thrown away and found again.
+`InstanceRecord` holds the three, with the state, and is what is stored.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from enum import StrEnum
+from typing import Final, Literal, Self
+
+from ramet.core.ids import InstanceId, LayerId
+
+ForkRule = Literal["copied", "cleared"]
+
+
+class State(StrEnum):
+    """The states of an instance, as the API names them."""
+
+    CREATED = "Created"  # Being made; there is no VMM yet.
+    INITIALIZING = "Initializing"  # The VMM runs, the guest is not ready.
+    RUNNING = "Running"  # The workload has been started and the guest answers.
+    PAUSED = "Paused"
+    SHUTDOWN = "Shutdown"  # On its way to Stopped.
+    STOPPED = "Stopped"  # No VMM.
+    STANDBY = "Standby"
+    UNKNOWN = "Unknown"  # See `state_error`; can only be deleted.
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSpec:
+    """What was asked for. Sizes in bytes; `entrypoint` and `cmd` override the image's where not None.
+
+    Every field names its rule for forks in `FORK_RULES`.
+    """
+
+    image: str
+    image_digest: str
+    hypervisor: str
+    vcpu_count: int
+    memory_bytes: int
+    overlay_bytes: int
+    env: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    has_network: bool = True
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+    def for_fork(self) -> Self:
+        """Return the spec of a child: copied fields as they are, cleared ones at their default."""
+        cleared = {f.name: _default_of(f.name) for f in fields(self) if FORK_RULES[f.name] == "cleared"}
+        return replace(self, **cleared)
+
+
+FORK_RULES: Final[Mapping[str, ForkRule]] = {
+    "image": "copied",
+    "image_digest": "copied",
+    "hypervisor": "copied",
+    "vcpu_count": "copied",
+    "memory_bytes": "copied",
+    "overlay_bytes": "copied",
+    "env": "copied",
+    "entrypoint": "copied",
+    "cmd": "copied",
+    "has_network": "copied",
+    "tags": "copied",
+}
+"""What becomes of each field of a spec in a fork; a test demands that every field is here."""
+
+
+def _default_of(name: str) -> object:
+    spec_field = next(f for f in fields(InstanceSpec) if f.name == name)
+    factory = spec_field.default_factory
+    return factory() if callable(factory) else spec_field.default
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceIdentity:
+    """Who an instance is. `slot` is its place on the bridge (None without a network); `machine_id` 32 hex digits.
+
+    `created_at` is Unix time in seconds; `parent` the instance it was forked from.
+    """
+
+    id: InstanceId
+    name: str
+    slot: int | None
+    machine_id: str
+    created_at: float
+    parent: InstanceId | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """How to find a VMM process again: never a bare pid, which the kernel gives to others.
+
+    `start_ticks` is field 22 of /proc/PID/stat; `boot_id` is /proc/sys/kernel/random/boot_id; `driver` is what
+    the VMM's driver must remember, opaque to everyone else.
+    """
+
+    pid: int
+    start_ticks: int
+    boot_id: str
+    driver: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How the workload ended: an exit code or a signal number, and a sentence where there is more to say."""
+
+    code: int | None
+    signal: int | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceRecord:
+    """The stored whole. `layer` is the top of the disk; times are Unix seconds; `generation` counts changes."""
+
+    spec: InstanceSpec
+    identity: InstanceIdentity
+    state: State
+    layer: LayerId | None = None
+    runtime: Runtime | None = None
+    exit: Exit | None = None
+    state_error: str = ""
+    started_at: float | None = None
+    stopped_at: float | None = None
+    generation: int = 0
+
+    @property
+    def id(self) -> InstanceId:
+        return self.identity.id
+
+    @property
+    def name(self) -> str:
+        return self.identity.name
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError, TypeError, KeyError: it was not.
+        """
+        raw = json.loads(text)
+        spec = raw["spec"]
+        for name in ("entrypoint", "cmd"):
+            spec[name] = None if spec[name] is None else tuple(spec[name])
+        raw["spec"] = InstanceSpec(**spec)
+        raw["identity"] = InstanceIdentity(**raw["identity"])
+        raw["state"] = State(raw["state"])
+        raw["runtime"] = raw["runtime"] and Runtime(**raw["runtime"])
+        raw["exit"] = raw["exit"] and Exit(**raw["exit"])
+        return cls(**raw)

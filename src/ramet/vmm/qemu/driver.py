@@ -1,0 +1,324 @@
+"""QEMU on the q35 board.
+
+Each VMM is a process with a session of its own. Its two sockets are bound by us before it starts, so that
+connecting never waits for a file to appear; after a restart of the daemon they are found by path.
+Live capture and fork need nothing special of QEMU: see `ramet.vmm.qemu.memory` for the memory,
+`xen-save-devices-state` (which works on every machine) for the devices, `blockdev-snapshot` for the disk.
+"""
+
+import asyncio
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from ramet.core.errors import Broken
+from ramet.core.ids import InstanceId
+from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
+from ramet.core.spec import Runtime
+from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
+from ramet.vmm.qemu.command import NAME_PREFIX, OVERLAY_DEVICE, Sockets, command_line, file_node, node_name
+from ramet.vmm.qemu.memory import Copier, find_guest_memory
+from ramet.vmm.qemu.monitor import Monitor
+
+PROGRAM: Final = "qemu-system-x86_64"
+START_TIMEOUT_S: Final = 30.0
+ADOPT_TIMEOUT_S: Final = 10.0
+LOAD_TIMEOUT_S: Final = 60.0
+LOG_TAIL_BYTES: Final = 2000
+SOCKET_PATH_BYTES_MAX: Final = 107  # unix(7)
+
+
+class QemuVm(LiveCapture, Restored):
+    """One QEMU process and our session with its monitor."""
+
+    def __init__(self, process: HeldProcess, folder: Path, memory_bytes: int) -> None:
+        self.runtime = Runtime(
+            process.pid, process.start_ticks, read_boot_id(), {"memory_bytes": memory_bytes}
+        )
+        self.agent_socket = folder / "agent.sock"
+        self._process, self._folder, self._memory_bytes = process, folder, memory_bytes
+        self._monitor = Monitor()
+        self._copier: Copier | None = None
+        self._killed = False
+
+    async def connect(self, timeout_s: float) -> None:
+        """Open the monitor.
+
+        Raises:
+            VmmFailed: the process ended, with its last words, or did not answer in time.
+        """
+        async with anyio.create_task_group() as group:
+
+            async def give_up_on_exit() -> None:
+                await self._process.wait_exited()
+                await self._monitor.disconnect()
+                group.cancel_scope.cancel()
+
+            group.start_soon(give_up_on_exit)
+            failure: VmmFailed | None = None
+            try:
+                await self._monitor.connect(self._folder / "monitor.sock", timeout_s)
+            except VmmFailed as error:
+                failure = error
+            group.cancel_scope.cancel()
+        if self._process.is_exited or failure is not None:
+            raise VmmFailed(f"QEMU did not start: {self._last_words() or failure}") from failure
+
+    async def wait_exited(self) -> ExitReason:
+        await self._process.wait_exited()
+        await self._monitor.disconnect()
+        if self._killed:
+            return ExitReason.KILLED
+        reasons = {
+            "guest-shutdown": ExitReason.GUEST_SHUTDOWN,
+            "guest-reset": ExitReason.GUEST_RESET,
+            "guest-panic": ExitReason.GUEST_RESET,
+        }
+        return reasons.get(self._monitor.shutdown_reason or "", ExitReason.UNKNOWN)
+
+    async def kill(self) -> None:
+        self._killed = True
+        self._process.send_signal(signal.SIGKILL)
+        with anyio.CancelScope(shield=True):
+            await self._process.wait_exited()
+            await self._monitor.disconnect()
+
+    async def is_paused(self) -> bool:
+        status = await self._monitor.execute("query-status")
+        assert isinstance(status, dict)
+        return not status["running"]
+
+    async def resume(self) -> None:
+        await self._monitor.execute("cont")
+
+    async def detach(self) -> None:
+        self._process.close()
+        await self._monitor.disconnect()
+
+    # Capture
+
+    async def prepare_disk(self, new_top: Path) -> None:
+        node = {
+            "driver": "qcow2",
+            "node-name": node_name(new_top),
+            "discard": "unmap",
+            "file": file_node(new_top, writable=True),
+            "backing": None,
+        }
+        await self._monitor.execute_with("blockdev-add", node)
+
+    async def forget_disk(self, new_top: Path) -> None:
+        await self._monitor.execute("blockdev-del", node_name=node_name(new_top))
+
+    async def copy_ahead(self, target: Capture) -> int:
+        guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._memory_bytes)
+        self._copier = Copier(guest, target.memory)
+        return await self._in_thread(self._copier.copy_ahead)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        try:
+            await self._monitor.execute("stop")
+            yield
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._monitor.execute("cont")
+
+    async def switch_disk(self, new_top: Path) -> None:
+        old = node_name(await self.top_layer())
+        await self._monitor.execute("blockdev-snapshot", node=old, overlay=node_name(new_top))
+
+    async def save_devices(self, target: Capture) -> None:
+        # live=false: otherwise QEMU, paused, gives its disks away to whoever loads the state.
+        await self._monitor.execute("xen-save-devices-state", filename=target.devices.path, live=False)
+
+    async def copy_rest(self, target: Capture) -> int:
+        assert self._copier is not None, "copy_ahead comes first"
+        copier, self._copier = self._copier, None
+        return await self._in_thread(copier.copy_rest)
+
+    async def top_layer(self) -> Path:
+        blocks = await self._monitor.execute("query-block")
+        assert isinstance(blocks, list)
+        for block in blocks:
+            if f"/disk-{OVERLAY_DEVICE}/" in block.get("qdev", ""):
+                return Path(block["inserted"]["file"])
+        raise VmmFailed("QEMU shows no overlay disk")
+
+    async def collapse_disk(self, base: Path) -> None:
+        top = await self.top_layer()
+        await self._monitor.run_block_job(
+            "collapse", "block-stream", device=node_name(top), base_node=node_name(base)
+        )
+
+    # Restore
+
+    async def load(self, capture: Capture) -> None:
+        try:
+            async with asyncio.timeout(LOAD_TIMEOUT_S):
+                await self._monitor.execute("migrate-incoming", uri=f"exec:cat {capture.devices.path}")
+                await self._wait_running()
+        except (VmmFailed, TimeoutError) as error:
+            await self.kill()
+            raise VmmFailed(f"QEMU did not load the capture: {self._last_words() or error}") from error
+
+    async def _wait_running(self) -> None:
+        async with anyio.create_task_group() as group:
+
+            async def give_up_on_exit() -> None:
+                await self._process.wait_exited()
+                group.cancel_scope.cancel()
+
+            group.start_soon(give_up_on_exit)
+            await self._monitor.wait_resumed()
+            group.cancel_scope.cancel()
+        if self._process.is_exited:
+            raise VmmFailed("it ended while loading")
+
+    async def _in_thread(self, work: Callable[[], int]) -> int:
+        try:
+            return await to_thread.run_sync(work)
+        except OSError as error:
+            raise VmmFailed(f"the guest's memory cannot be read: {error}") from error
+
+    def _last_words(self) -> str:
+        log = self._folder / "vmm.log"
+        try:
+            with log.open("rb") as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
+                return file.read().decode(errors="replace").strip()
+        except FileNotFoundError:
+            return ""
+
+
+class QemuDriver(LiveFork):
+    """Starts QEMU, by KVM where it truly works, otherwise emulated.
+
+    Args:
+        instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
+    """
+
+    name = "qemu"
+
+    def __init__(self, program: Path, version: str, accelerator: str, instances_folder: Path) -> None:
+        self.version, self.accelerator = version, accelerator
+        self._program, self._instances_folder = program, instances_folder
+
+    @classmethod
+    def open(cls, instances_folder: Path) -> "QemuDriver":
+        """Find QEMU on this host.
+
+        Raises:
+            Broken: there is none.
+        """
+        program = shutil.which(PROGRAM)
+        if program is None:
+            raise Broken(f"{PROGRAM} is not installed", remedy="apt-get install qemu-system-x86")
+        text = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        version = re.search(r"version (\S+)", text)
+        return cls(Path(program), version[1] if version else "", find_accelerator(), instances_folder)
+
+    async def boot(self, machine: Machine) -> QemuVm:
+        return await self._start(machine, None)
+
+    async def start_waiting(self, machine: Machine, capture: Capture) -> QemuVm:
+        return await self._start(machine, capture)
+
+    async def find(self) -> dict[InstanceId, Runtime]:
+        found: dict[InstanceId, Runtime] = {}
+        boot_id = read_boot_id()
+        for pid, arguments in list_command_lines():
+            if not arguments[0].endswith(PROGRAM) or "-name" not in arguments:
+                continue
+            name = arguments[arguments.index("-name") + 1].removeprefix("guest=")
+            instance = InstanceId(name.removeprefix(NAME_PREFIX))
+            folder = self._instances_folder / instance
+            if name.startswith(NAME_PREFIX) and any(f"path={folder}/" in argument for argument in arguments):
+                memory_mib = arguments[arguments.index("-m") + 1].removesuffix("M")
+                try:
+                    ticks = read_start_ticks(pid)
+                except ProcessLookupError:
+                    continue
+                found[instance] = Runtime(pid, ticks, boot_id, {"memory_bytes": int(memory_mib) << 20})
+        return found
+
+    async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> QemuVm:
+        try:
+            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+        except ProcessLookupError as error:
+            raise VmmFailed("the VMM is gone", instance=instance) from error
+        memory_bytes = runtime.driver["memory_bytes"]
+        assert isinstance(memory_bytes, int)
+        vm = QemuVm(process, folder, memory_bytes)
+        try:
+            await vm.connect(ADOPT_TIMEOUT_S)
+        except VmmFailed:
+            await vm.detach()
+            raise
+        return vm
+
+    async def _start(self, machine: Machine, capture: Capture | None) -> QemuVm:
+        folder = machine.folder
+        passed = [] if machine.nic is None else [machine.nic.tap_fd]
+        listeners = [_listen(folder / "monitor.sock"), _listen(folder / "agent.sock")]
+        try:
+            sockets = Sockets(listeners[0].fileno(), listeners[1].fileno())
+            argv = command_line(
+                self._program,
+                machine,
+                sockets,
+                accelerator=self.accelerator,
+                memory_path=None if capture is None else f"/proc/self/fd/{capture.memory.fd}",
+            )
+            passed += [sockets.monitor_fd, sockets.agent_fd]
+            if capture is not None:
+                passed.append(capture.memory.fd)
+            process = HeldProcess.start(argv, output=folder / "vmm.log", cwd=folder, pass_fds=passed)
+        except OSError as error:
+            raise VmmFailed(f"QEMU cannot be started: {error}") from error
+        finally:
+            for listener in listeners:
+                listener.close()
+        vm = QemuVm(process, folder, machine.memory_bytes)
+        try:
+            await vm.connect(START_TIMEOUT_S)
+        except BaseException:
+            await vm.kill()
+            raise
+        return vm
+
+
+def find_accelerator() -> str:
+    """Return "kvm" where it can run a stock kernel, otherwise "tcg".
+
+    /dev/kvm may open and still be a paravirtual one (kvm_pvm), under which no stock kernel boots; so the
+    hardware's own module is asked for.
+    """
+    hardware = any(Path("/sys/module", name).exists() for name in ("kvm_intel", "kvm_amd"))
+    return "kvm" if hardware and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+
+
+def _listen(path: Path) -> socket.socket:
+    if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
+        raise VmmFailed(
+            f"{path} is too long for a unix socket", remedy="choose a data folder with a shorter path"
+        )
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        listener.bind(str(path))
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener
