@@ -1,7 +1,7 @@
-"""Every module, public class and public function says what it is for.
+"""Every module, public class and public function says what it is for, and so does every abstract method.
 
-Free of it are an empty `__init__`, and the methods of a class that has a base: most carry out what the
-base declares, and its docstring is the contract.
+Other methods are left to judgement: `close()` needs no sentence, and one that carries out what a base
+declares has its contract there.
 """
 
 import ast
@@ -24,7 +24,6 @@ def undocumented(source: str) -> list[str]:
 
 
 def public(tree: ast.Module | ast.ClassDef, scope: str) -> Iterator[tuple[str, Documented]]:
-    implements = isinstance(tree, ast.ClassDef) and bool(tree.bases)
     for node in tree.body:
         if not isinstance(node, Documented) or node.name.startswith("_"):
             continue
@@ -32,13 +31,12 @@ def public(tree: ast.Module | ast.ClassDef, scope: str) -> Iterator[tuple[str, D
         if isinstance(node, ast.ClassDef):
             yield name, node
             yield from public(node, f"{name}.")
-        elif not (implements or is_accessor(node)):
+        elif isinstance(tree, ast.Module) or is_abstract(node):
             yield name, node
 
 
-def is_accessor(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
-    """Tell whether `node` is a setter or an overload, whose other half carries the docstring."""
-    return any(ast.unparse(decorator).endswith((".setter", "overload")) for decorator in node.decorator_list)
+def is_abstract(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    return any(ast.unparse(decorator).endswith("abstractmethod") for decorator in node.decorator_list)
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)
@@ -52,7 +50,7 @@ def test_everything_public_is_documented(path: Path) -> None:
         ("", []),
         ("x = 1", ["module"]),
         ('"""M."""\ndef f(): ...', ["f"]),
-        ('"""M."""\nclass C:\n    def f(self): ...\n    def _g(self): ...', ["C", "C.f"]),
+        ('"""M."""\nclass C:\n    @abstractmethod\n    def f(self): ...\n    def g(self): ...', ["C", "C.f"]),
         ('"""M."""\nclass C(Port):\n    """C."""\n    def f(self): ...', []),
     ],
 )
