@@ -1,0 +1,114 @@
+"""What the fleet is asked and what it answers: the border between the API and the instances."""
+
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ramet.core.errors import Conflict, NotFound, RametError
+from ramet.core.spec import Exit, InstanceRecord, State
+
+
+class InstanceNotFound(NotFound):
+    """No instance has this name, id or id prefix."""
+
+    code = "instance_not_found"
+
+
+class InstanceAmbiguous(Conflict):
+    """Several instances' ids begin like this."""
+
+    code = "instance_ambiguous"
+
+
+class NameTaken(Conflict):
+    """Another instance has this name, or is being made under it."""
+
+    code = "name_taken"
+
+
+class WrongState(Conflict):
+    """The instance is not in a state that allows this."""
+
+    code = "invalid_state"
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceView:
+    """One instance as it is published: its record and, with a network, its addresses."""
+
+    record: InstanceRecord
+    ip: str | None = None
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForkOutcome:
+    """What became of one child: `view` or `error`. `timings_ms` by phase, `total` among them."""
+
+    name: str
+    view: InstanceView | None
+    error: RametError | None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WaitOutcome:
+    """What the instance was when the waiting ended."""
+
+    state: State
+    state_error: str
+    timed_out: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ExecCommand:
+    """A command to run in a guest. `timeout_s` 0: none. None means the workload's own."""
+
+    argv: tuple[str, ...]
+    env: Mapping[str, str] = field(default_factory=dict)
+    cwd: str | None = None
+    user: str | None = None
+    timeout_s: float = 0.0
+    has_stdin: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ExecEnd:
+    """How a command ended; exactly one of code and signal is not None."""
+
+    code: int | None
+    signal: int | None
+    timed_out: bool
+
+    @property
+    def exit_code(self) -> int:
+        """The code as a shell tells it: 128 + signal for a killed command, 124 after a time-out."""
+        if self.timed_out:
+            return 124
+        return self.code if self.code is not None else 128 + (self.signal or 0)
+
+
+class ExecSession(Protocol):
+    """A command running in a guest. `aclose` kills it if it still runs."""
+
+    async def write(self, data: bytes) -> None:
+        """Send stdin; waits while the command does not read."""
+        ...
+
+    async def close_stdin(self) -> None: ...
+    async def send_signal(self, number: int) -> None: ...
+
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """Yield (1, stdout bytes) and (2, stderr bytes) until the command has ended."""
+        ...
+
+    async def wait(self) -> ExecEnd:
+        """Return how it ended; `output` must be consumed by somebody."""
+        ...
+
+    async def aclose(self) -> None: ...
+
+
+def shell_exit_code(end: Exit) -> int:
+    """Return the exit code of a workload as a shell tells it."""
+    return end.code if end.code is not None else 128 + (end.signal or 0)
