@@ -2,7 +2,7 @@
 """Builds the workspace's programs, static, and puts them where the Python package looks for them.
 
 Standard library only: the wheel's build hook runs this before anything is installed, and `./run` runs
-it whenever a source changed. Which programs there are, the workspace itself tells (`cargo metadata`).
+it whenever a source changed (with `--check` only to hear whether cargo is there). Which programs there are, the workspace itself tells (`cargo metadata`).
 """
 
 import json
@@ -115,6 +115,9 @@ def _version(text: str) -> tuple[int, ...]:
 
 if __name__ == "__main__":
     try:
-        build()
+        if sys.argv[1:] == ["--check"]:
+            find_cargo()
+        else:
+            build()
     except BuildFailed as error:
         sys.exit(f"native build: {error}")
