@@ -19,6 +19,6 @@ class NativePrograms(BuildHookInterface[Any]):
         script = Path(self.root) / "native" / "build.py"
         done = subprocess.run([sys.executable, str(script)], check=False, stderr=subprocess.PIPE, text=True)
         if done.returncode != 0:
-            raise RuntimeError(done.stderr.strip())
+            self.app.abort(done.stderr.strip())  # The text alone; a traceback would bury it.
         build_data["pure_python"] = False
         build_data["tag"] = WHEEL_TAG

@@ -2,7 +2,8 @@
 """Builds the workspace's programs, static, and puts them where the Python package looks for them.
 
 Standard library only: the wheel's build hook runs this before anything is installed, and `./run` runs
-it whenever a source changed (with `--check` only to hear whether cargo is there). Which programs there are, the workspace itself tells (`cargo metadata`).
+it whenever a source changed; with `--check` it only tells whether there is a cargo that will do. Which
+programs there are, the workspace itself tells (`cargo metadata`).
 """
 
 import json
