@@ -1,0 +1,527 @@
+"""Routing netlink, as far as a bridge of TAPs needs it, in blocking calls made for worker threads.
+
+The kernel carries out a netlink request inside `send`, and there it waits for the RTNL lock, which one
+deletion of a TAP can hold for 20 ms. So these calls belong in a thread, not on the event loop, and several
+requests go into one `send`. A library that speaks netlink through a loop of its own gives neither; what it
+would save us is this one file.
+
+Every function raises OSError with the kernel's errno and words. No policy lives here.
+"""
+
+import errno
+import os
+import socket
+import struct
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final, Self
+
+REPLY_TIMEOUT_S: Final = 10.0  # The kernel answers within `send`; only a stuck RTNL lock makes us wait.
+RECEIVE_BYTES: Final = 1 << 18  # One read of a dump; the kernel sends at most 32 KiB a datagram.
+EVENT_BUFFER_BYTES: Final = 1 << 20
+
+# linux/netlink.h
+NLM_F_REQUEST: Final = 0x01
+NLM_F_ACK: Final = 0x04
+NLM_F_REPLACE: Final = 0x100
+NLM_F_DUMP: Final = 0x300
+NLM_F_EXCL: Final = 0x200
+NLM_F_CREATE: Final = 0x400
+NLM_F_ACK_TLVS: Final = 0x200
+NLMSG_ERROR: Final = 2
+NLMSG_DONE: Final = 3
+SOL_NETLINK: Final = 270
+NETLINK_CAP_ACK: Final = 10
+NETLINK_EXT_ACK: Final = 11
+NLMSGERR_ATTR_MSG: Final = 1
+NLA_F_NESTED: Final = 0x8000
+NLA_TYPE_MASK: Final = 0x3FFF
+
+# linux/rtnetlink.h
+RTM_NEWLINK: Final = 16
+RTM_DELLINK: Final = 17
+RTM_GETLINK: Final = 18
+RTM_NEWADDR: Final = 20
+RTM_GETADDR: Final = 22
+RTM_NEWROUTE: Final = 24
+RTM_GETROUTE: Final = 26
+RTM_NEWNEIGH: Final = 28
+RTM_DELNEIGH: Final = 29
+RTM_GETNEIGH: Final = 30
+RTMGRP_LINK: Final = 1
+RT_TABLE_MAIN: Final = 254
+RTN_UNICAST: Final = 1
+RTA_DST: Final = 1
+RTA_OIF: Final = 4
+RTA_PRIORITY: Final = 6
+RTA_TABLE: Final = 15
+
+# linux/if_link.h, linux/if_addr.h, linux/if.h
+IFLA_ADDRESS: Final = 1
+IFLA_IFNAME: Final = 3
+IFLA_MTU: Final = 4
+IFLA_MASTER: Final = 10
+IFLA_LINKINFO: Final = 18
+IFLA_AF_SPEC: Final = 26
+IFLA_INFO_KIND: Final = 1
+IFLA_INFO_DATA: Final = 2
+IFLA_INFO_SLAVE_KIND: Final = 4
+IFLA_INFO_SLAVE_DATA: Final = 5
+IFLA_INET6_ADDR_GEN_MODE: Final = 8
+IN6_ADDR_GEN_MODE_NONE: Final = 1
+IFLA_BR_STP_STATE: Final = 5
+IFLA_BR_MCAST_SNOOPING: Final = 23
+IFLA_BR_MULTI_BOOLOPT: Final = 46
+BR_BOOLOPT_NO_LL_LEARN: Final = 1 << 0
+IFLA_BRPORT_LEARNING: Final = 8
+IFLA_BRPORT_UNICAST_FLOOD: Final = 9
+IFLA_BRPORT_MCAST_FLOOD: Final = 27
+IFLA_BRPORT_ISOLATED: Final = 33
+IFA_ADDRESS: Final = 1
+IFA_LOCAL: Final = 2
+IFF_UP: Final = 1
+
+# linux/neighbour.h
+NDA_DST: Final = 1
+NDA_LLADDR: Final = 2
+NUD_NOARP: Final = 0x40
+NUD_PERMANENT: Final = 0x80
+NTF_MASTER: Final = 0x04
+
+_HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
+_ATTR: Final = struct.Struct("=HH")  # struct nlattr
+_LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg
+_ADDR: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg
+_ROUTE: Final = struct.Struct("=BBBBBBBBI")  # struct rtmsg
+_NEIGH: Final = struct.Struct("=BxxxiHBB")  # struct ndmsg
+_ERROR: Final = struct.Struct("=i")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One message to the kernel; `what` says it in words, for the error."""
+
+    kind: int
+    flags: int
+    body: bytes
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A network interface. `kind` is empty for hardware and loopback, "tun" for TAPs; `master` 0 is none."""
+
+    index: int
+    name: str
+    kind: str
+    master: int
+    is_up: bool
+    mac: str
+    mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """An IPv4 unicast route; `interface` is 0 where it has none or several."""
+
+    destination: IPv4Network
+    interface: int
+    table: int
+    metric: int
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """An IPv4 neighbour, or (with `ip` None) an entry of a bridge's forwarding table on port `interface`."""
+
+    interface: int
+    ip: IPv4Address | None
+    mac: str
+    is_permanent: bool
+
+
+def _attr(kind: int, payload: bytes) -> bytes:
+    return _ATTR.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
+
+
+def _nest(kind: int, *attrs: bytes) -> bytes:
+    return _attr(kind | NLA_F_NESTED, b"".join(attrs))
+
+
+def _u8(kind: int, value: int) -> bytes:
+    return _attr(kind, bytes((value,)))
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return _attr(kind, struct.pack("=I", value))
+
+
+def _mac(text: str) -> bytes:
+    return bytes.fromhex(text.replace(":", ""))
+
+
+def _attrs(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):
+        size, kind = _ATTR.unpack_from(data, at)
+        if size < 4:
+            return
+        yield kind & NLA_TYPE_MASK, data[at + 4 : at + size]
+        at += (size + 3) & ~3
+
+
+def create_bridge(name: str, *, mac: str, mtu_bytes: int) -> Request:
+    """A bridge without STP and multicast snooping, that learns nothing from link-local frames.
+
+    The MAC is set, because the kernel would otherwise take the lowest of the ports', a new one with
+    every guest. Link-local frames (01:80:c2:00:00:0x) are learned from behind the back of prerouting.
+    """
+    return Request(
+        RTM_NEWLINK,
+        NLM_F_CREATE | NLM_F_EXCL,
+        _LINK.pack(0, 0, 0, 0, 0)
+        + _attr(IFLA_IFNAME, name.encode() + b"\0")
+        + _bridge_attributes(mac=mac, mtu_bytes=mtu_bytes),
+        f"create bridge {name}",
+    )
+
+
+def set_bridge(index: int, *, mac: str, mtu_bytes: int) -> Request:
+    """Give an existing bridge what `create_bridge` gives, and set it up."""
+    return Request(
+        RTM_NEWLINK,
+        0,
+        _LINK.pack(0, 0, index, IFF_UP, IFF_UP) + _bridge_attributes(mac=mac, mtu_bytes=mtu_bytes),
+        "set the bridge's options",
+    )
+
+
+def _bridge_attributes(*, mac: str, mtu_bytes: int) -> bytes:
+    boolopt = struct.pack("=II", BR_BOOLOPT_NO_LL_LEARN, BR_BOOLOPT_NO_LL_LEARN)
+    options = (
+        _u32(IFLA_BR_STP_STATE, 0),
+        _u8(IFLA_BR_MCAST_SNOOPING, 0),
+        _attr(IFLA_BR_MULTI_BOOLOPT, boolopt),
+    )
+    return (
+        _attr(IFLA_ADDRESS, _mac(mac))
+        + _u32(IFLA_MTU, mtu_bytes)
+        + _nest(IFLA_LINKINFO, _attr(IFLA_INFO_KIND, b"bridge\0"), _nest(IFLA_INFO_DATA, *options))
+    )
+
+
+def set_up(index: int) -> Request:
+    """Set an interface up."""
+    return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), "set up")
+
+
+def enslave(index: int, bridge: int, *, mtu_bytes: int, has_ipv6: bool) -> Request:
+    """Make interface `index`, still down, a port of `bridge`; it gets no IPv6 address of its own."""
+    body = _LINK.pack(0, 0, index, 0, 0) + _u32(IFLA_MTU, mtu_bytes) + _u32(IFLA_MASTER, bridge)
+    if has_ipv6:
+        quiet = _u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
+        body += _nest(IFLA_AF_SPEC, _nest(socket.AF_INET6, quiet))
+    return Request(RTM_NEWLINK, 0, body, "attach to the bridge")
+
+
+def open_port(index: int, *, learning: bool) -> Request:
+    """Isolate bridge port `index`, spare it what is not addressed to it, and set it up.
+
+    A message apart from `enslave`: the kernel sets port options before it sets a master.
+    """
+    options = (
+        _u8(IFLA_BRPORT_ISOLATED, 1),
+        _u8(IFLA_BRPORT_LEARNING, int(learning)),
+        _u8(IFLA_BRPORT_UNICAST_FLOOD, 0),
+        _u8(IFLA_BRPORT_MCAST_FLOOD, 0),
+    )
+    info = _nest(
+        IFLA_LINKINFO, _attr(IFLA_INFO_SLAVE_KIND, b"bridge\0"), _nest(IFLA_INFO_SLAVE_DATA, *options)
+    )
+    return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP) + info, "set up the port")
+
+
+def delete_link(index: int) -> Request:
+    """Delete an interface."""
+    return Request(RTM_DELLINK, 0, _LINK.pack(0, 0, index, 0, 0), "delete the interface")
+
+
+def add_address(index: int, address: IPv4Interface) -> Request:
+    """Add an IPv4 address with its prefix; adding it again is no error."""
+    packed = address.ip.packed
+    return Request(
+        RTM_NEWADDR,
+        NLM_F_CREATE | NLM_F_REPLACE,
+        _ADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
+        + _attr(IFA_LOCAL, packed)
+        + _attr(IFA_ADDRESS, packed),
+        f"add address {address}",
+    )
+
+
+def add_forwarding(port: int, mac: str) -> Request:
+    """Tell the bridge that `mac` is behind `port`, for as long as the port exists."""
+    return Request(
+        RTM_NEWNEIGH,
+        NLM_F_CREATE | NLM_F_REPLACE,
+        _NEIGH.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + _attr(NDA_LLADDR, _mac(mac)),
+        f"forward {mac} to its port",
+    )
+
+
+def add_neighbour(index: int, ip: IPv4Address, mac: str) -> Request:
+    """Tell the host that `ip` has `mac` on interface `index`, for good: nobody is asked by ARP."""
+    return Request(
+        RTM_NEWNEIGH,
+        NLM_F_CREATE | NLM_F_REPLACE,
+        _NEIGH.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
+        + _attr(NDA_DST, ip.packed)
+        + _attr(NDA_LLADDR, _mac(mac)),
+        f"add neighbour {ip}",
+    )
+
+
+def delete_neighbour(index: int, ip: IPv4Address) -> Request:
+    """Forget what `add_neighbour` said. ENOENT if nothing was said."""
+    return Request(
+        RTM_DELNEIGH,
+        0,
+        _NEIGH.pack(socket.AF_INET, index, 0, 0, 0) + _attr(NDA_DST, ip.packed),
+        f"delete neighbour {ip}",
+    )
+
+
+class RouteSocket:
+    """A netlink socket of the network namespace the calling thread is in. Use from one thread at a time."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._sequence = 0
+        try:
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_CAP_ACK, 1)
+            self._socket.setsockopt(SOL_NETLINK, NETLINK_EXT_ACK, 1)
+            self._socket.bind((0, 0))
+            self._socket.settimeout(REPLY_TIMEOUT_S)
+        except OSError:
+            self._socket.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the socket. Idempotent."""
+        self._socket.close()
+
+    def apply(self, requests: Sequence[Request]) -> None:
+        """Send all `requests` at once and wait for every answer.
+
+        The kernel goes on after a request that fails, so each must be harmless if an earlier one did.
+
+        Raises:
+            OSError: the first failure.
+        """
+        data, named = bytearray(), {}
+        for request in requests:
+            self._sequence += 1
+            named[self._sequence] = request.what
+            data += self._frame(request.kind, request.flags | NLM_F_ACK, request.body)
+        failure: OSError | None = None
+        self._socket.send(data)
+        while named:
+            for kind, flags, sequence, body in self._receive():
+                what = named.pop(sequence, None)
+                if kind == NLMSG_ERROR and what is not None and failure is None:
+                    failure = _failure(what, flags, body)
+        if failure is not None:
+            raise failure
+
+    def links(self) -> list[Link]:
+        """Return all interfaces."""
+        replies = self._dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0))
+        return [_parse_link(body) for kind, body in replies if kind == RTM_NEWLINK]
+
+    def addresses(self) -> list[tuple[int, IPv4Interface]]:
+        """Return all IPv4 addresses, each with the index of its interface."""
+        found = []
+        for _, body in self._dump(RTM_GETADDR, _ADDR.pack(socket.AF_INET, 0, 0, 0, 0)):
+            _, prefix_length, _, _, index = _ADDR.unpack_from(body)
+            attrs = dict(_attrs(body[_ADDR.size :]))
+            packed = attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS)
+            if packed is not None:
+                found.append((index, IPv4Interface((IPv4Address(packed), prefix_length))))
+        return found
+
+    def routes(self) -> list[Route]:
+        """Return the IPv4 unicast routes of all tables but the local one."""
+        found = []
+        for _, body in self._dump(RTM_GETROUTE, _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
+            _, prefix_length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
+            if kind != RTN_UNICAST:
+                continue
+            attrs = dict(_attrs(body[_ROUTE.size :]))
+            found.append(
+                Route(
+                    destination=IPv4Network((attrs.get(RTA_DST, bytes(4)), prefix_length)),
+                    interface=_as_u32(attrs.get(RTA_OIF), 0),
+                    table=_as_u32(attrs.get(RTA_TABLE), table),
+                    metric=_as_u32(attrs.get(RTA_PRIORITY), 0),
+                )
+            )
+        return found
+
+    def neighbours(self, index: int) -> list[Neighbour]:
+        """Return the IPv4 neighbours on interface `index`."""
+        return [n for n in self._neighbours(socket.AF_INET) if n.interface == index]
+
+    def forwarding(self) -> list[Neighbour]:
+        """Return the forwarding tables of all bridges."""
+        return list(self._neighbours(socket.AF_BRIDGE))
+
+    def _neighbours(self, family: int) -> Iterator[Neighbour]:
+        for _, body in self._dump(RTM_GETNEIGH, _NEIGH.pack(family, 0, 0, 0, 0)):
+            found_family, index, state, _, _ = _NEIGH.unpack_from(body)
+            if found_family != family:
+                continue
+            attrs = dict(_attrs(body[_NEIGH.size :]))
+            ip = IPv4Address(attrs[NDA_DST]) if family == socket.AF_INET else None
+            mac = attrs.get(NDA_LLADDR, b"").hex(":")
+            yield Neighbour(index, ip, mac, bool(state & (NUD_PERMANENT | NUD_NOARP)))
+
+    def _frame(self, kind: int, flags: int, body: bytes) -> bytes:
+        size = _HEADER.size + len(body)
+        return _HEADER.pack(size, kind, flags | NLM_F_REQUEST, self._sequence, 0) + body
+
+    def _dump(self, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+        self._sequence += 1
+        self._socket.send(self._frame(kind, NLM_F_DUMP, body))
+        while True:
+            for reply, flags, sequence, content in self._receive():
+                if sequence != self._sequence:
+                    continue
+                if reply == NLMSG_DONE:
+                    return
+                if reply == NLMSG_ERROR:
+                    failure = _failure("list", flags, content)
+                    if failure is not None:
+                        raise failure
+                    return
+                yield reply, content
+
+    def _receive(self) -> list[tuple[int, int, int, bytes]]:
+        return list(_messages(self._socket.recv(RECEIVE_BYTES)))
+
+
+class LinkRemovals:
+    """Tells which interfaces disappear, as a descriptor an event loop can watch.
+
+    Listens from its creation on, in the namespace of the calling thread.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK,
+            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
+            socket.NETLINK_ROUTE,
+        )
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
+            self._socket.bind((0, RTMGRP_LINK))
+        except OSError:
+            self._socket.close()
+            raise
+
+    def fileno(self) -> int:
+        """Return the descriptor, readable when `read` has something."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Stop listening. Idempotent."""
+        self._socket.close()
+
+    def read(self) -> set[str] | None:
+        """Return the names gone since the last call, without waiting; None if the kernel dropped some."""
+        gone: set[str] = set()
+        while True:
+            try:
+                data = self._socket.recv(RECEIVE_BYTES)
+            except BlockingIOError:
+                return gone
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                return None
+            for kind, _, _, body in _messages(data):
+                # The bridge family reports a port that leaves in the same words.
+                if kind == RTM_DELLINK and body[0] != socket.AF_BRIDGE:
+                    gone.add(_parse_link(body).name)
+
+
+def interface_index(name: str) -> int:
+    """Return the index of interface `name`. Takes no lock.
+
+    Raises:
+        OSError: there is none.
+    """
+    return socket.if_nametoindex(name)
+
+
+def interface_exists(name: str) -> bool:
+    """Tell whether this namespace has an interface called `name`. Takes no lock."""
+    try:
+        socket.if_nametoindex(name)
+    except OSError:
+        return False
+    return True
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    at = 0
+    while at + _HEADER.size <= len(data):
+        size, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
+        if size < _HEADER.size:
+            return
+        yield kind, flags, sequence, data[at + _HEADER.size : at + size]
+        at += (size + 3) & ~3
+
+
+def _failure(what: str, flags: int, body: bytes) -> OSError | None:
+    (code,) = _ERROR.unpack_from(body)
+    if code == 0:
+        return None
+    text = os.strerror(-code)
+    if flags & NLM_F_ACK_TLVS:  # With NETLINK_CAP_ACK only the header of our request comes before them.
+        said = dict(_attrs(body[_ERROR.size + _HEADER.size :])).get(NLMSGERR_ATTR_MSG)
+        if said:
+            text = said.rstrip(b"\0").decode(errors="replace")
+    return OSError(-code, f"{what}: {text}")
+
+
+def _parse_link(body: bytes) -> Link:
+    _, _, index, flags, _ = _LINK.unpack_from(body)
+    attrs = dict(_attrs(body[_LINK.size :]))
+    info = dict(_attrs(attrs.get(IFLA_LINKINFO, b"")))
+    return Link(
+        index=index,
+        name=_text(attrs.get(IFLA_IFNAME)),
+        kind=_text(info.get(IFLA_INFO_KIND)),
+        master=_as_u32(attrs.get(IFLA_MASTER), 0),
+        is_up=bool(flags & IFF_UP),
+        mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
+        mtu_bytes=_as_u32(attrs.get(IFLA_MTU), 0),
+    )
+
+
+def _text(value: bytes | None) -> str:
+    return "" if value is None else value.rstrip(b"\0").decode(errors="replace")
+
+
+def _as_u32(value: bytes | None, default: int) -> int:
+    return default if value is None else int.from_bytes(value[:4], sys.byteorder)

@@ -1,0 +1,50 @@
+"""TAP devices that live as long as somebody holds their descriptor, and no longer.
+
+A TAP is not made persistent: the descriptor is passed on to the VMM, and the kernel removes the TAP when the
+last holder closes it or dies. So no crash of ours can leave one behind.
+"""
+
+import errno
+import fcntl
+import os
+import struct
+from typing import Final
+
+NAME_BYTES_MAX: Final = 15  # IFNAMSIZ - 1
+
+# linux/if_tun.h
+TUNSETIFF: Final = 0x400454CA
+TUNGETIFF: Final = 0x800454D2
+IFF_TAP: Final = 0x0002
+IFF_NO_PI: Final = 0x1000
+IFF_VNET_HDR: Final = 0x4000
+IFF_TUN_EXCL: Final = 0x8000
+
+VNET_HDR_BYTES: Final = 10  # struct virtio_net_hdr, before every frame until TUNSETVNETHDRSZ says otherwise.
+
+_IFREQ: Final = struct.Struct("=16sH22x")
+
+
+def open_tap(name: str) -> int:
+    """Create TAP `name`, down, and return its descriptor: non-blocking, not inherited by default.
+
+    Frames on the descriptor begin with a `virtio_net_hdr`: device state saved by a VMM that used one
+    loads only into a VMM that has one too. The name must be new: an existing, persistent TAP of that name
+    is refused rather than joined. Blocks for the RTNL lock; call it in a thread.
+
+    Raises:
+        OSError: EBUSY if the name is taken, EPERM without CAP_NET_ADMIN, ENOENT without /dev/net/tun.
+    """
+    encoded = name.encode()
+    if not 0 < len(encoded) <= NAME_BYTES_MAX:
+        raise OSError(errno.EINVAL, f"{name!r} cannot name an interface")
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
+        fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(encoded, flags))
+    except OSError as error:
+        os.close(fd)
+        if error.errno == errno.EINVAL:  # What the kernel says where a non-TAP has the name.
+            raise OSError(errno.EBUSY, f"{name}: the name is taken") from error
+        raise
+    return fd

@@ -1,0 +1,221 @@
+"""The guests' network as the rest of the daemon sees it: endpoints reserved, attached and released.
+
+`reserve` is arithmetic. `attach` admits the endpoint's identity, then makes its TAP; `detach` and `release`
+wait until the TAP is gone, then revoke the admission. In that order no TAP is ever there unfiltered, and no
+slot is given away while its TAP may still speak. What could not be taken down stays held and visible, for the
+next `release` or `sweep`.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final
+
+import anyio
+
+from ramet.core.errors import Conflict
+from ramet.core.ids import InstanceId
+from ramet.net.bridge import Bridge, BridgeConfig, BridgeFacts
+from ramet.net.errors import TapHeld
+from ramet.net.firewall import Firewall, FirewallStatistics
+from ramet.net.slots import Endpoint, SlotPool
+from ramet.net.sweep import Swept, sweep
+from ramet.net.taps import GONE_TIMEOUT_S, Tap, Taps
+
+TEARDOWN_TIMEOUT_S: Final = (
+    30.0  # Over the sum of its parts: TAP gone, one nft transaction and its repetition.
+)
+
+
+class AlreadyAttached(Conflict):
+    """The instance has a TAP."""
+
+    code = "already_attached"
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """What every guest of this network is told, besides its own MAC and address."""
+
+    gateway: IPv4Address
+    prefix_length: int
+    dns: tuple[IPv4Address, ...]
+    mtu_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkStatistics:
+    """How full the network is. `stuck_count` endpoints failed to be taken down and stay held."""
+
+    held_count: int
+    free_count: int
+    attached_count: int
+    stuck_count: int
+    uplink: str | None
+    firewall: FirewallStatistics
+
+
+class Network:
+    """One bridge, its firewall and its endpoints. `open` before all else, `close` at the end.
+
+    Closing leaves bridge, rules and TAPs as they are: guests outlive the daemon.
+    """
+
+    def __init__(self, config: BridgeConfig) -> None:
+        self.config = config
+        self._pool = SlotPool(config.subnet, config.tap_prefix)
+        self._bridge = Bridge(config)
+        self._firewall = Firewall(config)
+        self._taps = Taps()
+        self._facts: BridgeFacts | None = None
+        self._attached: dict[InstanceId, Endpoint] = {}
+        self._open_taps: dict[InstanceId, Tap] = {}
+        self._stuck: set[InstanceId] = set()
+        self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
+
+    async def open(self) -> None:
+        """Make sure of the bridge and the rules. Guests on an existing bridge go on undisturbed.
+
+        Raises:
+            SubnetClash, BridgeClash, Invalid, NetworkFailed: see `Bridge.ensure`.
+            FirewallFailed: see `Firewall.open`.
+        """
+        self._facts = await self._bridge.ensure()
+        await self._firewall.open(self._facts.uplink)
+        self._taps.open(self._facts)
+
+    async def close(self) -> None:
+        """Let go of everything of ours that is open; the network stays. Idempotent."""
+        self._taps.close()
+        for tap in self._open_taps.values():
+            await self._taps.close_tap(tap)
+        self._open_taps.clear()
+        await self._firewall.close()
+
+    @property
+    def facts(self) -> NetworkFacts:
+        """What guests are told. After `open`."""
+        assert self._facts is not None, "open() comes first"
+        gateway = self.config.gateway
+        return NetworkFacts(gateway.ip, gateway.network.prefixlen, self.config.dns, self._facts.mtu_bytes)
+
+    def reserve(self, instance: InstanceId) -> Endpoint:
+        """Return the endpoint `instance` holds, or hold one for it. Arithmetic only, microseconds.
+
+        Raises:
+            SlotsExhausted: there is none.
+        """
+        return self._pool.reserve_nowait(instance)
+
+    def adopt(self, instance: InstanceId, slot: int) -> Endpoint:
+        """Hold `slot` for `instance`, which may be running: its admission is kept. For startup.
+
+        Raises:
+            SlotHeld: another instance has it, or the subnet does not.
+        """
+        endpoint = self._pool.adopt(instance, slot)
+        self._attached[instance] = endpoint
+        return endpoint
+
+    def endpoint(self, instance: InstanceId) -> Endpoint:
+        """Return what `instance` holds.
+
+        Raises:
+            NoEndpoint: it holds nothing.
+        """
+        return self._pool.endpoint(instance)
+
+    async def attach(self, instance: InstanceId) -> Tap:
+        """Make the TAP of `instance`, filtered from its first moment; pass `fd` to the VMM, then close it.
+
+        If it fails, the slot is still held and there is no TAP.
+
+        Raises:
+            NoEndpoint: `reserve` or `adopt` comes first.
+            AlreadyAttached: we hold a TAP of this instance.
+            TapHeld: an interface of that name is there, most likely an earlier VMM's.
+            NetworkFailed, FirewallFailed: the host refused.
+        """
+        async with self._turns[instance]:
+            return await self._attach(instance)
+
+    async def _attach(self, instance: InstanceId) -> Tap:
+        endpoint = self._pool.endpoint(instance)
+        held = self._open_taps.get(instance)
+        if held is not None and held.is_open:
+            raise AlreadyAttached(f"instance {instance} has TAP {held.name} already")
+        self._attached[instance] = endpoint
+        try:
+            await self._firewall.admit([endpoint])
+            tap = await self._taps.open_tap(endpoint)
+        except TapHeld:
+            raise  # Somebody's TAP is there: its filter stays too.
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._dismiss(instance)
+            raise
+        self._open_taps[instance] = tap
+        self._stuck.discard(instance)
+        return tap
+
+    async def detach(self, instance: InstanceId, timeout_s: float = GONE_TIMEOUT_S) -> None:
+        """Wait until the TAP of `instance` is gone and revoke its admission; the slot stays held.
+
+        For standby. Its VMM must have ended. Idempotent and not stopped by cancellation.
+
+        Raises:
+            NoEndpoint: it holds no slot.
+            TapHeld: the TAP is still there after `timeout_s`; all else is as before.
+            NetworkFailed, FirewallFailed: the host refused; all else is as before.
+        """
+        async with self._turns[instance]:
+            await self._detach(instance, timeout_s)
+
+    async def _detach(self, instance: InstanceId, timeout_s: float) -> None:
+        endpoint = self._pool.endpoint(instance)
+        self._stuck.add(instance)
+        with anyio.fail_after(timeout_s + TEARDOWN_TIMEOUT_S, shield=True):
+            tap = self._open_taps.pop(instance, None)
+            if tap is not None and tap.is_open:
+                await self._taps.close_tap(tap)
+            await self._taps.wait_gone(endpoint.tap_name, timeout_s)
+            await self._dismiss(instance)
+        self._stuck.discard(instance)
+
+    async def release(self, instance: InstanceId, timeout_s: float = GONE_TIMEOUT_S) -> None:
+        """`detach`, then free the slot. An instance that holds none is released already.
+
+        Raises:
+            TapHeld, NetworkFailed, FirewallFailed: see `detach`; the slot stays held, `statistics` counts it.
+        """
+        async with self._turns[instance]:
+            if instance in self._pool:
+                await self._detach(instance, timeout_s)
+                self._pool.release(instance)
+        self._turns.pop(instance, None)
+
+    async def sweep(self) -> Swept:
+        """Remove what is on our bridge and belongs to no held endpoint. After all were adopted.
+
+        Raises:
+            NetworkFailed, FirewallFailed: see `ramet.net.sweep.sweep`.
+        """
+        return await sweep(self.config, self._firewall, self._pool.endpoints, self._attached.values)
+
+    def statistics(self) -> NetworkStatistics:
+        """Return how full the network is."""
+        return NetworkStatistics(
+            held_count=self._pool.held_count,
+            free_count=self._pool.free_count,
+            attached_count=len(self._attached),
+            stuck_count=len(self._stuck),
+            uplink=self._facts.uplink if self._facts else None,
+            firewall=self._firewall.statistics(),
+        )
+
+    async def _dismiss(self, instance: InstanceId) -> None:
+        """Revoke and forget an endpoint whose TAP is gone."""
+        endpoint = self._pool.endpoint(instance)
+        await self._taps.forget(endpoint)
+        await self._firewall.revoke([endpoint])
+        self._attached.pop(instance, None)
