@@ -18,7 +18,7 @@ def test_qemu_finds_the_file_sound(tmp_path: Path, size_bytes: int) -> None:
         file.truncate(size_bytes)
     create_qcow2(tmp_path / "top.qcow2", size_bytes, base, "raw")
     subprocess.run(["qemu-img", "check", tmp_path / "top.qcow2"], check=True, stdout=subprocess.DEVNULL)
-    command = ["qemu-img", "info", "--output=json", tmp_path / "top.qcow2"]
+    command: list[str | Path] = ["qemu-img", "info", "--output=json", tmp_path / "top.qcow2"]
     told = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     assert told["virtual-size"] == size_bytes
     assert told["backing-filename"] == str(base)
@@ -30,7 +30,7 @@ def test_the_backing_shines_through(tmp_path: Path) -> None:
     base.write_bytes(b"seed" * 1024 * 256)
     create_qcow2(tmp_path / "a.qcow2", 1 << 20, base, "raw")
     create_qcow2(tmp_path / "b.qcow2", 1 << 20, tmp_path / "a.qcow2", "qcow2")
-    command = ["qemu-img", "compare", tmp_path / "b.qcow2", base]
+    command: list[str | Path] = ["qemu-img", "compare", tmp_path / "b.qcow2", base]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from ramet.core.ids import InstanceId, LayerId
 
@@ -50,7 +50,9 @@ class InstanceSpec:
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default."""
-        cleared = {f.name: _default_of(f.name) for f in fields(self) if FORK_RULES[f.name] == "cleared"}
+        cleared: dict[str, Any] = {
+            f.name: _default_of(f.name) for f in fields(self) if FORK_RULES[f.name] == "cleared"
+        }
         return replace(self, **cleared)
 
 
@@ -78,9 +80,9 @@ def _default_of(name: str) -> object:
 
 @dataclass(frozen=True, slots=True)
 class InstanceIdentity:
-    """Who an instance is. `slot` is its place on the bridge (None without a network); `machine_id` 32 hex digits.
+    """Who an instance is. `slot` is its place on the bridge, None without a network.
 
-    `created_at` is Unix time in seconds; `parent` the instance it was forked from.
+    `machine_id` is 32 hex digits, `created_at` Unix time in seconds, `parent` the instance it was forked from.
     """
 
     id: InstanceId
@@ -95,8 +97,8 @@ class InstanceIdentity:
 class Runtime:
     """How to find a VMM process again: never a bare pid, which the kernel gives to others.
 
-    `start_ticks` is field 22 of /proc/PID/stat; `boot_id` is /proc/sys/kernel/random/boot_id; `driver` is what
-    the VMM's driver must remember, opaque to everyone else.
+    `start_ticks` is field 22 of /proc/PID/stat, `boot_id` /proc/sys/kernel/random/boot_id; `driver` is what the
+    VMM's driver must remember, opaque to everyone else.
     """
 
     pid: int
@@ -116,7 +118,7 @@ class Exit:
 
 @dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """The stored whole. `layer` is the top of the disk; times are Unix seconds; `generation` counts changes."""
+    """The stored whole. `layer` is the disk's top; times are Unix seconds; `generation` counts changes."""
 
     spec: InstanceSpec
     identity: InstanceIdentity

@@ -1,0 +1,92 @@
+"""Where everything lies in the data folder.
+
+```
+DATA/
+  lock                     held by the one daemon that owns the folder
+  state.db                 records and journal (SQLite)
+  images/                  see ramet.images.catalog
+  kits/                    kernels and initramfs, see ramet.boot.kit
+  layers/                  disk layers, see ramet.disks.layers
+  instances/<id>/          spec.json, config.img, console.log, output.log, vmm.log, sockets
+```
+"""
+
+import fcntl
+import os
+from pathlib import Path
+
+from ramet.core.errors import Conflict
+from ramet.core.ids import InstanceId
+
+
+class FolderInUse(Conflict):
+    """Another daemon owns this data folder."""
+
+    code = "data_folder_in_use"
+
+
+class DataFolder:
+    """The data folder, owned while this object is open.
+
+    Raises, on construction:
+        FolderInUse: another daemon has it.
+        OSError: it cannot be made or written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for folder in (self.images, self.kits, self.layers, self.instances):
+            folder.mkdir(exist_ok=True, mode=0o700)
+        self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise FolderInUse(
+                f"{self.root} belongs to a running daemon", remedy="stop it, or choose another --data-dir"
+            ) from None
+
+    @property
+    def database(self) -> Path:
+        return self.root / "state.db"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def kits(self) -> Path:
+        return self.root / "kits"
+
+    @property
+    def layers(self) -> Path:
+        return self.root / "layers"
+
+    @property
+    def instances(self) -> Path:
+        return self.root / "instances"
+
+    def instance(self, instance: InstanceId) -> Path:
+        """Return the folder of one instance, which need not exist."""
+        return self.instances / instance
+
+    def close(self) -> None:
+        os.close(self._lock)
+
+
+def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `path` so that it is there as a whole or not at all; with `durable`, past a power cut too."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(data)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    part.rename(path)
+    if durable:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)

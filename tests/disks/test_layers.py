@@ -1,0 +1,71 @@
+"""Layers are there as long as somebody needs them, and no longer."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramet.core.ids import LayerId
+from ramet.disks.layers import LayerBroken, LayerStore
+
+SIZE = 64 << 20
+
+
+def test_a_child_keeps_the_frozen_layer_of_a_deleted_source(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    first = store.create(SIZE)
+    second = store.create_on(first, SIZE)
+    child = store.create_on(first, SIZE)
+    store.move(first, second)
+    store.release(second)
+    assert [path for path, _ in store.chain(child)] == [
+        store.path(child),
+        store.path(first),
+        tmp_path / f"ext4-{SIZE}.raw",
+    ]
+    assert not store.path(second).exists()
+    store.release(child)
+    assert store.statistics() == {"held": 0, "files": 0}
+
+
+def test_a_missing_layer_is_named(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    first = store.create(SIZE)
+    top = store.create_on(first, SIZE)
+    store.path(first).unlink()
+    with pytest.raises(LayerBroken, match=first):
+        LayerStore(tmp_path).hold(top)
+
+
+def test_what_a_crash_left_is_swept(tmp_path: Path) -> None:
+    kept = LayerStore(tmp_path).create(SIZE)
+    lost = LayerStore(tmp_path).create(SIZE)
+    store = LayerStore(tmp_path)
+    store.hold(kept)
+    assert store.sweep() == [store.path(lost)]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["fork", "drop"]), st.integers(0, 99)), max_size=25))
+def test_every_live_disk_is_always_whole(
+    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int]]
+) -> None:
+    store = LayerStore(tmp_path_factory.mktemp("layers"))
+    tops: list[LayerId] = [store.create(SIZE)]
+    for step, choice in steps:
+        if not tops:
+            break
+        index = choice % len(tops)
+        if step == "fork":
+            frozen = tops[index]
+            tops[index] = store.create_on(frozen, SIZE)
+            tops.append(store.create_on(frozen, SIZE))
+            store.move(frozen, tops[index])
+        else:
+            store.release(tops.pop(index))
+        for top in tops:
+            assert store.chain(top)[-1][0].suffix == ".raw"
+    for top in tops:
+        store.release(top)
+    assert store.statistics() == {"held": 0, "files": 0}

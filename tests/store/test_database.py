@@ -1,0 +1,72 @@
+"""Records and journal survive, or say why they do not."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ramet.core.ids import InstanceId, LayerId, mint_id
+from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, Runtime, State
+from ramet.store.database import Database, StateUnreadable
+
+
+def make_record(name: str = "web") -> InstanceRecord:
+    spec = InstanceSpec("alpine", "sha256:0", "qemu", 1, 1 << 28, 1 << 30, {"A": "b"}, None, ("sh", "-c"))
+    identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, 1.5)
+    runtime = Runtime(12, 34, "boot", {"memory_bytes": 5})
+    return InstanceRecord(spec, identity, State.RUNNING, LayerId("l"), runtime, Exit(7), generation=3)
+
+
+def test_a_record_reads_back_equal(tmp_path: Path) -> None:
+    record = make_record()
+    Database(tmp_path / "s.db").save(record)
+    assert Database(tmp_path / "s.db").load() == [record]
+
+
+def test_saving_again_replaces(tmp_path: Path) -> None:
+    database, record = Database(tmp_path / "s.db"), make_record()
+    database.save(record)
+    database.save(replace(record, state=State.STOPPED))
+    assert [r.state for r in database.load()] == [State.STOPPED]
+    database.forget(record.id)
+    assert database.load() == []
+
+
+def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
+    database = Database(tmp_path / "s.db")
+    with pytest.raises(ZeroDivisionError), database.transaction():
+        database.save(make_record())
+        database.begin("create", InstanceId("i"))
+        raise ZeroDivisionError
+    assert database.load() == []
+    assert database.unfinished() == []
+
+
+def test_the_journal_tells_what_was_begun(tmp_path: Path) -> None:
+    database = Database(tmp_path / "s.db")
+    first = database.begin("create", InstanceId("a"), slot=2)
+    database.begin("capture", InstanceId("b"), layer="x")
+    database.end(first)
+    [entry] = Database(tmp_path / "s.db").unfinished()
+    assert (entry.operation, entry.instance, entry.facts) == ("capture", "b", {"layer": "x"})
+
+
+def test_a_damaged_record_is_named_and_not_skipped(tmp_path: Path) -> None:
+    database, record = Database(tmp_path / "s.db"), make_record()
+    database.save(record)
+    database._connection.execute("UPDATE instances SET record = '{}'")
+    with pytest.raises(StateUnreadable, match=record.id):
+        database.load()
+
+
+def test_a_file_of_another_kind_is_refused_and_kept(tmp_path: Path) -> None:
+    (tmp_path / "s.db").write_bytes(b"not a database, " * 100)
+    with pytest.raises(StateUnreadable):
+        Database(tmp_path / "s.db")
+    assert (tmp_path / "s.db").read_bytes().startswith(b"not a database")
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    Database(tmp_path / "s.db")._connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(StateUnreadable, match="99"):
+        Database(tmp_path / "s.db")
