@@ -1,0 +1,115 @@
+"""Every way in which an image can be refused, each with a stable code.
+
+Whoever made the image caused most of these, so they are `Invalid`: asking again with the same bytes
+fails again. The few others say that this host could not do its part.
+"""
+
+from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound
+
+
+class InvalidReference(Invalid):
+    """The text does not name an image."""
+
+    code = "invalid_reference"
+
+
+class ImageNotFound(NotFound):
+    """No image in the catalog has this name or digest."""
+
+    code = "image_not_found"
+
+
+class ImageInUse(Conflict):
+    """An instance still runs from this image."""
+
+    code = "image_in_use"
+
+
+class AmbiguousDigest(Invalid):
+    """A shortened digest begins more than one image's digest."""
+
+    code = "ambiguous_digest"
+
+
+class AmbiguousImage(Invalid):
+    """The folder or archive holds several images and the request names none of them."""
+
+    code = "ambiguous_image"
+
+
+class ImageSourceNotFound(NotFound):
+    """There is nothing at the path an image was to be read from."""
+
+    code = "image_source_not_found"
+
+
+class NotAnImage(Invalid):
+    """What lies at the path is neither an OCI layout nor a docker archive."""
+
+    code = "not_an_image"
+
+
+class InvalidManifest(Invalid):
+    """An index, manifest or config is not the JSON its specification asks for."""
+
+    code = "invalid_manifest"
+
+
+class UnsupportedMediaType(Invalid):
+    """A manifest or layer is of a kind we do not read."""
+
+    code = "unsupported_media_type"
+
+
+class NoMatchingPlatform(Invalid):
+    """The image exists, but not for this host's operating system and architecture."""
+
+    code = "no_matching_platform"
+
+
+class DigestMismatch(Invalid):
+    """Bytes do not have the digest or the size they were promised to have."""
+
+    code = "digest_mismatch"
+
+
+class BlobMissing(Invalid):
+    """A manifest names a blob that its source does not hold."""
+
+    code = "blob_missing"
+
+
+class LayerCorrupt(Invalid):
+    """A layer is not a whole, well-formed tar stream, or contradicts the layers below it."""
+
+    code = "layer_corrupt"
+
+
+class UnsafePath(Invalid):
+    """A layer names a path that no honest image contains, such as one with `..`."""
+
+    code = "unsafe_path"
+
+
+class ImageTooLarge(Invalid):
+    """An image exceeds one of `ImageLimits`."""
+
+    code = "image_too_large"
+
+
+class StorageFull(Exhausted):
+    """The disk that holds the images is full."""
+
+    code = "storage_full"
+
+
+class ConversionFailed(Broken):
+    """This host could not turn the layers into a root disk."""
+
+    code = "conversion_failed"
+
+
+class CatalogCorrupt(Broken):
+    """A file of the catalog on disk is not what we wrote."""
+
+    code = "catalog_corrupt"

@@ -1,0 +1,133 @@
+"""What the catalog writes down: image.json beside each root disk, and one file of tags.
+
+An image exists when its image.json does; a tag is only a name for one, and without its image it is nothing.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from ramet.images.config import ImageConfig, config_from_json, config_to_json
+from ramet.images.documents import Platform, as_object, digest, parse_object, string, string_map
+from ramet.images.errors import CatalogCorrupt, InvalidManifest
+from ramet.images.reference import Digest
+
+SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """One image that VMs can boot from.
+
+    Attributes:
+        name: full reference it was asked for by; its digest where it has no tag.
+        digest: of its manifest.
+        size_bytes: of the root disk.
+        rootfs: the root disk: a read-only EROFS image, the same file for all VMs.
+        created_at: when it was first imported; with a time zone.
+        tags: all full references that name it, sorted.
+    """
+
+    name: str
+    digest: Digest
+    size_bytes: int
+    config: ImageConfig
+    platform: Platform
+    created_at: datetime
+    rootfs: Path
+    tags: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What image.json holds; like `Image`, without names.
+
+    Attributes:
+        layers: digests of the blobs it was made of, lowest first.
+    """
+
+    digest: Digest
+    size_bytes: int
+    config: ImageConfig
+    created_at: datetime
+    layers: tuple[Digest, ...]
+
+
+def content_to_bytes(content: Content) -> bytes:
+    """Return image.json."""
+    value = {
+        "schema": SCHEMA,
+        "digest": content.digest,
+        "size_bytes": content.size_bytes,
+        "created_at": content.created_at.isoformat(),
+        "layers": list(content.layers),
+        "config": config_to_json(content.config),
+    }
+    return json.dumps(value, indent=1, sort_keys=True).encode() + b"\n"
+
+
+def load_content(file: Path) -> Content:
+    """Return what the image.json `file` holds.
+
+    Raises:
+        CatalogCorrupt: it is not what we wrote.
+    """
+    try:
+        value = parse_object(file.read_bytes(), "image.json")
+        size_bytes = value.get("size_bytes")
+        layers = value.get("layers")
+        if value.get("schema") != SCHEMA or not isinstance(size_bytes, int) or not isinstance(layers, list):
+            raise InvalidManifest(f"image.json is of another schema than {SCHEMA}")
+        return Content(
+            digest=digest(value.get("digest"), "digest"),
+            size_bytes=size_bytes,
+            config=config_from_json(as_object(value.get("config"), "config")),
+            created_at=datetime.fromisoformat(string(value.get("created_at"), "created_at")),
+            layers=tuple(digest(item, "layer") for item in layers),
+        )
+    except (InvalidManifest, ValueError) as error:
+        raise CatalogCorrupt(f"{file} cannot be read: {error}", remedy=f"remove {file.parent}") from error
+
+
+def load_tags(file: Path) -> dict[str, Digest]:
+    """Return the tags in `file`; none where it does not exist yet.
+
+    Raises:
+        CatalogCorrupt: it is not what we wrote.
+    """
+    try:
+        value = parse_object(file.read_bytes(), "file of tags")
+        return {name: digest(found, "tag") for name, found in string_map(value.get("tags"), "tags").items()}
+    except FileNotFoundError:
+        return {}
+    except InvalidManifest as error:
+        raise CatalogCorrupt(
+            f"{file} cannot be read: {error}", remedy=f"remove {file} and tag the images anew"
+        ) from error
+
+
+def save_tags(file: Path, tags: Mapping[str, Digest], scratch: Path) -> None:
+    """Replace `file`, whole; `scratch` is a name on the same file system that does not exist yet."""
+    content = json.dumps({"schema": SCHEMA, "tags": dict(tags)}, indent=1, sort_keys=True).encode() + b"\n"
+    write_synced(scratch, content)
+    scratch.replace(file)
+    sync(file.parent)
+
+
+def write_synced(file: Path, content: bytes) -> None:
+    """Write a new file and wait until the disk has it."""
+    file.write_bytes(content)
+    sync(file)
+
+
+def sync(path: Path) -> None:
+    """Wait until the disk has a file's content, or a folder's names."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
