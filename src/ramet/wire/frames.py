@@ -129,9 +129,9 @@ def encode(frame: Frame) -> bytes:
     return b"".join(parts)
 
 
-def encode_credit(stream: int, credit_bytes: int) -> bytes:
+def credit(stream: int, credit_bytes: int) -> Frame:
     """Return a CREDIT frame that gives `credit_bytes` back."""
-    return encode(Frame(FrameType.CREDIT, stream, _CREDIT.pack(credit_bytes)))
+    return Frame(FrameType.CREDIT, stream, _CREDIT.pack(credit_bytes))
 
 
 def decode_credit(payload: bytes) -> int:

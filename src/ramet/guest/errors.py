@@ -1,0 +1,68 @@
+"""What may go wrong between the host and a guest."""
+
+from ramet.core.errors import Broken, Exhausted, Invalid, Unsupported
+
+
+class GuestUnreachable(Broken):
+    """The guest, or the VMM it lives in, did not answer in time or hung up."""
+
+    code = "guest_unreachable"
+
+
+class GuestMisbehaved(Broken):
+    """The guest broke the protocol; its connection has been closed."""
+
+    code = "guest_misbehaved"
+
+
+class GuestRefused(Broken):
+    """The guest would not do it; `guest_code` says which of the protocol's error codes it gave."""
+
+    code = "guest_refused"
+
+    def __init__(self, op: str, guest_code: str, message: str) -> None:
+        super().__init__(f"the guest refused {op}: {message or guest_code}", op=op, guest_code=guest_code)
+        self.op = op
+        self.guest_code = guest_code
+
+
+class GuestVersionUnsupported(Unsupported):
+    """The program in the guest speaks another version of the protocol."""
+
+    code = "guest_version_unsupported"
+
+
+class IdentityNotTaken(Broken):
+    """The guest answered `identify`, but is not who it was told to be; it must not run."""
+
+    code = "identity_not_taken"
+
+
+class ExecInvalid(Invalid):
+    """The command can never be run: it is empty, too long, or has characters no process can be given."""
+
+    code = "exec_invalid"
+
+
+class NoSuchUser(Invalid):
+    """The guest has no user of that name."""
+
+    code = "no_such_user"
+
+
+class NoSuchDirectory(Invalid):
+    """The guest has no such working directory."""
+
+    code = "no_such_directory"
+
+
+class ExecOutputTooLong(Exhausted):
+    """The process wrote more than a caller may collect; it has been killed."""
+
+    code = "exec_output_too_long"
+
+
+class StreamsExhausted(Exhausted):
+    """Too many requests and execs are open on one guest."""
+
+    code = "guest_streams_exhausted"
