@@ -130,6 +130,7 @@ class InstanceRecord:
     started_at: float | None = None
     stopped_at: float | None = None
     generation: int = 0
+    is_deleting: bool = False
 
     @property
     def id(self) -> InstanceId:

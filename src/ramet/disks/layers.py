@@ -147,7 +147,7 @@ class LayerStore:
             file.truncate(size_bytes)
         # No lazy initialisation: a guest would do it in the background, at a guest's price.
         options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        command = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^resize_inode", "-E", options, part]
+        command: list[str | Path] = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^resize_inode", "-E", options, part]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             part.unlink(missing_ok=True)

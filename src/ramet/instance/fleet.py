@@ -1,0 +1,302 @@
+"""All instances of this daemon, by id and by name.
+
+The fleet is the one place that knows which names are taken: a name is held from the moment an instance is
+minted, before anything of it exists, until all of it is gone. It holds no feature: what has to be done goes
+through the actors to the performer.
+"""
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from typing import Final, Literal, Protocol
+
+import anyio
+from anyio.abc import TaskGroup, TaskStatus
+
+from ramet.core.errors import Broken, Invalid, RametError
+from ramet.core.ids import InstanceId, is_name, mint_id
+from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, State
+from ramet.instance.actor import Actor, Performer
+from ramet.instance.fleet_types import (
+    ExecCommand,
+    ExecSession,
+    ForkOutcome,
+    InstanceAmbiguous,
+    InstanceNotFound,
+    InstanceView,
+    NameTaken,
+    WaitOutcome,
+    WrongState,
+)
+from ramet.instance.transitions import Begin, BeginFork, DeleteAsked, Event, StopAsked
+
+READY_TIMEOUT_S: Final = 120.0
+"""How long `create` waits for the guest before it answers with an instance that is still Initializing."""
+
+_SETTLED: Final = frozenset({State.RUNNING, State.STOPPED, State.STANDBY, State.UNKNOWN})
+LogSource = Literal["app", "vmm", "hypeman"]
+Outcomes = list[ForkOutcome]
+Found = Iterable[tuple[InstanceRecord, Event | None]]
+
+
+class DeleteIncomplete(Broken):
+    """Part of an instance could not be removed; it stays held and visible."""
+
+    code = "delete_incomplete"
+
+
+class Host(Performer, Protocol):
+    """What the fleet needs of the host besides performing actions."""
+
+    def mint(self, record: InstanceRecord) -> InstanceRecord:
+        """Hold an endpoint for a new instance and journal it; returns the record with its slot.
+
+        Raises:
+            Exhausted: a limit of the host was reached; nothing is held.
+        """
+        ...
+
+    def addresses(self, record: InstanceRecord) -> tuple[str | None, str | None]:
+        """Return (ip, mac) as text, None without a network."""
+        ...
+
+    def timings_ms(self, instance: InstanceId) -> dict[str, float]:
+        """Return how long each phase of its making took."""
+        ...
+
+    async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
+        """Start a command in the guest. Raises Broken, Invalid."""
+        ...
+
+    def logs(
+        self,
+        record: InstanceRecord,
+        source: LogSource,
+        tail: int,
+        *,
+        follow: bool,
+        is_alive: Callable[[], bool],
+    ) -> AsyncIterator[str]:
+        """Yield log lines, oldest first."""
+        ...
+
+
+class Fleet:
+    """The instances. Enter it to run their actors; leaving it leaves the guests alone."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._actors: dict[InstanceId, Actor] = {}
+        self._names: dict[str, InstanceId] = {}
+        self._group: TaskGroup | None = None
+
+    async def run(self, found: Found, *, task_status: TaskStatus[None]) -> None:
+        """Own the actors until cancelled. `found` are the stored records, each with what was found on the host."""
+        async with anyio.create_task_group() as group:
+            self._group = group
+            for record, event in found:
+                actor = self._add(record)
+                if event is not None:
+                    actor.tell(event)
+            task_status.started()
+            await anyio.sleep_forever()
+
+    # Reading
+
+    def get(self, ref: str) -> InstanceView:
+        """Return the instance with this id, name or unique beginning of an id.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+        """
+        return self._view(self._actor(ref).record)
+
+    def list(self) -> list[InstanceView]:
+        """Return all instances, oldest first."""
+        return [self._view(actor.record) for actor in self._actors.values()]
+
+    async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome:
+        """Wait until the instance is in `state`, cannot come to it any more, or time is up.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+        """
+        actor = self._actor(ref)
+
+        def is_decided(record: InstanceRecord) -> bool:
+            ended = record.state in (State.STOPPED, State.UNKNOWN)
+            return record.state is state or ended
+
+        with anyio.move_on_after(timeout_s):
+            await actor.wait_until(is_decided)
+        record = actor.record
+        return WaitOutcome(
+            record.state, record.state_error, timed_out=not (is_decided(record) or actor.is_gone)
+        )
+
+    def logs(self, ref: str, *, source: LogSource, tail: int, follow: bool) -> AsyncIterator[str]:
+        """Yield the last `tail` lines of a log and, with `follow`, those to come until the instance stops.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+        """
+        actor = self._actor(ref)
+
+        def is_alive() -> bool:
+            return not actor.is_gone and actor.record.runtime is not None
+
+        return self._host.logs(actor.record, source, tail, follow=follow, is_alive=is_alive)
+
+    async def open_exec(self, ref: str, command: ExecCommand) -> ExecSession:
+        """Run a command in a guest.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it does not run.
+            Invalid: the command cannot be run like that.
+            Broken: the guest does not answer.
+        """
+        record = self._actor(ref).record
+        if record.state is not State.RUNNING:
+            raise WrongState(f"instance {record.name} is {record.state}, not Running", state=record.state)
+        return await self._host.open_exec(record, command)
+
+    # Changing
+
+    async def create(self, name: str, spec: InstanceSpec) -> InstanceView:
+        """Mint an instance and boot it; returns when its guest answers, or has ended already.
+
+        Raises:
+            Invalid: not a name.
+            NameTaken, Exhausted: nothing was made.
+            Broken: it could not be made; nothing of it is left.
+        """
+        actor = self._mint(name, spec, parent=None)
+        actor.tell(Begin())
+        with anyio.move_on_after(READY_TIMEOUT_S):
+            await actor.wait_until(lambda record: record.state in _SETTLED)
+        await self._raise_failure(actor)
+        return self._view(actor.record)
+
+    async def stop(self, ref: str) -> InstanceView:
+        """Stop an instance and return when its VMM is gone; its disk stays.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it does not run.
+        """
+        actor = self._actor(ref)
+        await actor.ask(StopAsked())
+        return self._view(await actor.wait_until(lambda record: record.state in _SETTLED))
+
+    async def delete(self, ref: str) -> None:
+        """Remove an instance with all of its data; returns when it is gone.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it is just being made.
+            Broken: part of it could not be removed; it is Unknown then and can be deleted again.
+        """
+        await self._delete(self._actor(ref))
+
+    async def fork(self, ref: str, names: Sequence[str]) -> Outcomes:
+        """Make one child of a running instance for each of `names`; outcomes in their order.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: the source does not run. Whatever befalls one child is its own outcome.
+        """
+        source = self._actor(ref)
+        if source.record.state is not State.RUNNING:
+            raise WrongState(
+                f"instance {source.record.name} is {source.record.state}: only a running one can be forked",
+                state=source.record.state,
+            )
+        outcomes: list[ForkOutcome | None] = [None] * len(names)
+
+        async def fork_one(index: int, name: str) -> None:
+            outcomes[index] = await self._fork_one(source, name)
+
+        async with anyio.create_task_group() as group:
+            for index, name in enumerate(names):
+                group.start_soon(fork_one, index, name)
+        return [outcome for outcome in outcomes if outcome is not None]
+
+    def tell(self, instance: InstanceId, event: Event) -> None:
+        """Tell an instance what happened to it; harmless if it is gone."""
+        if instance in self._actors:
+            self._actors[instance].tell(event)
+
+    # Inside
+
+    async def _fork_one(self, source: Actor, name: str) -> ForkOutcome:
+        began = time.perf_counter()
+        try:
+            actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id)
+            actor.tell(BeginFork(source.record.id))
+            await actor.wait_until(lambda record: record.state in _SETTLED)
+            await self._raise_failure(actor)
+        except RametError as error:
+            return ForkOutcome(name, None, error)
+        timings_ms = self._host.timings_ms(actor.record.id)
+        timings_ms["total"] = (time.perf_counter() - began) * 1000
+        return ForkOutcome(name, self._view(actor.record), None, timings_ms)
+
+    def _mint(self, name: str, spec: InstanceSpec, parent: InstanceId | None) -> Actor:
+        if not is_name(name):
+            raise Invalid(
+                f"{name!r} is not a name", remedy="use up to 63 lowercase letters, digits and dashes"
+            )
+        if name in self._names:
+            raise NameTaken(
+                f"there is an instance called {name}", remedy="choose another name or delete it", name=name
+            )
+        instance = InstanceId(mint_id())
+        identity = InstanceIdentity(instance, name, None, secrets.token_hex(16), time.time(), parent)
+        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED))
+        return self._add(record)
+
+    def _add(self, record: InstanceRecord) -> Actor:
+        assert self._group is not None, "the fleet does not run"
+        actor = Actor(record, self._host, self._drop)
+        self._actors[record.id] = actor
+        self._names[record.name] = record.id
+        self._group.start_soon(actor.run)
+        return actor
+
+    def _drop(self, instance: InstanceId) -> None:
+        actor = self._actors.pop(instance)
+        del self._names[actor.record.name]
+
+    async def _raise_failure(self, actor: Actor) -> None:
+        """If making it failed, remove what is left and raise why."""
+        if actor.failure is not None:
+            failure = actor.failure
+            await self._delete(actor)
+            raise failure
+
+    async def _delete(self, actor: Actor) -> None:
+        await actor.ask(DeleteAsked())
+        record = await actor.wait_until(lambda record: record.state is State.UNKNOWN)
+        if not actor.is_gone:
+            raise DeleteIncomplete(
+                f"instance {record.name} could not be removed whole: {record.state_error}",
+                remedy="delete it again",
+            )
+
+    def _actor(self, ref: str) -> Actor:
+        instance = self._names.get(ref, InstanceId(ref))
+        if instance in self._actors:
+            return self._actors[instance]
+        begins = [actor for key, actor in self._actors.items() if ref and key.startswith(ref)]
+        if len(begins) > 1:
+            raise InstanceAmbiguous(
+                f"{len(begins)} instances' ids begin with {ref!r}", remedy="write more of it"
+            )
+        if not begins:
+            raise InstanceNotFound(f"there is no instance {ref!r}", remedy="ramet ps -a")
+        return begins[0]
+
+    def _view(self, record: InstanceRecord) -> InstanceView:
+        ip, mac = self._host.addresses(record)
+        return InstanceView(record, ip, mac)

@@ -1,0 +1,257 @@
+"""What an instance does next: a pure function, and the only code that makes a state.
+
+```
+            Begin            Booted             Ready
+ (minted) --------> Created -------> Initializing -----> Running --.
+                       |  Forked                          ^  |     | StopAsked
+                       '----------------------------------'  |     v
+                       | Failed                  VmmExited   |  Shutdown
+                       v                                     v     | VmmExited
+                    Stopped <--------------------------------+<----'
+```
+
+`DeleteAsked` leads from every state but Created to Shutdown and ends with the instance gone. Events carry the
+time at which they happened; nothing here looks at a clock, waits, or knows a feature.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ramet.core.errors import RametError
+from ramet.core.ids import InstanceId, LayerId
+from ramet.core.spec import Exit, InstanceRecord, Runtime, State
+from ramet.instance.fleet_types import WrongState
+
+# Events: what was asked, and what happened.
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """The instance has just been minted: boot it."""
+
+
+@dataclass(frozen=True, slots=True)
+class BeginFork:
+    """The instance has just been minted: make it a child of the running `source`."""
+
+    source: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """Its VMM runs; the guest does not answer yet."""
+
+    runtime: Runtime
+    layer: LayerId
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The guest answered: its workload has been started."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forked:
+    """The child runs and has taken its own identity."""
+
+    runtime: Runtime
+    layer: LayerId
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """It could not be made, or its guest never answered. The host holds nothing of it any more."""
+
+    error: RametError
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSwitched:
+    """A capture froze its disk's top layer; it writes to `layer` now."""
+
+    layer: LayerId
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Somebody wants it to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAsked:
+    """Somebody wants it gone, with all of its data."""
+
+
+@dataclass(frozen=True, slots=True)
+class VmmExited:
+    """Its VMM is gone. `exit` is how the workload ended, where the guest lived to say so."""
+
+    exit: Exit | None
+    reason: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """After a restart of the daemon its VMM was found alive and taken hold of."""
+
+    runtime: Runtime
+    layer: LayerId
+
+
+@dataclass(frozen=True, slots=True)
+class DestroyFailed:
+    """Part of it could not be removed; it stays held and visible."""
+
+    error: RametError
+
+
+Event = (
+    Begin
+    | BeginFork
+    | Booted
+    | Ready
+    | Forked
+    | Failed
+    | LayerSwitched
+    | StopAsked
+    | DeleteAsked
+    | VmmExited
+    | Found
+    | DestroyFailed
+)
+
+
+# Actions: what has to be done about it.
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """Make its disk, endpoint and VMM. Ends in Booted or Failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """Make it a child of `source`. Ends in Forked or Failed."""
+
+    source: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class AwaitGuest:
+    """Wait for the guest's first answer. Ends in Ready, or is overtaken by VmmExited; or Failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Wait for the end of the VMM, as long as the daemon lives. Ends in VmmExited."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShutDown:
+    """Ask the guest to power off, and end the VMM if it does not. Ends in VmmExited, by Watch."""
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Give back what only a running instance needs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destroy:
+    """Remove all of it from the host. Ends with the instance gone, or in DestroyFailed."""
+
+
+Action = Boot | Fork | AwaitGuest | Watch | ShutDown | Release | Destroy
+
+_ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
+
+
+def step(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    """Return the record after `event`, its generation counted up, and what is to be done.
+
+    An event that says nothing new (the guest answered, but the VMM has ended meanwhile) changes nothing.
+
+    Raises:
+        WrongState: `event` asks for what this state forbids.
+    """
+    changed, actions = _decide(record, event)
+    if changed is record:
+        return record, actions
+    return replace(changed, generation=record.generation + 1), actions
+
+
+def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    if record.is_deleting:
+        return _decide_deleting(record, event)
+    match event:
+        case Begin():
+            return record, (Boot(),)
+        case BeginFork(source):
+            return record, (Fork(source),)
+        case Booted(runtime, layer, at) if record.state is State.CREATED:
+            booted = replace(record, state=State.INITIALIZING, runtime=runtime, layer=layer, started_at=at)
+            return booted, (Watch(), AwaitGuest())
+        case Forked(runtime, layer, at) if record.state is State.CREATED:
+            forked = replace(record, state=State.RUNNING, runtime=runtime, layer=layer, started_at=at)
+            return forked, (Watch(),)
+        case Ready() if record.state is State.INITIALIZING:
+            return replace(record, state=State.RUNNING), ()
+        case LayerSwitched(layer):
+            return replace(record, layer=layer), ()
+        case Failed(error, at) if record.state is State.CREATED:
+            return replace(record, state=State.STOPPED, state_error=str(error), stopped_at=at), ()
+        case Failed(error, at) if record.state is State.INITIALIZING:
+            return replace(record, state=State.SHUTDOWN, state_error=str(error)), (ShutDown(),)
+        case StopAsked():
+            _demand(record, State.INITIALIZING, State.RUNNING, asked="stop")
+            return replace(record, state=State.SHUTDOWN), (ShutDown(),)
+        case DeleteAsked():
+            if record.state is State.CREATED:
+                raise _wrong(record, "delete")
+            return replace(record, state=State.SHUTDOWN, is_deleting=True), (Destroy(),)
+        case VmmExited(end, reason, at) if record.state in _ALIVE:
+            stopped = replace(
+                record,
+                state=State.STOPPED,
+                runtime=None,
+                exit=end,
+                state_error=record.state_error or reason,
+                stopped_at=at,
+            )
+            return stopped, (Release(),)
+        case Found(runtime, layer):
+            found = replace(record, runtime=runtime, layer=layer)
+            if record.state is State.SHUTDOWN:
+                return found, (Watch(), ShutDown())
+            return found, (Watch(), AwaitGuest()) if record.state is State.INITIALIZING else (Watch(),)
+        case _:
+            return record, ()
+
+
+def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    match event:
+        case DestroyFailed(error):
+            return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), ()
+        case StopAsked() | DeleteAsked():
+            raise WrongState(f"instance {record.name} is being deleted", state=record.state)
+        case _:
+            return record, ()
+
+
+def _demand(record: InstanceRecord, *states: State, asked: str) -> None:
+    if record.state not in states:
+        raise _wrong(record, asked)
+
+
+def _wrong(record: InstanceRecord, asked: str) -> WrongState:
+    return WrongState(
+        f"instance {record.name} is {record.state}: it cannot be asked to {asked}", state=record.state
+    )
+
+
+Emit = Callable[[Event], None]

@@ -1,0 +1,105 @@
+"""One capture, many children.
+
+Whoever wants to fork a running source boards its next flight. A flight takes passengers until the pause
+of its capture is about to begin; who comes later boards the next one, which starts when this one has landed. So
+a child always contains what happened before its fork was asked for, and a burst costs one capture.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+
+from anyio.abc import TaskGroup
+
+from ramet.core.errors import RametError
+from ramet.core.ids import InstanceId
+from ramet.snapshots.capture import Taken
+
+Take = Callable[[InstanceId, Callable[[], None]], Awaitable[Taken]]
+"""Takes a capture of an instance; calls the function it is given when nobody may join any more."""
+
+
+class Flight:
+    """One capture of one source and the count of those who need it. An async context manager per passenger.
+
+    The memory is freed when the last passenger has left (their VMMs keep what they map).
+    """
+
+    def __init__(self) -> None:
+        self._landed = asyncio.Event()
+        self._taken: Taken | None = None
+        self._error: BaseException | None = None
+        self._passengers = 0
+
+    async def __aenter__(self) -> "Flight":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._passengers -= 1
+        self._close_if_done()
+
+    async def wait_landed(self) -> Taken:
+        """Return the capture.
+
+        Raises:
+            RametError: it could not be taken.
+        """
+        await self._landed.wait()
+        if self._error is not None:
+            raise self._error
+        assert self._taken is not None
+        return self._taken
+
+    def board(self) -> "Flight":
+        self._passengers += 1
+        return self
+
+    def land(self, taken: Taken | None, error: BaseException | None) -> None:
+        self._taken, self._error = taken, error
+        self._landed.set()
+        self._close_if_done()
+
+    def _close_if_done(self) -> None:
+        if self._passengers == 0 and self._taken is not None:
+            self._taken.capture.close()
+
+
+class Flights:
+    """The flights of all sources. `group` owns the captures while they are taken."""
+
+    def __init__(self, take: Take, group: TaskGroup) -> None:
+        self._take, self._group = take, group
+        self._boarding: dict[InstanceId, Flight] = {}
+        self._runways: dict[InstanceId, asyncio.Lock] = {}
+
+    def board(self, source: InstanceId) -> Flight:
+        """Board the next flight of `source`: `async with flights.board(source) as flight`."""
+        flight = self._boarding.get(source)
+        if flight is None:
+            flight = self._boarding[source] = Flight()
+            self._group.start_soon(self._fly, source, flight)
+        return flight.board()
+
+    async def _fly(self, source: InstanceId, flight: Flight) -> None:
+        def close_doors() -> None:
+            if self._boarding.get(source) is flight:
+                del self._boarding[source]
+
+        runway = self._runways.setdefault(source, asyncio.Lock())
+        taken: Taken | None = None
+        error: BaseException | None = None
+        try:
+            async with runway:
+                taken = await self._take(source, close_doors)
+        except RametError as failure:
+            error = failure
+        except BaseException as failure:
+            error = failure
+            raise
+        finally:
+            close_doors()
+            if not runway.locked():
+                self._runways.pop(source, None)
+            flight.land(taken, error)
