@@ -101,6 +101,8 @@ def load_tags(file: Path) -> dict[str, Digest]:
     """
     try:
         value = parse_object(file.read_bytes(), "file of tags")
+        if value.get("schema") != SCHEMA:
+            raise InvalidManifest(f"tags.json is of another schema than {SCHEMA}")
         return {name: digest(found, "tag") for name, found in string_map(value.get("tags"), "tags").items()}
     except FileNotFoundError:
         return {}

@@ -99,6 +99,8 @@ class TarEntry:
         sparse = cast("list[tuple[int, int]] | None", getattr(self.info, "sparse", None))
         position = 0
         for start, length in sparse if sparse is not None else [(0, self.size_bytes)]:
+            if length == 0:
+                continue  # The end of the file, or padding of the map.
             if start < position or length < 0 or start + length > self.size_bytes:
                 raise LayerCorrupt("A sparse file's map of holes contradicts itself")
             if self._cursor.tell() + length > self._end_offset:
@@ -145,5 +147,7 @@ def entries(stream: Readable, skip: Callable[[int], object] | None = None) -> It
         archive.members.clear()  # type: ignore[attr-defined] # Missing in typeshed.
         if sum(len(key) + len(value) for key, value in archive.pax_headers.items()) > HEADER_BYTES_MAX:
             raise LayerCorrupt(f"The tar's global headers exceed {HEADER_BYTES_MAX} bytes")
+        if info.size < 0:
+            raise LayerCorrupt("A tar entry has a negative length")
         cursor.header_bytes_left = None
         yield TarEntry(info, cursor, archive.offset)

@@ -239,7 +239,7 @@ class Staging:
 
     def _write(self, name: bytes, parent_fd: int, entry: TarEntry) -> None:
         self._size_bytes += entry.size_bytes
-        if entry.size_bytes < 0 or self._size_bytes > self._limits.image_bytes_max:
+        if self._size_bytes > self._limits.image_bytes_max:
             raise ImageTooLarge(
                 f"The image has more than {self._limits.image_bytes_max} bytes of files",
                 image_bytes_max=self._limits.image_bytes_max,
