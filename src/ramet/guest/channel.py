@@ -193,6 +193,11 @@ class Channel(asyncio.Protocol):
         assert self.hello.workload is not None, "of our version"
         return self.hello.workload
 
+    @property
+    def is_lost(self) -> bool:
+        """Tell whether the connection is of no use any more."""
+        return self._error is not None
+
     # -- Streams, for this package
 
     def open_stream(self, sink: StreamSink) -> int:
@@ -209,6 +214,11 @@ class Channel(asyncio.Protocol):
         self._stream_last = stream
         self._sinks[stream] = sink
         return stream
+
+    @property
+    def open_stream_count(self) -> int:
+        """How many requests and execs the guest has not finished."""
+        return len(self._sinks)
 
     def send(self, frame: Frame) -> None:
         """Send a frame, unless the connection is gone (then those who wait have been told)."""

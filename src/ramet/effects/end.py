@@ -1,0 +1,99 @@
+"""The ends of an instance: its VMM's, its run's, and its own."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from ramet.core.errors import RametError
+from ramet.core.spec import Exit, InstanceRecord
+from ramet.effects.boot import remove_folder
+from ramet.effects.site import Rig, Site
+from ramet.instance.transitions import VmmExited
+from ramet.vmm.port import ExitReason
+
+STOP_GRACE_S: Final = 5.0
+"""What the workload gets between SIGTERM and SIGKILL."""
+STOP_ANSWER_TIMEOUT_S: Final = 5.0
+POWER_OFF_TIMEOUT_S: Final = 20.0
+CONSOLE_TAIL_BYTES: Final = 16 << 10
+
+_EXIT_LINE: Final = re.compile(rb"RAMET-GUEST exit (\{.*\})")
+_FAILED_LINE: Final = re.compile(rb"RAMET-GUEST failed (.*)")
+_REASONS: Final = {
+    ExitReason.GUEST_RESET: "the guest reset itself or its kernel panicked; see the vmm log",
+    ExitReason.UNKNOWN: "the VMM ended without a word; see the vmm log",
+}
+
+
+async def watch(site: Site, rig: Rig) -> VmmExited:
+    """Wait for the end of a VMM and tell how it came about."""
+    reason = await rig.vm.wait_exited()
+    folder = site.instance_folder(rig.instance)
+    end, guest_reason = await to_thread.run_sync(read_exit, folder / "console.log")
+    text = guest_reason or ("" if end is not None else _REASONS.get(reason, ""))
+    return VmmExited(end, text, time.time())
+
+
+def read_exit(console: Path) -> tuple[Exit | None, str]:
+    """Return how the workload ended, and why it could not be started, as the guest said on its console."""
+    try:
+        with console.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - CONSOLE_TAIL_BYTES))
+            tail = file.read()
+    except FileNotFoundError:
+        return None, ""
+    failed = _FAILED_LINE.findall(tail)
+    if failed:
+        return None, f"the guest could not start: {failed[-1].decode(errors='replace').strip()}"
+    told = _EXIT_LINE.findall(tail)
+    if not told:
+        return None, ""
+    try:
+        end = json.loads(told[-1])
+        return Exit(end["code"], end.get("signal"), str(end.get("message") or "")), ""
+    except (ValueError, KeyError, TypeError):
+        return None, "the guest's last words cannot be read; see the vmm log"
+
+
+async def shut_down(rig: Rig) -> None:
+    """Ask the guest to power off; end its VMM if it does not. Returns when the VMM is gone."""
+    try:
+        channel = await rig.channel(STOP_ANSWER_TIMEOUT_S)
+        await channel.shutdown(grace_s=STOP_GRACE_S)
+        with anyio.move_on_after(STOP_GRACE_S + POWER_OFF_TIMEOUT_S):
+            await rig.vm.wait_exited()
+    except RametError:
+        # A guest that cannot be asked is a guest that has to be ended; that is what follows.
+        pass
+    await rig.vm.kill()
+
+
+async def release(site: Site, record: InstanceRecord) -> None:
+    """Give back what only a running instance needs: TAP and channel. Slot, disk and logs stay."""
+    rig = site.rigs.pop(record.id, None)
+    if rig is not None:
+        await rig.close()
+    if record.identity.slot is not None:
+        await site.network.detach(record.id)
+
+
+async def destroy(site: Site, record: InstanceRecord) -> None:
+    """Remove an instance from the host, in an order that can be begun again at any point.
+
+    Raises:
+        RametError: a part of it is still there, and held.
+    """
+    rig = site.rigs.pop(record.id, None)
+    if rig is not None:
+        await rig.close()
+        await rig.vm.kill()
+    await site.network.release(record.id)
+    if record.layer is not None:
+        site.layers.release(record.layer)
+    await to_thread.run_sync(remove_folder, site.instance_folder(record.id))

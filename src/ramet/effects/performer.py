@@ -1,0 +1,191 @@
+"""The performer of all actions: from an action's type to the module that carries it out."""
+
+import time
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from typing import Final
+
+from anyio.abc import TaskGroup
+
+from ramet.core.errors import RametError
+from ramet.core.ids import InstanceId, LayerId
+from ramet.core.spec import InstanceRecord, State
+from ramet.effects.boot import boot
+from ramet.effects.end import destroy, release, shut_down, watch
+from ramet.effects.fork import LiveForkUnsupported, fork
+from ramet.effects.guest_exec import start_exec
+from ramet.effects.logs import read_logs
+from ramet.effects.site import Site, Timings
+from ramet.instance.fleet_types import ExecCommand, ExecSession, WrongState
+from ramet.instance.transitions import (
+    Action,
+    AwaitGuest,
+    Boot,
+    Booted,
+    Destroy,
+    Emit,
+    Event,
+    Failed,
+    Fork,
+    Forked,
+    LayerSwitched,
+    Ready,
+    Release,
+    ShutDown,
+    Watch,
+)
+from ramet.snapshots.capture import Source, Taken, take_capture
+from ramet.snapshots.flight import Flights
+from ramet.vmm.port import LiveCapture
+
+BOOT_ANSWER_TIMEOUT_S: Final = 120.0
+
+Tell = Callable[[InstanceId, Event], None]
+Look = Callable[[InstanceId], InstanceRecord]
+
+
+class SitePerformer:
+    """Carries out actions on a site. `connect` it to the fleet before the first action."""
+
+    def __init__(self, site: Site, group: TaskGroup) -> None:
+        self._site = site
+        self._flights = Flights(self._take_capture, group)
+        self._making: dict[InstanceId, int] = {}
+        self._timings: dict[InstanceId, Timings] = {}
+        self._tell: Tell | None = None
+        self._look: Look | None = None
+
+    def connect(self, tell: Tell, look: Look) -> None:
+        """Learn how to tell an instance what happened to it, and how to see its record."""
+        self._tell, self._look = tell, look
+
+    # What the fleet asks
+
+    def mint(self, record: InstanceRecord) -> InstanceRecord:
+        site = self._site
+        if record.spec.has_network:
+            slot = site.network.reserve(record.id).slot
+            record = replace(record, identity=replace(record.identity, slot=slot))
+        with site.database.transaction():
+            self._making[record.id] = site.database.begin("make", record.id)
+            site.database.save(record)
+        return record
+
+    def save(self, record: InstanceRecord) -> None:
+        database = self._site.database
+        with database.transaction():
+            database.save(record)
+            if record.state is not State.CREATED and record.id in self._making:
+                database.end(self._making.pop(record.id))
+
+    def addresses(self, record: InstanceRecord) -> tuple[str | None, str | None]:
+        if record.identity.slot is None:
+            return None, None
+        endpoint = self._site.network.endpoint(record.id)
+        return str(endpoint.ip), endpoint.mac
+
+    def timings_ms(self, instance: InstanceId) -> dict[str, float]:
+        timings = self._timings.pop(instance, None)
+        return {} if timings is None else timings.phases_ms
+
+    async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
+        rig = self._site.rigs.get(record.id)
+        if rig is None:
+            raise WrongState(f"instance {record.name} has just stopped", state=record.state)
+        return await start_exec(rig, command)
+
+    def logs(
+        self,
+        record: InstanceRecord,
+        source: str,
+        tail: int,
+        *,
+        follow: bool,
+        is_alive: Callable[[], bool],
+    ) -> AsyncIterator[str]:
+        folder = self._site.instance_folder(record.id)
+        return read_logs(folder, source, tail, follow=follow, is_alive=is_alive)
+
+    # What an actor asks
+
+    async def perform(self, record: InstanceRecord, action: Action, emit: Emit) -> None:
+        site = self._site
+        match action:
+            case Boot():
+                await self._boot(record, emit)
+            case Fork(source):
+                await self._fork(record, source, emit)
+            case AwaitGuest():
+                await self._await_guest(record, emit)
+            case Watch():
+                emit(await watch(site, site.rigs[record.id]))
+            case ShutDown():
+                rig = site.rigs.get(record.id)
+                if rig is not None:
+                    await shut_down(rig)
+            case Release():
+                await release(site, record)
+            case Destroy():
+                await destroy(site, record)
+                site.database.forget(record.id)
+                self._making.pop(record.id, None)
+                self._timings.pop(record.id, None)
+
+    async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
+        try:
+            rig, layer = await boot(self._site, record)
+        except RametError as error:
+            emit(Failed(error, time.time()))
+            return
+        emit(Booted(rig.vm.runtime, layer, time.time()))
+
+    async def _fork(self, record: InstanceRecord, source: InstanceId, emit: Emit) -> None:
+        timings = self._timings[record.id] = Timings()
+        try:
+            rig, layer = await fork(self._site, self._flights, record, source, timings)
+        except RametError as error:
+            emit(Failed(error, time.time()))
+            return
+        emit(Forked(rig.vm.runtime, layer, time.time()))
+
+    async def _await_guest(self, record: InstanceRecord, emit: Emit) -> None:
+        rig = self._site.rigs.get(record.id)
+        if rig is None:
+            return
+        try:
+            await rig.channel(BOOT_ANSWER_TIMEOUT_S)
+        except RametError as error:
+            # If the VMM has ended, VmmExited tells why, and this changes nothing any more.
+            emit(Failed(error, time.time()))
+            return
+        emit(Ready())
+
+    async def _take_capture(self, source: InstanceId, close_doors: Callable[[], None]) -> Taken:
+        assert self._tell is not None and self._look is not None, "connect() comes first"
+        site, tell, record = self._site, self._tell, self._look(source)
+        rig = site.rigs.get(source)
+        if rig is None or record.layer is None:
+            raise WrongState(f"instance {record.name} has just stopped", state=record.state)
+        if not isinstance(rig.vm, LiveCapture):
+            raise LiveForkUnsupported(f"{site.driver.name} cannot fork a running instance")
+
+        async def record_switch(new_top: LayerId) -> None:
+            tell(source, LayerSwitched(new_top))
+
+        entry = site.database.begin("capture", source)
+        try:
+            return await take_capture(
+                Source(
+                    name=record.name,
+                    vm=rig.vm,
+                    workload=await rig.channel(),
+                    layer=record.layer,
+                    memory_bytes=record.spec.memory_bytes,
+                    overlay_bytes=record.spec.overlay_bytes,
+                ),
+                site.layers,
+                before_pause=close_doors,
+                record_switch=record_switch,
+            )
+        finally:
+            site.database.end(entry)

@@ -1,0 +1,120 @@
+"""What every effect stands on: the open parts of this host, and what each instance holds of them."""
+
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import anyio
+
+from ramet.boot.kit import BootKit
+from ramet.core.ids import InstanceId
+from ramet.core.spec import InstanceRecord
+from ramet.disks.layers import LayerStore
+from ramet.guest.channel import Channel, open_channel
+from ramet.images.catalog import Catalog
+from ramet.net.network import Network
+from ramet.store.database import Database
+from ramet.store.paths import DataFolder
+from ramet.vmm.port import Driver, Vm
+
+CHANNEL_TIMEOUT_S: Final = 60.0
+CONFIRM_WIDTH_KVM: Final = 64
+
+
+@dataclass(slots=True)
+class Timings:
+    """How long each phase of one operation took, in milliseconds; a wait for a stage is a phase of its own."""
+
+    phases_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            took = (time.perf_counter() - began) * 1000
+            self.phases_ms[name] = self.phases_ms.get(name, 0.0) + took
+
+    @asynccontextmanager
+    async def staged(self, name: str, limiter: anyio.CapacityLimiter) -> AsyncIterator[None]:
+        """Hold a place of a stage inside; the wait for it and the time in it are phases apart."""
+        # A borrower of its own for each use: one task may be in two stages of one limiter.
+        borrower = object()
+        with self.phase(f"{name}_wait"):
+            await limiter.acquire_on_behalf_of(borrower)
+        try:
+            with self.phase(name):
+                yield
+        finally:
+            limiter.release_on_behalf_of(borrower)
+
+
+class Stages:
+    """How many operations may be in each contended stage at once. A place is held only while in it."""
+
+    def __init__(self, accelerator: str) -> None:
+        cores = os.cpu_count() or 1
+        self.vmm_start = anyio.CapacityLimiter(cores)
+        # Where processors are emulated, a guest that answers costs a core; with KVM it only waits.
+        self.confirm = anyio.CapacityLimiter(cores if accelerator == "tcg" else CONFIRM_WIDTH_KVM)
+
+
+class Rig:
+    """What a running instance holds: its VMM, and a channel to its guest that is opened again when lost."""
+
+    def __init__(self, instance: InstanceId, vm: Vm) -> None:
+        self.instance, self.vm = instance, vm
+        self._channel: Channel | None = None
+        self._opening = anyio.Lock()
+
+    async def channel(self, timeout_s: float = CHANNEL_TIMEOUT_S) -> Channel:
+        """Return the channel to the guest, opened if need be.
+
+        Raises:
+            GuestUnreachable: no answer in time.
+        """
+        async with self._opening:
+            if self._channel is None or self._channel.is_lost:
+                self._channel = await open_channel(self.vm.agent_socket, timeout_s=timeout_s)
+            return self._channel
+
+    def use(self, channel: Channel) -> None:
+        """Take over a channel that was opened elsewhere."""
+        self._channel = channel
+
+    async def close(self) -> None:
+        """Close the channel; the VMM is left alone."""
+        channel, self._channel = self._channel, None
+        if channel is not None:
+            await channel.aclose()
+
+
+@dataclass(slots=True)
+class Site:
+    """The open parts of this host. `rigs` are the instances whose VMM we hold."""
+
+    folder: DataFolder
+    database: Database
+    network: Network
+    layers: LayerStore
+    images: Catalog
+    driver: Driver
+    kit: BootKit
+    stages: Stages
+    rigs: dict[InstanceId, Rig] = field(default_factory=dict)
+
+    def instance_folder(self, instance: InstanceId) -> Path:
+        return self.folder.instance(instance)
+
+    def image_rootfs(self, record: InstanceRecord) -> Path:
+        """Return the root image of an instance.
+
+        Raises:
+            ImageNotFound: it was removed.
+        """
+        return self.images.resolve(record.spec.image_digest).rootfs
