@@ -1,0 +1,65 @@
+//! The end of the guest, in every case by powering off: PID 1 never returns and never panics.
+
+use crate::console;
+use crate::disks::{self, OldRoot};
+use crate::sys;
+
+/// How long killed processes may take to be gone.
+const KILL_TIMEOUT_MS: i32 = 5_000;
+const KILL_POLL_MS: i32 = 50;
+
+/// Kills and reaps every process but this one.
+pub fn kill_everything() {
+    // SAFETY: no pointers. From PID 1, -1 means everybody else.
+    unsafe { libc::kill(-1, libc::SIGKILL) };
+    let mut waited_ms = 0;
+    while has_children() && waited_ms < KILL_TIMEOUT_MS {
+        while sys::reap().is_some() {}
+        // A wait for SIGCHLD would miss the processes that are not our children yet.
+        if sys::poll(&mut [], Some(KILL_POLL_MS)).is_err() {
+            return;
+        }
+        waited_ms += KILL_POLL_MS;
+    }
+}
+
+fn has_children() -> bool {
+    let options = libc::WNOHANG | libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: a zeroed siginfo_t to be filled in.
+    unsafe {
+        let mut info = std::mem::zeroed();
+        libc::waitid(libc::P_ALL, 0, &mut info, options) == 0
+    }
+}
+
+/// Writes the file systems out and takes them off. What cannot be taken off is at least written out.
+pub fn close_disks(old: &OldRoot) {
+    // SAFETY: no arguments.
+    unsafe { libc::sync() };
+    if let Err(error) = disks::leave_root(old) {
+        console::print(&format!("warning {error}"));
+    }
+}
+
+pub fn power_off() -> ! {
+    loop {
+        // SAFETY: no pointers; does not return when it succeeds.
+        unsafe {
+            libc::reboot(libc::RB_POWER_OFF);
+            libc::pause();
+        }
+    }
+}
+
+/// Says why the guest cannot go on, and powers off.
+pub fn fail(reason: &str) -> ! {
+    console::print(&format!("failed {reason}"));
+    // SAFETY: no arguments.
+    unsafe { libc::sync() };
+    power_off()
+}
+
+/// A panic in PID 1 would be a kernel panic; it is a failure with a reason instead.
+pub fn fail_on_panic() {
+    std::panic::set_hook(Box::new(|panic| fail(&panic.to_string())));
+}
