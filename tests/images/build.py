@@ -15,6 +15,11 @@ from typing import cast
 
 from ramet.images.documents import OCI_CONFIG, OCI_INDEX, OCI_LAYER, OCI_MANIFEST
 
+if sys.version_info >= (3, 14):
+    from compression import zstd as zstd
+else:
+    from backports import zstd as zstd
+
 Json = dict[str, object]
 
 

@@ -27,6 +27,7 @@ from ramet.images.errors import (
     ImageNotFound,
     InvalidReference,
 )
+from ramet.images.rootfs import detect_features
 from tests.images.build import (
     Blobs,
     Entry,
@@ -345,6 +346,39 @@ async def test_a_failing_conversion_is_told_and_leaves_nothing(
     with pytest.raises(ConversionFailed, match="code 3: it broke"):
         await catalog.import_path(path)
     assert files_of(tmp_path) == before
+
+
+async def test_a_cancelled_conversion_ends_its_process_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog = await open_catalog(tmp_path)
+    before = files_of(tmp_path)
+    path, _ = write_layout(tmp_path / "layout", [LAYER])
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    program = tmp_path / "mkfs.erofs"
+    program.write_text(f'#!/bin/sh\n[ "$1" = --help ] && exit 0\necho $$ > {fifo}\nexec sleep 1000\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    async def add() -> None:
+        await catalog.import_path(path)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(add)
+        pid = int(await anyio.to_thread.run_sync(fifo.read_text))
+        group.cancel_scope.cancel()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert files_of(tmp_path) == before
+
+
+async def test_a_disk_is_compressed_where_mkfs_can(tmp_path: Path) -> None:
+    if not (await detect_features()).lz4:
+        pytest.skip("this mkfs.erofs has no lz4")
+    catalog = await open_catalog(tmp_path)
+    path, _ = write_layout(tmp_path / "layout", [tar([file("a", b"repeat " * 200_000)])])
+    assert (await catalog.import_path(path)).size_bytes < 200_000
 
 
 async def test_the_last_name_takes_the_content_with_it(tmp_path: Path) -> None:

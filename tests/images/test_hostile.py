@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backports import zstd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +19,7 @@ from ramet.images.blobs import open_decompressed
 from ramet.images.errors import ImageTooLarge, LayerCorrupt, UnsafePath
 from ramet.images.limits import HEADER_BYTES_MAX, ImageLimits
 from ramet.images.unpack import Staging
-from tests.images.build import Entry, file, folder, hardlink, read_tree, symlink, tar
+from tests.images.build import Entry, file, folder, hardlink, read_tree, symlink, tar, zstd
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="owners and devices are for root")
 

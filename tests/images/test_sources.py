@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from backports import zstd
 
 from ramet.core.errors import Invalid
 from ramet.images.convert import open_source
@@ -36,6 +35,7 @@ from tests.images.build import (
     tar,
     write_files,
     write_layout,
+    zstd,
 )
 
 LAYER = tar([file("f", b"1")])
