@@ -188,8 +188,11 @@ def create_bridge(name: str, *, mac: str, mtu_bytes: int) -> Request:
     )
 
 
-def set_bridge(index: int, *, mac: str, mtu_bytes: int) -> Request:
-    """Give an existing bridge what `create_bridge` gives, and set it up."""
+def set_bridge(index: int, *, mac: str | None, mtu_bytes: int) -> Request:
+    """Give an existing bridge what `create_bridge` gives, and set it up. `mac` None keeps the one it has.
+
+    Setting the MAC, even to what it is, makes the kernel forget all neighbours on the bridge.
+    """
     return Request(
         RTM_NEWLINK,
         0,
@@ -198,7 +201,7 @@ def set_bridge(index: int, *, mac: str, mtu_bytes: int) -> Request:
     )
 
 
-def _bridge_attributes(*, mac: str, mtu_bytes: int) -> bytes:
+def _bridge_attributes(*, mac: str | None, mtu_bytes: int) -> bytes:
     boolopt = struct.pack("=II", BR_BOOLOPT_NO_LL_LEARN, BR_BOOLOPT_NO_LL_LEARN)
     options = (
         _u32(IFLA_BR_STP_STATE, 0),
@@ -206,7 +209,7 @@ def _bridge_attributes(*, mac: str, mtu_bytes: int) -> bytes:
         _attr(IFLA_BR_MULTI_BOOLOPT, boolopt),
     )
     return (
-        _attr(IFLA_ADDRESS, _mac(mac))
+        (_attr(IFLA_ADDRESS, _mac(mac)) if mac else b"")
         + _u32(IFLA_MTU, mtu_bytes)
         + _nest(IFLA_LINKINFO, _attr(IFLA_INFO_KIND, b"bridge\0"), _nest(IFLA_INFO_DATA, *options))
     )

@@ -110,10 +110,12 @@ class Bridge:
                     self._refuse_foreign(found, addresses)
                 uplink = self._find_uplink(links, routes)
                 mtu_bytes = config.mtu_bytes or (uplink.mtu_bytes if uplink else MTU_BYTES_DEFAULT)
+                mac = mac_of(config.gateway.ip)
+                has_mac = found is None or found.mac == mac
                 index = found.index if found else self._create(route, mtu_bytes)
                 route.apply(
                     [
-                        netlink.set_bridge(index, mac=mac_of(config.gateway.ip), mtu_bytes=mtu_bytes),
+                        netlink.set_bridge(index, mac=None if has_mac else mac, mtu_bytes=mtu_bytes),
                         netlink.add_address(index, config.gateway),
                     ]
                 )
