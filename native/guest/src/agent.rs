@@ -175,7 +175,7 @@ impl Agent {
     fn ready(&mut self, source: Source, revents: libc::c_short, buffer: &mut [u8]) -> Result<()> {
         match source {
             Source::Children => self.reap(),
-            Source::Io => self.refresh_ports()?,
+            Source::Io => self.expect_hosts(),
             Source::Port => self.port_is_ready(revents, buffer)?,
             Source::Frozen => self.freeze_changed()?,
             Source::Output => self.pump_output()?,
@@ -190,29 +190,32 @@ impl Agent {
     }
 
     fn port_is_ready(&mut self, revents: libc::c_short, buffer: &mut [u8]) -> Result<()> {
-        if revents & libc::POLLIN != 0 {
-            let count = self.port.read(buffer)?;
-            self.take_in(&buffer[..count])?;
-        } else if revents & libc::POLLHUP != 0 {
-            self.refresh_ports()?;
+        let count = if revents & libc::POLLIN != 0 { self.port.read(buffer)? } else { 0 };
+        self.take_in(&buffer[..count])?;
+        if count == 0 && revents & libc::POLLHUP != 0 {
+            self.host_hung_up()?;
         }
         Ok(())
     }
 
-    /// Drains SIGIO first: a change that comes after the question then leaves a new one behind.
-    fn refresh_ports(&mut self) -> Result<()> {
+    /// Drains SIGIO before it asks the driver: a change that comes after the question leaves a new one behind.
+    fn host_hung_up(&mut self) -> Result<()> {
         sys::drain_signals(&self.signals.io);
-        let was_connected = self.port.is_connected();
         self.port.refresh()?;
-        if was_connected && !self.port.is_connected() {
+        if !self.port.is_connected() {
             self.greeted = false;
             self.unsent.clear();
             self.receiver.distrust();
         }
-        if let Some(output) = &mut self.output {
-            output.refresh()?;
-        }
         Ok(())
+    }
+
+    fn expect_hosts(&mut self) {
+        sys::drain_signals(&self.signals.io);
+        self.port.expect_host();
+        if let Some(output) = &mut self.output {
+            output.expect_host();
+        }
     }
 
     /// Without its output the workload can still run: a port that fails is given up.
@@ -278,7 +281,9 @@ impl Agent {
 
     /// The workload has ended: takes everything down in order, tells the host, and powers off.
     fn finish(mut self) -> ! {
-        poweroff::kill_everything();
+        if let Err(error) = poweroff::kill_everything(&self.signals.children) {
+            console::print(&format!("warning {error}"));
+        }
         if let Some(output) = &mut self.output {
             while matches!(output.pump(), Ok(true)) {}
         }

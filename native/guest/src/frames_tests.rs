@@ -172,7 +172,7 @@ fn random_data_full_of_magic_arrives_whole_and_resets_nothing() {
             feed(&mut receiver, chunk, &mut seen);
             rest = after;
         }
-        let mut arrived = Vec::new();
+        let mut arrived: Vec<u8> = Vec::new();
         for event in &seen[2..] {
             let Seen::Frame(STDIN, 9, payload) = event else { panic!("not a frame of data: {event:?}") };
             arrived.extend(payload);

@@ -29,8 +29,7 @@ mod sys;
 mod users;
 mod workload;
 
-#[cfg(not(test))]
-#[no_mangle]
+#[cfg_attr(not(test), no_mangle)]
 pub extern "C" fn main() -> libc::c_int {
     // SAFETY: no arguments.
     if unsafe { libc::getpid() } != 1 {

@@ -22,7 +22,7 @@ pub unsafe trait Plain: Copy {}
 
 fn bytes_of<T: Plain>(value: &T) -> &[u8] {
     // SAFETY: `Plain` has no padding, so all its bytes are initialised.
-    unsafe { std::slice::from_raw_parts(ptr::from_ref(value).cast(), size_of::<T>()) }
+    unsafe { std::slice::from_raw_parts(ptr::addr_of!(*value).cast(), size_of::<T>()) }
 }
 
 /// The struct at the front of `bytes`.

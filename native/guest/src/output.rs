@@ -40,8 +40,8 @@ impl Output {
         !self.held.is_empty() && !self.port.is_connected()
     }
 
-    pub fn refresh(&mut self) -> Result<()> {
-        self.port.refresh()
+    pub fn expect_host(&mut self) {
+        self.port.expect_host();
     }
 
     /// Moves one chunk. Returns false if nothing could be moved now.

@@ -44,10 +44,15 @@ impl Port {
         self.connected
     }
 
-    /// After SIGIO, or to confirm a hang-up: asks the driver. SIGIO must have been drained before.
+    /// After SIGIO: the host may be back, or may have left bytes behind when it went.
+    pub fn expect_host(&mut self) {
+        self.connected = true;
+    }
+
+    /// Asks the driver whether the host is there. SIGIO must have been drained before.
     pub fn refresh(&mut self) -> Result<()> {
-        let ready = sys::poll_now(self.fd(), libc::POLLIN)?;
-        self.connected = ready & libc::POLLHUP == 0 || ready & libc::POLLIN != 0;
+        // Without a host a read does not block, so POLLIN says nothing.
+        self.connected = sys::poll_now(self.fd(), 0)? & libc::POLLHUP == 0;
         Ok(())
     }
 

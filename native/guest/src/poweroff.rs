@@ -1,25 +1,30 @@
 //! The end of the guest, in every case by powering off: PID 1 never returns and never panics.
 
+use std::io::Result;
+use std::os::fd::{AsRawFd, OwnedFd};
+
 use crate::console;
 use crate::disks::{self, OldRoot};
-use crate::sys;
+use crate::sys::{self, NANOS_PER_SECOND};
 
 /// How long killed processes may take to be gone.
-const KILL_TIMEOUT_MS: i32 = 5_000;
+const KILL_TIMEOUT_S: u64 = 5;
 const KILL_POLL_MS: i32 = 50;
 
-/// Kills and reaps every process but this one.
-pub fn kill_everything() {
+/// Kills and reaps every process but this one. `children` is the descriptor of SIGCHLD.
+pub fn kill_everything(children: &OwnedFd) -> Result<()> {
     // SAFETY: no pointers. From PID 1, -1 means everybody else.
     unsafe { libc::kill(-1, libc::SIGKILL) };
-    let mut waited_ms = 0;
-    while has_children() && waited_ms < KILL_TIMEOUT_MS {
+    let until_ns = sys::monotonic_ns() + KILL_TIMEOUT_S * NANOS_PER_SECOND;
+    loop {
+        sys::drain_signals(children);
         while sys::reap().is_some() {}
-        // A wait for SIGCHLD would miss the processes that are not our children yet.
-        if sys::poll(&mut [], Some(KILL_POLL_MS)).is_err() {
-            return;
+        if !has_children() || sys::monotonic_ns() >= until_ns {
+            return Ok(());
         }
-        waited_ms += KILL_POLL_MS;
+        // Grandchildren become ours without a signal, hence the bound.
+        let mut one = [libc::pollfd { fd: children.as_raw_fd(), events: libc::POLLIN, revents: 0 }];
+        sys::poll(&mut one, Some(KILL_POLL_MS))?;
     }
 }
 
