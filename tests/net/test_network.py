@@ -280,6 +280,14 @@ async def test_rules_that_somebody_flushed_come_back_with_everybody_in_them(
     assert nft("list ruleset") == before
 
 
+async def test_a_strangers_policy_that_drops_guests_is_named(network: Network, nft: Run) -> None:
+    assert await network.foreign_drops() == ()
+    nft("add table ip filter")
+    nft("add chain ip filter INPUT { type filter hook input priority 0; policy drop; }")
+    nft("add chain ip filter FORWARD { type filter hook forward priority 0; policy drop; }")
+    assert await network.foreign_drops() == ("ip filter FORWARD",)
+
+
 async def test_a_refused_line_leaves_nft_usable_and_says_why() -> None:
     nft = Nft()
     with pytest.raises(NftRefused, match="No such file or directory"):

@@ -194,8 +194,16 @@ def _refuse_clash(
 
 def _write_switch(path: Path, value: str) -> None:
     """Write a sysctl unless it has the value: /proc/sys may be read-only where an operator set it."""
-    if path.read_text().strip() != value:
-        path.write_text(value)
+    try:
+        if path.read_text().strip() != value:
+            path.write_text(value)
+    except OSError as error:
+        name = ".".join(path.parts[3:])
+        raise NetworkFailed(
+            f"the kernel refused to set {name} to {value}: {error.strerror}",
+            remedy=f"run: sysctl -w {name}={value}",
+            errno=error.errno,
+        ) from error
 
 
 def has_ipv6() -> bool:

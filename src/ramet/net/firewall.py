@@ -27,6 +27,9 @@ LINK_LOCAL_MACS: Final = "ether daddr & ff:ff:ff:ff:ff:f0 == 01:80:c2:00:00:00"
 METADATA_NETWORK: Final = "169.254.0.0/16"
 BRIDGE_PRIORITY: Final = -300  # Ahead of every priority that has a name in family bridge.
 
+_TABLE_LINE: Final = re.compile(r"table (\w+ \S+) \{")
+_CHAIN_LINE: Final = re.compile(r"\tchain (\S+) \{")
+_DROPPING_HOOK: Final = re.compile(r"\t\ttype filter hook forward .*policy drop;")
 _ELEMENT: Final = re.compile(r'"?([\w.-]+)"? \. ([0-9a-f:]{17}) \. ([0-9.]+)')
 
 
@@ -142,6 +145,26 @@ class Firewall:
         """
         async with self._lock:
             return frozenset(await self._read_elements())
+
+    async def foreign_drops(self) -> tuple[str, ...]:
+        """Return the chains of others, as "ip filter FORWARD", that drop what they do not know.
+
+        A packet must pass every chain of a hook: our accepting a guest's does not override them.
+
+        Raises:
+            FirewallFailed: nft failed.
+        """
+        async with self._lock:
+            printed = await self._run(["list chains"])
+        found, table, chain = [], "", ""
+        for line in printed.splitlines():
+            if match := _TABLE_LINE.match(line):
+                table = match[1]
+            elif match := _CHAIN_LINE.match(line):
+                chain = match[1]
+            elif _DROPPING_HOOK.match(line) and table.partition(" ")[0] in ("ip", "inet"):
+                found.append(f"{table} {chain}")
+        return tuple(found)
 
     async def destroy(self) -> None:
         """Remove both tables: for a host that shall have no more guests.

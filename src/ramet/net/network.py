@@ -87,8 +87,9 @@ class Network:
     async def close(self) -> None:
         """Let go of everything of ours that is open; the network stays. Idempotent."""
         self._taps.close()
-        for tap in self._open_taps.values():
-            await self._taps.close_tap(tap)
+        async with anyio.create_task_group() as group:
+            for tap in self._open_taps.values():
+                group.start_soon(self._taps.close_tap, tap)
         self._open_taps.clear()
         await self._firewall.close()
 
@@ -136,6 +137,7 @@ class Network:
             TapHeld: an interface of that name is there, most likely an earlier VMM's.
             NetworkFailed, FirewallFailed: the host refused.
         """
+        self._pool.endpoint(instance)
         async with self._turns[instance]:
             return await self._attach(instance)
 
@@ -151,8 +153,10 @@ class Network:
         except TapHeld:
             raise  # Somebody's TAP is there: its filter stays too.
         except BaseException:
+            self._stuck.add(instance)
             with anyio.CancelScope(shield=True):
                 await self._dismiss(instance)
+            self._stuck.discard(instance)
             raise
         self._open_taps[instance] = tap
         self._stuck.discard(instance)
@@ -168,6 +172,7 @@ class Network:
             TapHeld: the TAP is still there after `timeout_s`; all else is as before.
             NetworkFailed, FirewallFailed: the host refused; all else is as before.
         """
+        self._pool.endpoint(instance)
         async with self._turns[instance]:
             await self._detach(instance, timeout_s)
 
@@ -201,6 +206,14 @@ class Network:
             NetworkFailed, FirewallFailed: see `ramet.net.sweep.sweep`.
         """
         return await sweep(self.config, self._firewall, self._pool.endpoints, self._attached.values)
+
+    async def foreign_drops(self) -> tuple[str, ...]:
+        """Return what of others' firewalls may stop our guests, see `Firewall.foreign_drops`.
+
+        Raises:
+            FirewallFailed: nft failed.
+        """
+        return await self._firewall.foreign_drops()
 
     def statistics(self) -> NetworkStatistics:
         """Return how full the network is."""
