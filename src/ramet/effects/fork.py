@@ -1,8 +1,8 @@
 """Forking a running instance.
 
-Everything of a child that does not depend on the capture (its endpoint's admission, its TAP, its folder) is made
-while the capture is being taken. The child is itself, and Running, when its guest has acknowledged its new
-identity; its workload stands still until then.
+What of a child does not depend on the capture (its endpoint's admission, its TAP, its folder) is made while
+the capture is being taken. The child is itself, and Running, when its guest has acknowledged its new identity;
+its workload stands still until then.
 """
 
 from contextlib import AsyncExitStack

@@ -87,8 +87,8 @@ def _text(raw: bytes) -> str:
 def bound_logs(folder: Path) -> list[Path]:
     """Cut every log under the instances' `folder` that has grown too long; returns those that were cut.
 
-    The VMM has the file open for appending, so it is cut in place: the newest part is written to the front and
-    the rest dropped. What is appended in between is lost with it.
+    The VMM has the file open for appending, so it is cut in place: the newest part is written to the
+    front and the rest dropped. What is appended in between is lost with it.
     """
     cut = []
     for path in folder.glob("*/*.log"):

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from typing import Final
 
+import anyio
 from anyio.abc import TaskGroup
 
 from ramet.core.errors import RametError
@@ -38,7 +39,8 @@ from ramet.snapshots.capture import Source, Taken, take_capture
 from ramet.snapshots.flight import Flights
 from ramet.vmm.port import LiveCapture
 
-BOOT_ANSWER_TIMEOUT_S: Final = 120.0
+BOOT_ANSWER_TIMEOUT_S: Final = 90.0
+EXIT_TIMEOUT_S: Final = 5.0
 
 Tell = Callable[[InstanceId, Event], None]
 Look = Callable[[InstanceId], InstanceRecord]
@@ -155,16 +157,19 @@ class SitePerformer:
         try:
             await rig.channel(BOOT_ANSWER_TIMEOUT_S)
         except RametError as error:
-            # If the VMM has ended, VmmExited tells why, and this changes nothing any more.
+            with anyio.move_on_after(EXIT_TIMEOUT_S):
+                await rig.vm.wait_exited()
+                return  # A guest that was done, or failed, before it could answer: Watch tells how it ended.
             emit(Failed(error, time.time()))
             return
         emit(Ready())
 
     async def _take_capture(self, source: InstanceId, close_doors: Callable[[], None]) -> Taken:
-        assert self._tell is not None and self._look is not None, "connect() comes first"
+        assert self._tell is not None, "connect() comes first"
+        assert self._look is not None, "connect() comes first"
         site, tell, record = self._site, self._tell, self._look(source)
         rig = site.rigs.get(source)
-        if rig is None or record.layer is None:
+        if rig is None:
             raise WrongState(f"instance {record.name} has just stopped", state=record.state)
         if not isinstance(rig.vm, LiveCapture):
             raise LiveForkUnsupported(f"{site.driver.name} cannot fork a running instance")
@@ -179,7 +184,8 @@ class SitePerformer:
                     name=record.name,
                     vm=rig.vm,
                     workload=await rig.channel(),
-                    layer=record.layer,
+                    # Of the VMM, which knows; our record of an earlier switch may still be in a queue.
+                    layer=site.layers.id_of(await rig.vm.top_layer()),
                     memory_bytes=record.spec.memory_bytes,
                     overlay_bytes=record.spec.overlay_bytes,
                 ),

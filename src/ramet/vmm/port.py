@@ -211,6 +211,10 @@ class Driver(ABC):
             VmmFailed: the process is gone or does not answer in time.
         """
 
+    @abstractmethod
+    async def end(self, runtime: Runtime) -> None:
+        """End a VMM that cannot be adopted, by process alone; return when it is gone. Idempotent."""
+
 
 class LiveFork(Driver):
     """A Driver whose Vms are `LiveCapture` and that can start children of a capture."""

@@ -267,6 +267,14 @@ class QemuDriver(LiveFork):
             raise
         return vm
 
+    async def end(self, runtime: Runtime) -> None:
+        try:
+            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+        except ProcessLookupError:
+            return
+        process.send_signal(signal.SIGKILL)
+        await process.wait_exited()
+
     async def _start(self, machine: Machine, capture: Capture | None) -> QemuVm:
         folder = machine.folder
         passed = [] if machine.nic is None else [machine.nic.tap_fd]

@@ -29,6 +29,7 @@ class Monitor:
         self._client = QMPClient()
         self._running = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[str]] = {}
+        self._disconnecting = asyncio.Lock()  # The client can be disconnected by one task at a time.
         self.shutdown_reason: str | None = None
         names = ("SHUTDOWN", "RESUME", "BLOCK_JOB_COMPLETED")
         self._listener = EventListener(names=names, event_filter=self._see_event)
@@ -98,11 +99,12 @@ class Monitor:
             raise VmmFailed(f"{command} failed: {message}")
 
     async def disconnect(self) -> None:
-        """End the session; the VMM goes on. Idempotent."""
-        try:
-            await self._client.disconnect()
-        except (QMPError, OSError, EOFError):
-            return  # The other side was gone first.
+        """End the session; the VMM goes on. Idempotent, and several may ask at once."""
+        async with self._disconnecting:
+            try:
+                await self._client.disconnect()
+            except (QMPError, OSError, EOFError):
+                return  # The other side was gone first.
 
     def _see_event(self, event: Message) -> bool:
         # Called as each event arrives; False keeps it out of the listener's queue, which nobody reads.

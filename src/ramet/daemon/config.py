@@ -1,0 +1,112 @@
+"""The settings, read once: flags, then environment (`RAMET_...`, `__` for nesting), then a YAML file.
+
+Below the daemon nobody reads the environment or a settings file: each part gets a frozen dataclass of its own.
+"""
+
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from ramet.core.errors import Invalid
+from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
+
+
+class SettingsInvalid(Invalid):
+    """A setting is unknown or has no possible value; the message names it."""
+
+    code = "settings_invalid"
+
+
+class NetworkSettings(BaseModel, extra="forbid"):
+    """The guests' bridge. `allow_host_ports` are those of the gateway that guests may use, as "udp/53"."""
+
+    bridge_name: str = "rmtbr0"
+    subnet_cidr: IPv4Network = SUBNET_DEFAULT
+    uplink_interface: str | None = None
+    dns_servers: tuple[IPv4Address, ...] = DNS_DEFAULT
+    allow_host_ports: tuple[str, ...] = ()
+    tap_prefix: str = "rmt"
+
+    def bridge(self) -> BridgeConfig:
+        """Return the part `ramet.net` understands.
+
+        Raises:
+            Invalid: a value makes no sense.
+        """
+        return BridgeConfig(
+            name=self.bridge_name,
+            subnet=self.subnet_cidr,
+            uplink=self.uplink_interface,
+            dns=self.dns_servers,
+            allow_host_ports=tuple(_parse_port(text) for text in self.allow_host_ports),
+            tap_prefix=self.tap_prefix,
+        )
+
+
+class Settings(BaseSettings):
+    """All settings.
+
+    `listen` is HOST:PORT of the API over TCP and needs `jwt_secret`; the unix socket is always there.
+    `kernel_package` is a .deb to take the guests' kernel from; without, an installed cloud kernel is used.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="RAMET_", env_nested_delimiter="__", extra="forbid")
+
+    data_dir: Path = Path("/var/lib/ramet")
+    socket: Path = Path("/run/ramet/api.sock")
+    listen: str | None = None
+    jwt_secret: str = ""
+    kernel_package: Path | None = None
+    network: NetworkSettings = NetworkSettings()
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls)
+
+
+def load_settings(overrides: dict[str, object], file: Path | None = None) -> Settings:
+    """Read the settings; `overrides` (from flags) come first.
+
+    Raises:
+        SettingsInvalid: one of them cannot be.
+    """
+    if file is not None and not file.exists():
+        raise SettingsInvalid(f"there is no settings file {file}")
+
+    class FromFile(Settings):
+        model_config = SettingsConfigDict(**{**Settings.model_config, "yaml_file": file})
+
+    try:
+        settings = FromFile(**overrides)  # type: ignore[arg-type]  # What comes in is judged by the model.
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise SettingsInvalid(f"setting {place}: {first['msg']}") from error
+    if settings.listen is not None and not settings.jwt_secret:
+        raise SettingsInvalid(
+            "the API does not listen on TCP without a secret", remedy="set RAMET_JWT_SECRET, or drop --listen"
+        )
+    return settings
+
+
+def _parse_port(text: str) -> tuple[Literal["tcp", "udp"], int]:
+    protocol, _, port = text.partition("/")
+    if protocol not in ("tcp", "udp") or not port.isdecimal():
+        raise SettingsInvalid(f"setting network.allow_host_ports: {text!r} is not like udp/53")
+    return ("tcp" if protocol == "tcp" else "udp"), int(port)

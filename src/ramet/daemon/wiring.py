@@ -1,0 +1,89 @@
+"""Where the parts are put together: the only file that names a driver."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio import to_thread
+
+from ramet.boot.kit import BootKit, prepare_kit
+from ramet.boot.locate import GUEST_PROGRAM, native_program
+from ramet.daemon.config import Settings
+from ramet.disks.layers import LayerStore
+from ramet.effects.logs import keep_logs_bounded
+from ramet.effects.performer import SitePerformer
+from ramet.effects.reconcile import reconcile
+from ramet.effects.site import Site, Stages
+from ramet.images.catalog import Catalog
+from ramet.images.limits import ImageLimits
+from ramet.instance.fleet import Fleet
+from ramet.net.network import Network
+from ramet.store.database import Database
+from ramet.store.paths import DataFolder
+from ramet.vmm.port import Driver
+from ramet.vmm.qemu.driver import QemuDriver
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """The parts the API is made of."""
+
+    fleet: Fleet
+    images: Catalog
+    driver: Driver
+    network: Network
+
+
+@asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[Running]:
+    """Own the data folder and run its instances inside; outside, the guests run on alone.
+
+    Raises:
+        RametError: this host, or what lies in the data folder, cannot be used; nothing was changed.
+    """
+    async with AsyncExitStack() as stack:
+        folder = DataFolder(settings.data_dir)
+        stack.callback(folder.close)
+        database = Database(folder.database)
+        stack.callback(database.close)
+        driver = await to_thread.run_sync(QemuDriver.open, folder.instances)
+        images = Catalog(folder.images, ImageLimits())
+        await images.open()
+        kit = await to_thread.run_sync(lambda: _prepare_kit(settings, folder))
+        network = Network(settings.network.bridge())
+        stack.push_async_callback(network.close)
+        site = Site(
+            folder,
+            database,
+            network,
+            LayerStore(folder.layers),
+            images,
+            driver,
+            kit,
+            Stages(driver.accelerator),
+        )
+        stack.push_async_callback(_let_go, site)
+        found = await reconcile(site)
+        async with anyio.create_task_group() as group:
+            performer = SitePerformer(site, group)
+            fleet = Fleet(performer)
+            performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
+            await group.start(fleet.run, found)
+            group.start_soon(keep_logs_bounded, folder.instances)
+            yield Running(fleet, images, driver, network)
+            group.cancel_scope.cancel()
+
+
+def _prepare_kit(settings: Settings, folder: DataFolder) -> BootKit:
+    return prepare_kit(
+        folder.kits, guest_program=native_program(GUEST_PROGRAM), kernel_package=settings.kernel_package
+    )
+
+
+async def _let_go(site: Site) -> None:
+    """Let go of all guests without ending them."""
+    with anyio.CancelScope(shield=True):
+        for rig in site.rigs.values():
+            await rig.close()
+            await rig.vm.detach()
