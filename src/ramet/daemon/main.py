@@ -1,0 +1,165 @@
+"""`ramet serve`: the daemon's life, from settings to the last signal."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+import uvicorn
+from anyio.abc import TaskStatus
+
+import ramet
+from ramet.api.app import create_app
+from ramet.api.auth import TokenAuth
+from ramet.api.facts import HostFacts, RuntimeFacts
+from ramet.core.errors import Broken, Conflict, Invalid
+from ramet.daemon.config import Settings, load_settings
+from ramet.daemon.wiring import Running, running
+
+SHUTDOWN_TIMEOUT_S: Final = 5
+"""What open requests get when the daemon ends."""
+
+log = structlog.get_logger(__name__)
+
+
+class SocketInUse(Conflict):
+    """Another process serves this socket or port."""
+
+    code = "socket_in_use"
+
+
+def serve(overrides: dict[str, object]) -> None:
+    """Run the daemon until SIGTERM or SIGINT; guests run on. `overrides` are settings from flags.
+
+    Raises:
+        RametError: it could not start; nothing was changed.
+    """
+    file = overrides.pop("config", None)
+    settings = load_settings(overrides, Path(str(file)) if file else None)
+    _set_up_logging(settings)
+    anyio.run(_serve, settings)
+
+
+async def _serve(settings: Settings) -> None:
+    with (
+        _bound_unix(settings.socket) as unix,
+        anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+    ):
+        tcp = _bind_tcp(settings.listen) if settings.listen else None
+        async with running(settings) as parts, anyio.create_task_group() as group:
+            facts = _host_facts(parts)
+            await group.start(_run_server, create_app(parts.fleet, parts.images, facts, auth=None), unix)
+            if tcp is not None:
+                auth = TokenAuth(settings.jwt_secret)
+                await group.start(_run_server, create_app(parts.fleet, parts.images, facts, auth=auth), tcp)
+            log.info(
+                "daemon_started",
+                socket=str(settings.socket),
+                listen=settings.listen,
+                data=str(settings.data_dir),
+            )
+            async for number in signals:
+                log.info("daemon_stopping", signal=number.name)
+                group.cancel_scope.cancel()
+                break
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to the daemon."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _run_server(app: object, listener: socket.socket, *, task_status: TaskStatus[None]) -> None:
+    config = uvicorn.Config(
+        app,  # type: ignore[arg-type]  # An ASGI application; uvicorn's alias is stricter than Starlette's.
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        ws="websockets-sansio",
+    )
+    server = _Server(config)
+    try:
+        async with anyio.create_task_group() as group:
+            group.start_soon(server.serve, [listener])
+            task_status.started()
+    finally:
+        server.should_exit = True
+
+
+def _host_facts(parts: Running) -> HostFacts:
+    network = parts.network
+    return HostFacts(
+        version=ramet.__version__,
+        default_hypervisor=parts.driver.name,
+        runtimes=(RuntimeFacts(parts.driver.name, is_available=True),),
+        gateway=str(network.facts.gateway),
+        subnet=str(network.config.subnet),
+    )
+
+
+@contextmanager
+def _bound_unix(path: Path) -> Iterator[socket.socket]:
+    """Listen on the unix socket of the API, for root alone; gone with the daemon."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and _is_served(path):
+        raise SocketInUse(f"a daemon serves {path} already", remedy="stop it, or choose another --socket")
+    path.unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    former = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise Broken(f"{path} cannot be bound: {error}", remedy="choose another --socket") from error
+    finally:
+        os.umask(former)
+    try:
+        yield listener
+    finally:
+        path.unlink(missing_ok=True)
+        listener.close()
+
+
+def _is_served(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
+def _bind_tcp(listen: str) -> socket.socket:
+    host, _, port = listen.rpartition(":")
+    if not port.isdecimal():
+        raise Invalid(f"{listen!r} is not HOST:PORT", remedy="write it like 127.0.0.1:4973")
+    try:
+        return socket.create_server(
+            (host.strip("[]"), int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        )
+    except OSError as error:
+        raise SocketInUse(
+            f"{listen} cannot be listened on: {error.strerror}", remedy="choose another --listen"
+        ) from error
+
+
+def _set_up_logging(settings: Settings) -> None:
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso"),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(colors=False)
+            if sys.stderr.isatty()
+            else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
