@@ -1,0 +1,1 @@
+"""The public API's types: stdlib dataclasses, light to import, shared by server and client."""

@@ -1,0 +1,72 @@
+"""The application: every route, behind what every request must pass.
+
+The daemon makes it twice over the same fleet, once for TCP with `auth` and once for the unix socket without.
+"""
+
+from collections.abc import MutableMapping
+from typing import Any, Final
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ramet.api import exec_routes, image_routes, instance_routes, system_routes, unsupported
+from ramet.api.auth import RequireToken, TokenAuth
+from ramet.api.errors import install
+from ramet.api.facts import HostFacts
+from ramet.api.ports import CatalogPort, FleetPort
+from ramet.wire_api.instances import API_VERSION
+
+REQUEST_BYTES_MAX: Final = 1 << 20
+
+
+class LimitBody:
+    """ASGI middleware that refuses to read more than `REQUEST_BYTES_MAX` of a request's body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        received_bytes = 0
+
+        async def receive_limited() -> MutableMapping[str, Any]:
+            nonlocal received_bytes
+            message = await receive()
+            received_bytes += len(message.get("body", b""))
+            if received_bytes > REQUEST_BYTES_MAX:
+                raise HTTPException(413, f"the body is larger than {REQUEST_BYTES_MAX} bytes")
+            return message
+
+        await self._app(scope, receive_limited, send)
+
+
+def create_app(
+    fleet: FleetPort, catalog: CatalogPort, facts: HostFacts, *, auth: TokenAuth | None
+) -> FastAPI:
+    """Return the API over `fleet` and `catalog`.
+
+    Args:
+        auth: checks the token of every request; None trusts whoever can connect.
+    """
+    app = FastAPI(
+        title="ramet",
+        version=API_VERSION,
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    install(app)
+    app.include_router(system_routes.router(app, facts))
+    # Before the images: a name may hold slashes, and its route would take their calls.
+    app.include_router(unsupported.router())
+    app.include_router(instance_routes.router(fleet, catalog, facts))
+    app.include_router(image_routes.router(fleet, catalog))
+    app.include_router(exec_routes.router(fleet))
+    app.add_middleware(LimitBody)
+    if auth is not None:
+        app.add_middleware(RequireToken, auth=auth)
+    return app

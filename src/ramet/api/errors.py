@@ -1,0 +1,149 @@
+"""From errors to answers: the one table of status codes, and the one place that logs what went wrong.
+
+A broken host is logged with its cause; everything else is the caller's to read. Official clients send a
+request again after 409 and 5xx, which would fork or create twice, so every answer that the same request
+will meet again says `x-should-retry: false`.
+"""
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
+from ramet.wire_api.errors import Error, ErrorDetail
+
+STATUS: Final[Mapping[type[RametError], HTTPStatus]] = {
+    Invalid: HTTPStatus.BAD_REQUEST,
+    NotFound: HTTPStatus.NOT_FOUND,
+    Conflict: HTTPStatus.CONFLICT,
+    Exhausted: HTTPStatus.CONFLICT,
+    Unsupported: HTTPStatus.NOT_IMPLEMENTED,
+    Broken: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+"""The status of each kind of error; a narrower class has that of the nearest kind above it."""
+
+CODE: Final[Mapping[int, str]] = {
+    HTTPStatus.UNAUTHORIZED: "unauthorized",
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
+    HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+}
+"""Codes of what Starlette and the authentication refuse."""
+
+_ERROR: Final = TypeAdapter(Error)
+_log = structlog.get_logger(__name__)
+
+
+def status_of(error: RametError) -> HTTPStatus:
+    """Return the status that `error` is answered with."""
+    for kind in type(error).__mro__:
+        if kind in STATUS:
+            return STATUS[kind]
+    return HTTPStatus.INTERNAL_SERVER_ERROR
+
+
+def to_wire(error: RametError) -> Error:
+    """Return `error` as the API tells it."""
+    return Error(
+        code=error.code,
+        message=error.message,
+        remedy=error.remedy or None,
+        fields={name: _plain(value) for name, value in error.fields.items()} or None,
+    )
+
+
+def error_body(error: Error) -> dict[str, Any]:
+    """Return `error` as JSON-able values."""
+    body: dict[str, Any] = _ERROR.dump_python(error, mode="json")
+    return body
+
+
+def answer(
+    status: int, error: Error, *, may_retry: bool = False, headers: Mapping[str, str] | None = None
+) -> JSONResponse:
+    """Return the answer that carries `error`."""
+    retry = {} if may_retry else {"x-should-retry": "false"}
+    return JSONResponse(error_body(error), status_code=status, headers={**retry, **(headers or {})})
+
+
+def answer_to(error: RametError) -> JSONResponse:
+    """Return the answer to a request that `error` ended, and log it if it is the host's fault."""
+    status = status_of(error)
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED:
+        _log.error("request_failed", code=error.code, exc_info=error)
+    return answer(status, to_wire(error), may_retry=isinstance(error, Exhausted))
+
+
+def refusal(status: int, message: str, remedy: str | None = None) -> Error:
+    """Return the error for a `status` that no class of ours stands for."""
+    return Error(code=CODE.get(status, "bad_request"), message=message, remedy=remedy)
+
+
+def invalid(problems: Sequence[Mapping[str, Any]]) -> Error:
+    """Return the error for a request that pydantic refused, `problems` as it lists them."""
+    details = tuple(_detail(problem) for problem in problems)
+    return Error(
+        code=Invalid.code,
+        message=details[0].message if details else "The request is invalid",
+        details=details,
+    )
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every failure in our form."""
+
+    async def on_ramet_error(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RametError)
+        return answer_to(error)
+
+    async def on_invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        return answer(HTTPStatus.BAD_REQUEST, invalid(error.errors()))
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        message = f"{request.method} {request.url.path}: {error.detail}"
+        return answer(error.status_code, refusal(error.status_code, message), headers=error.headers)
+
+    async def on_bug(_: Request, error: Exception) -> JSONResponse:
+        # The server logs it with its traceback when it sees it pass.
+        text = f"The server failed unexpectedly: {type(error).__name__}"
+        return answer(HTTPStatus.INTERNAL_SERVER_ERROR, Error(code=Broken.code, message=text))
+
+    app.add_exception_handler(RametError, on_ramet_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_bug)
+
+
+def _detail(problem: Mapping[str, Any]) -> ErrorDetail:
+    place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
+    field = ".".join(place)
+    kind = str(problem["type"])
+    if kind in ("unexpected_keyword_argument", "extra_forbidden"):
+        return ErrorDetail("unknown_field", f"There is no field {field!r}", field)
+    if kind == "missing":
+        return ErrorDetail("missing_field", f"The field {field!r} is missing", field)
+    if kind == "json_invalid":
+        return ErrorDetail("invalid_json", "The body is not JSON")
+    what = f"{field!r}" if field else "The body"
+    return ErrorDetail("invalid_field", f"{what}: {problem['msg']}", field or None)
+
+
+def _plain(value: object) -> object:
+    if value is None or isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): _plain(member) for name, member in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(member) for member in value]
+    return str(value)

@@ -1,0 +1,35 @@
+"""What this host is, found out once at start; the API only repeats it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeFacts:
+    """One hypervisor: `features` as in `GET /capabilities`."""
+
+    name: str
+    is_available: bool
+    features: tuple[str, ...] = ("snapshots", "fork")
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What `GET /capabilities` tells, and what requests are checked against.
+
+    Attributes:
+        version: of ramet.
+        default_hypervisor: of an instance that names none; one of `runtimes`.
+        gateway: address of the host on the guests' network; `subnet` its CIDR. None without a network.
+    """
+
+    version: str
+    default_hypervisor: str
+    runtimes: tuple[RuntimeFacts, ...]
+    gateway: str | None = None
+    subnet: str | None = None
+    arch: str = "amd64"
+
+    @property
+    def platform(self) -> str:
+        """The one platform of images that runs here."""
+        return f"linux/{self.arch}"

@@ -1,0 +1,50 @@
+"""The application on a listening socket, inside somebody else's event loop.
+
+The owner of the loop binds the socket (and so sets a unix socket's mode) and handles signals; the server does
+neither.
+"""
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+from starlette.types import ASGIApp
+
+SHUTDOWN_TIMEOUT_S: Final = 5  # For requests under way; then they are cancelled.
+KEEP_ALIVE_S: Final = 30
+
+
+class HttpServer:
+    """Serves `app` on `listener`, a bound stream socket; several may run in one loop."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        config = uvicorn.Config(
+            app,
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws_per_message_deflate=False,  # Guests' output, next door: not worth the processor.
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        )
+        self._server = _QuietServer(config)
+        self._listener = listener
+
+    async def serve(self) -> None:
+        """Serve until `stop`; then requests under way have `SHUTDOWN_TIMEOUT_S` to end."""
+        await self._server.serve(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Ask `serve` to end."""
+        self._server.should_exit = True
+
+
+class _QuietServer(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the owner of the loop."""
+        yield

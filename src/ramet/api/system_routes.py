@@ -1,0 +1,76 @@
+"""What the server says about itself: health, capabilities, and its own description."""
+
+import html
+import json
+
+from fastapi import APIRouter, FastAPI
+from starlette.responses import HTMLResponse, JSONResponse, Response
+
+from ramet.api.facts import HostFacts
+from ramet.wire_api import system as wire
+from ramet.wire_api.instances import API_VERSION
+
+FEATURES = ("instances", "images", "exec", "logs")
+
+
+def router(app: FastAPI, facts: HostFacts) -> APIRouter:
+    """Return the routes about the server itself."""
+    routes = APIRouter(tags=["system"])
+    capabilities = _capabilities(facts)
+
+    @routes.get("/health")
+    async def health() -> wire.Health:
+        return wire.Health("ok")
+
+    @routes.get("/capabilities")
+    async def get_capabilities() -> wire.Capabilities:
+        return capabilities
+
+    @routes.get("/spec.json", include_in_schema=False)
+    async def spec_json() -> Response:
+        return JSONResponse(app.openapi())
+
+    @routes.get("/spec.yaml", include_in_schema=False)
+    async def spec_yaml() -> Response:
+        # Every JSON document is a YAML document.
+        return Response(json.dumps(app.openapi(), indent=2), media_type="application/yaml")
+
+    @routes.get("/swagger", include_in_schema=False)
+    async def swagger() -> Response:
+        return HTMLResponse(_page(app))
+
+    return routes
+
+
+def _capabilities(facts: HostFacts) -> wire.Capabilities:
+    runtimes = tuple(
+        wire.Runtime(runtime.name, runtime.is_available, runtime.features)
+        for runtime in sorted(facts.runtimes, key=lambda runtime: runtime.name)
+    )
+    is_available = any(
+        runtime.is_available for runtime in facts.runtimes if runtime.name == facts.default_hypervisor
+    )
+    return wire.Capabilities(
+        server=wire.ServerVersion(facts.version, API_VERSION),
+        host=wire.HostKind("linux", facts.arch),
+        default_runtime=wire.DefaultRuntime(facts.default_hypervisor, is_available),
+        runtimes=runtimes,
+        network=wire.NetworkModel("bridge", False, facts.gateway, facts.subnet),
+        images=wire.ImagePlatforms((facts.platform,), facts.platform),
+        features=FEATURES,
+    )
+
+
+def _page(app: FastAPI) -> str:
+    """Return the calls as one plain page: no script and nothing from other hosts."""
+    rows = [
+        f"<tr><td>{method.upper()}<td><code>{html.escape(path)}</code>"
+        f"<td>{html.escape(operation.get('summary', ''))}"
+        for path, operations in app.openapi()["paths"].items()
+        for method, operation in operations.items()
+    ]
+    return (
+        "<!doctype html><meta charset=utf-8><title>ramet API</title>"
+        "<h1>ramet API</h1><p>The whole description: <a href=/spec.json>/spec.json</a></p>"
+        f"<table><tr><th>Method<th>Path<th>{''.join(rows)}</table>"
+    )

@@ -1,0 +1,335 @@
+"""Between the wire and the domain: requests are parsed here, once, and nobody below asks again.
+
+A field of the official client that we do not honour yet is refused with its name, unless it asks for what is
+so anyway: an option switched off is no option.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from ramet.api.errors import to_wire
+from ramet.api.facts import HostFacts
+from ramet.core.errors import Invalid, Unsupported
+from ramet.core.ids import NAME_LENGTH_MAX, is_name
+from ramet.core.spec import InstanceSpec, State
+from ramet.core.units import format_size, parse_duration, parse_size
+from ramet.images import Image
+from ramet.instance.fleet_types import ExecCommand, ForkOutcome, InstanceView, shell_exit_code
+from ramet.wire_api import images as wire_images
+from ramet.wire_api import instances as wire
+from ramet.wire_api.exec import ExecStart
+
+MIB: Final = 1 << 20
+VCPU_COUNT_DEFAULT: Final = 2
+VCPU_COUNT_MAX: Final = 16
+MEMORY_BYTES_DEFAULT: Final = 1 << 30
+MEMORY_BYTES_MIN: Final = 64 * MIB
+MEMORY_BYTES_MAX: Final = 32 << 30
+OVERLAY_BYTES_DEFAULT: Final = 10 << 30
+OVERLAY_BYTES_MIN: Final = 64 * MIB
+OVERLAY_BYTES_MAX: Final = 100 << 30
+TAG_COUNT_MAX: Final = 50
+TAG_VALUE_LENGTH_MAX: Final = 256
+ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.
+WAIT_S_DEFAULT: Final = 60.0
+NETWORK_NAME: Final = "default"
+HYPERVISORS: Final = frozenset({"cloud-hypervisor", "firecracker", "qemu", "qemu-microvm", "vz"})
+
+_TAG_KEY: Final = re.compile(r"[A-Za-z0-9 _.:/=+@-]{1,128}")
+_PLATFORM: Final = re.compile(r"linux/(amd64|arm64)(/v[0-9]+)?")
+
+
+class InvalidName(Invalid):
+    """The text cannot name an instance."""
+
+    code = "invalid_name"
+
+
+class InvalidPlatform(Invalid):
+    """The text is no platform that images are made for."""
+
+    code = "invalid_platform"
+
+
+def _is_falsy(value: object) -> bool:
+    return not value
+
+
+def _is_disabled(value: object) -> bool:
+    return isinstance(value, Mapping) and not value.get("enabled")
+
+
+def _is_zero_time(value: object) -> bool:
+    return isinstance(value, str) and parse_duration(value) == 0
+
+
+def _is_zero_size(value: object) -> bool:
+    return isinstance(value, str) and parse_size(value) == 0
+
+
+_UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
+    "skip_guest_agent": _is_falsy,
+    "hotplug_size": _is_zero_size,
+    "disk_io_bps": _is_falsy,
+    "credentials": _is_falsy,
+    "ttl": _is_zero_time,
+    "expires_at": _is_falsy,
+    "devices": _is_falsy,
+    "gpu": _is_falsy,
+    "volumes": _is_falsy,
+    "snapshot_policy": _is_falsy,
+    "auto_standby": _is_disabled,
+    "health_check": lambda value: isinstance(value, Mapping) and value.get("type") == "none",
+    "restart_policy": lambda value: isinstance(value, Mapping) and value.get("policy", "never") == "never",
+}
+"""Fields we know and do not honour, each with what tells that its value asks for nothing."""
+
+_UNSUPPORTED_NETWORK: Final[Mapping[str, Callable[[object], bool]]] = {
+    "bandwidth_download": _is_falsy,
+    "bandwidth_upload": _is_falsy,
+    "egress": _is_disabled,
+}
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidName unless `name` may name an instance."""
+    if not is_name(name):
+        raise InvalidName(
+            f"{name[: NAME_LENGTH_MAX + 1]!r} cannot be the name of an instance",
+            remedy=f"use 1 to {NAME_LENGTH_MAX} lowercase letters, digits and inner dashes",
+        )
+
+
+def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
+    """Check all of `body` that does not depend on the image.
+
+    Raises:
+        Invalid: it can never be made.
+        Unsupported: it asks for something this server cannot do yet; the error names it.
+    """
+    check_name(body.name)
+    _refuse(body, _UNSUPPORTED_CREATE, "")
+    if body.network is not None:
+        _refuse(body.network, _UNSUPPORTED_NETWORK, "network.")
+    _check_platform(body.platform, facts)
+    _hypervisor(body.hypervisor, facts)
+    _check_tags(body.tags or {})
+
+
+def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:
+    """Return what `body`, checked by `check_create`, asks for.
+
+    Raises:
+        Invalid: a size is none or out of bounds, or there is nothing to run.
+    """
+    argv = (*(body.entrypoint or ()), *(body.cmd or ()))
+    if not argv and not image.config.command:
+        raise Invalid(
+            f"The image {image.name} names no command and neither does the request",
+            remedy="give one in cmd or entrypoint",
+        )
+    vcpu_count = VCPU_COUNT_DEFAULT if body.vcpus is None else body.vcpus
+    if not 1 <= vcpu_count <= VCPU_COUNT_MAX:
+        raise Invalid(f"vcpus is {vcpu_count}, and must be from 1 to {VCPU_COUNT_MAX}", field="vcpus")
+    return InstanceSpec(
+        image=image.name,
+        image_digest=image.digest,
+        hypervisor=_hypervisor(body.hypervisor, facts),
+        vcpu_count=vcpu_count,
+        memory_bytes=_size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
+        overlay_bytes=_size(
+            "overlay_size", body.overlay_size, OVERLAY_BYTES_DEFAULT, OVERLAY_BYTES_MIN, OVERLAY_BYTES_MAX
+        ),
+        env=_env(body.env),
+        entrypoint=_argv("entrypoint", body.entrypoint),
+        cmd=_argv("cmd", body.cmd),
+        has_network=body.network is None or body.network.enabled is not False,
+        tags=dict(body.tags or {}),
+    )
+
+
+def to_exec_command(start: ExecStart) -> ExecCommand:
+    """Return the command that the first message of an exec session asks for.
+
+    Raises:
+        Invalid: there is no command, or a number is negative.
+        Unsupported: it asks for a terminal.
+    """
+    if start.tty:
+        raise Unsupported(
+            "exec with a terminal (tty) is not supported yet", remedy="leave out tty", field="tty"
+        )
+    if not start.command or not start.command[0]:
+        raise Invalid("The command is empty", field="command")
+    if start.timeout < 0 or start.wait_for_agent < 0:
+        raise Invalid("timeout and wait_for_agent must not be negative")
+    argv = _argv("command", start.command)
+    assert argv is not None
+    return ExecCommand(
+        argv=argv,
+        env=_env(start.env),
+        cwd=start.cwd,
+        user=start.user,
+        timeout_s=start.timeout,
+        has_stdin=start.stdin,
+    )
+
+
+def to_state(text: str) -> State:
+    """Return the state that `text` names, else raise Invalid."""
+    try:
+        return State(text)
+    except ValueError as error:
+        raise Invalid(f"{text[:40]!r} is no state", remedy=f"use one of {', '.join(State)}") from error
+
+
+def to_wait_s(text: str | None) -> float:
+    """Return how long to wait at most; more than five minutes is five minutes."""
+    wait_s = WAIT_S_DEFAULT if text is None else parse_duration(text)
+    return min(wait_s, wire.WAIT_S_MAX)
+
+
+def to_instance(
+    view: InstanceView, facts: HostFacts, timings_ms: Mapping[str, float] | None = None
+) -> wire.Instance:
+    """Return `view` as the API shows it."""
+    record = view.record
+    spec = record.spec
+    ended = record.exit
+    network = (
+        wire.InstanceNetwork(True, NETWORK_NAME, view.ip, view.mac)
+        if spec.has_network
+        else wire.InstanceNetwork(False)
+    )
+    return wire.Instance(
+        id=record.id,
+        name=record.name,
+        image=spec.image,
+        state=record.state.value,
+        created_at=_time(record.identity.created_at),
+        state_error=record.state_error or None,
+        image_digest=spec.image_digest,
+        platform=facts.platform,
+        hypervisor=spec.hypervisor,
+        size=format_size(spec.memory_bytes),
+        overlay_size=format_size(spec.overlay_bytes),
+        vcpus=spec.vcpu_count,
+        env=spec.env,
+        tags=spec.tags,
+        network=network,
+        has_snapshot=record.state is State.STANDBY,
+        exit_code=None if ended is None else shell_exit_code(ended),
+        exit_message=None if ended is None else ended.message or None,
+        started_at=None if record.started_at is None else _time(record.started_at),
+        stopped_at=None if record.stopped_at is None else _time(record.stopped_at),
+        parent_id=record.identity.parent,
+        timings_ms=timings_ms,
+    )
+
+
+def to_fork_result(outcome: ForkOutcome, facts: HostFacts) -> wire.ForkResult:
+    """Return what became of one child as the API shows it."""
+    return wire.ForkResult(
+        name=outcome.name,
+        instance=None if outcome.view is None else to_instance(outcome.view, facts),
+        error=None if outcome.error is None else to_wire(outcome.error),
+        timings_ms=outcome.timings_ms,
+    )
+
+
+def to_image(image: Image, name: str | None = None) -> wire_images.Image:
+    """Return `image` under one of its names."""
+    config = image.config
+    pairs = (entry.partition("=") for entry in config.env)
+    return wire_images.Image(
+        name=name or image.name,
+        digest=image.digest,
+        status="ready",
+        created_at=image.created_at.isoformat(),
+        size_bytes=image.size_bytes,
+        platform=str(image.platform),
+        entrypoint=config.entrypoint,
+        cmd=config.cmd,
+        env={key: value for key, _, value in pairs},
+        working_dir=config.working_dir,
+        tags={},
+    )
+
+
+def _refuse(body: object, table: Mapping[str, Callable[[object], bool]], prefix: str) -> None:
+    for field, asks_for_nothing in table.items():
+        value = getattr(body, field)
+        if value is not None and not asks_for_nothing(value):
+            name = prefix + field
+            raise Unsupported(f"{name} is not supported yet", remedy=f"leave out {name}", field=name)
+
+
+def _check_platform(platform: str | None, facts: HostFacts) -> None:
+    if platform is None or platform == facts.platform:
+        return
+    if _PLATFORM.fullmatch(platform) is None:
+        raise InvalidPlatform(f"{platform[:60]!r} is no platform", remedy="write it like linux/amd64")
+    raise Unsupported(
+        f"This host does not run {platform}", remedy=f"use an image for {facts.platform}", field="platform"
+    )
+
+
+def _hypervisor(name: str | None, facts: HostFacts) -> str:
+    wanted = name or facts.default_hypervisor
+    available = [runtime.name for runtime in facts.runtimes if runtime.is_available]
+    if wanted in available:
+        return wanted
+    if wanted not in HYPERVISORS:
+        raise Invalid(f"{wanted[:40]!r} is no hypervisor", remedy=f"use one of {', '.join(available)}")
+    raise Unsupported(
+        f"The hypervisor {wanted} is not available here",
+        remedy=f"use one of {', '.join(available)}" if available else "",
+        field="hypervisor",
+    )
+
+
+def _check_tags(tags: Mapping[str, str]) -> None:
+    if len(tags) > TAG_COUNT_MAX:
+        raise Invalid(f"There are {len(tags)} tags, and at most {TAG_COUNT_MAX} may be", field="tags")
+    for key, value in tags.items():
+        if _TAG_KEY.fullmatch(key) is None:
+            raise Invalid(f"{key[:129]!r} cannot be the key of a tag", field="tags")
+        if len(value) > TAG_VALUE_LENGTH_MAX:
+            raise Invalid(f"The tag {key!r} is longer than {TAG_VALUE_LENGTH_MAX} characters", field="tags")
+
+
+def _size(field: str, text: str | None, default: int, bytes_min: int, bytes_max: int) -> int:
+    """Return bytes, rounded up to whole MiB."""
+    if text is None:
+        return default
+    size_bytes = -(-parse_size(text) // MIB) * MIB
+    if not bytes_min <= size_bytes <= bytes_max:
+        bounds = f"from {format_size(bytes_min)} to {format_size(bytes_max)}"
+        raise Invalid(f"{field} is {text}, and must be {bounds}", field=field)
+    return size_bytes
+
+
+def _env(env: Mapping[str, str] | None) -> Mapping[str, str]:
+    env = dict(env or {})
+    for name, value in env.items():
+        if not name or "=" in name or "\0" in name or "\0" in value:
+            raise Invalid(f"{name[:60]!r} cannot be an environment variable", field="env")
+    if sum(len(name.encode()) + len(value.encode()) for name, value in env.items()) > ENVIRONMENT_BYTES_MAX:
+        raise Invalid(f"env is larger than {ENVIRONMENT_BYTES_MAX} bytes", field="env")
+    return env
+
+
+def _argv(field: str, argv: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    if argv is None:
+        return None
+    if any("\0" in word for word in argv):
+        raise Invalid(f"{field} holds a NUL character", field=field)
+    if sum(len(word.encode()) + 1 for word in argv) > ENVIRONMENT_BYTES_MAX:
+        raise Invalid(f"{field} is larger than {ENVIRONMENT_BYTES_MAX} bytes", field=field)
+    return argv
+
+
+def _time(unix_s: float) -> str:
+    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -1,0 +1,98 @@
+"""What the official client can call and this server does not do yet: 501, with the call's name.
+
+Telling "not yet" from "no such thing" spares a user the search for a typing error. A row goes when its call
+comes; a test holds the table against the client.
+"""
+
+from typing import Any, Final
+
+from fastapi import APIRouter, WebSocket
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ramet.api.errors import answer_to
+from ramet.core.errors import Unsupported
+
+_LATER: Final = "it will come with a later version"
+
+UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
+    ("POST", "/images", "images.create"),
+    ("POST", "/images/{name:path}/tag", "images.tag"),
+    ("PATCH", "/instances/{id}", "instances.update"),
+    ("POST", "/instances/{id}/start", "instances.start"),
+    ("POST", "/instances/{id}/standby", "instances.standby"),
+    ("POST", "/instances/{id}/restore", "instances.restore"),
+    ("GET", "/instances/{id}/stat", "instances.stat"),
+    ("GET", "/instances/{id}/stats", "instances.stats"),
+    ("GET", "/instances/{id}/auto-standby/status", "instances.auto_standby.status"),
+    ("POST", "/instances/{id}/auto-standby/hold", "instances.auto_standby.hold"),
+    ("POST", "/instances/{id}/volumes/{volume_id}", "instances.volumes.attach"),
+    ("DELETE", "/instances/{id}/volumes/{volume_id}", "instances.volumes.detach"),
+    ("POST", "/instances/{id}/snapshots", "instances.snapshots.create"),
+    ("POST", "/instances/{id}/snapshots/{snapshot_id}/restore", "instances.snapshots.restore"),
+    ("GET", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.get"),
+    ("PUT", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.update"),
+    ("DELETE", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.delete"),
+    ("GET", "/snapshots", "snapshots.list"),
+    ("GET", "/snapshots/{snapshot_id}", "snapshots.get"),
+    ("DELETE", "/snapshots/{snapshot_id}", "snapshots.delete"),
+    ("POST", "/snapshots/{snapshot_id}/fork", "snapshots.fork"),
+    ("GET", "/volumes", "volumes.list"),
+    ("POST", "/volumes", "volumes.create"),
+    ("POST", "/volumes/from-archive", "volumes.create_from_archive"),
+    ("GET", "/volumes/{id}", "volumes.get"),
+    ("DELETE", "/volumes/{id}", "volumes.delete"),
+    ("GET", "/devices", "devices.list"),
+    ("POST", "/devices", "devices.create"),
+    ("GET", "/devices/available", "devices.list_available"),
+    ("GET", "/devices/{id}", "devices.retrieve"),
+    ("DELETE", "/devices/{id}", "devices.delete"),
+    ("GET", "/ingresses", "ingresses.list"),
+    ("POST", "/ingresses", "ingresses.create"),
+    ("GET", "/ingresses/{id}", "ingresses.get"),
+    ("DELETE", "/ingresses/{id}", "ingresses.delete"),
+    ("GET", "/builds", "builds.list"),
+    ("POST", "/builds", "builds.create"),
+    ("GET", "/builds/{id}", "builds.get"),
+    ("DELETE", "/builds/{id}", "builds.cancel"),
+    ("GET", "/builds/{id}/events", "builds.events"),
+    ("GET", "/builders", "builders.list"),
+    ("POST", "/builders", "builders.create"),
+    ("GET", "/builders/{id}", "builders.get"),
+    ("DELETE", "/builders/{id}", "builders.delete"),
+    ("POST", "/builders/{id}/prune", "builders.prune"),
+    ("GET", "/pushes", "pushes.list"),
+    ("POST", "/pushes", "pushes.create"),
+    ("GET", "/pushes/{id}", "pushes.get"),
+    ("GET", "/resources", "resources.get"),
+    ("POST", "/resources/memory/reclaim", "resources.reclaim_memory"),
+)
+"""Method, path and name in the official client."""
+
+_REMEDY: Final = {"images.create": "add an image from a file: ramet image import PATH"}
+
+
+def refusal_of(name: str) -> Unsupported:
+    """Return the error that says `name` cannot be done yet."""
+    return Unsupported(f"{name} is not supported yet", remedy=_REMEDY.get(name, _LATER), operation=name)
+
+
+def router() -> APIRouter:
+    """Return the routes of all rows, and of the file copy over WebSocket."""
+    routes = APIRouter()
+    for method, path, name in UNSUPPORTED:
+        routes.add_api_route(path, _refuse(name), methods=[method], include_in_schema=False)
+    routes.add_api_websocket_route("/instances/{id}/cp", _refuse_copy)
+    return routes
+
+
+def _refuse(name: str) -> Any:
+    # Takes the bare request: its body is not read, whatever its size and kind.
+    async def refuse(_: Request) -> Response:
+        raise refusal_of(name)
+
+    return refuse
+
+
+async def _refuse_copy(websocket: WebSocket) -> None:
+    await websocket.send_denial_response(answer_to(refusal_of("lib.cp")))

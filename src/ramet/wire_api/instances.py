@@ -1,0 +1,158 @@
+"""Instances as the API shows them and as requests ask for them.
+
+Field names, units and defaults are those of the official client of the API we are compatible with; a line
+"Additive" marks what is ours. Requests name every field that client can send, also those we cannot honour
+yet: what is known and refused is told apart from what is a typing error.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from ramet.wire_api.errors import Error
+
+API_VERSION: Final = "0.3.0"
+"""Version of the compatible API, not of ramet."""
+
+FORK_COUNT_MAX: Final = 1000
+WAIT_S_MAX: Final = 300.0
+LOG_TAIL_LINES_DEFAULT: Final = 100
+
+# Read by pydantic where the API parses requests; a plain mapping, so that nobody else needs pydantic.
+_FORBID_UNKNOWN: Final[Mapping[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceNetwork:
+    """The network of an instance; addresses as text, null without one."""
+
+    enabled: bool
+    name: str | None = None
+    ip: str | None = None
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """One instance. Sizes such as "1GB", times in RFC 3339 and UTC.
+
+    Additive: `image_digest`; `parent_id`, of the instance it was forked from; `timings_ms` by phase, in the
+    answer to its fork only.
+    """
+
+    id: str
+    name: str
+    image: str
+    state: str
+    created_at: str
+    state_error: str | None = None
+    image_digest: str | None = None
+    platform: str | None = None
+    hypervisor: str | None = None
+    size: str | None = None
+    overlay_size: str | None = None
+    vcpus: int | None = None
+    env: Mapping[str, str] | None = None
+    tags: Mapping[str, str] | None = None
+    network: InstanceNetwork | None = None
+    has_snapshot: bool = False
+    exit_code: int | None = None
+    exit_message: str | None = None
+    started_at: str | None = None
+    stopped_at: str | None = None
+    parent_id: str | None = None
+    timings_ms: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateNetwork:
+    """The network asked for; on unless `enabled` is false."""
+
+    enabled: bool | None = None
+    bandwidth_download: str | None = None
+    bandwidth_upload: str | None = None
+    egress: Mapping[str, Any] | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class CreateInstance:
+    """The body of `POST /instances`. None is "not said"; the server has the defaults."""
+
+    name: str
+    image: str
+    size: str | None = None
+    overlay_size: str | None = None
+    vcpus: int | None = None
+    env: Mapping[str, str] | None = None
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+    tags: Mapping[str, str] | None = None
+    network: CreateNetwork | None = None
+    hypervisor: str | None = None
+    platform: str | None = None
+    skip_kernel_headers: bool | None = None
+    skip_guest_agent: bool | None = None
+    hotplug_size: str | None = None
+    disk_io_bps: str | None = None
+    credentials: Mapping[str, Any] | None = None
+    ttl: str | None = None
+    expires_at: str | None = None
+    devices: tuple[str, ...] | None = None
+    gpu: Mapping[str, Any] | None = None
+    volumes: tuple[Mapping[str, Any], ...] | None = None
+    snapshot_policy: Mapping[str, Any] | None = None
+    auto_standby: Mapping[str, Any] | None = None
+    health_check: Mapping[str, Any] | None = None
+    restart_policy: Mapping[str, Any] | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ForkInstance:
+    """The body of `POST /instances/{id}/fork`."""
+
+    name: str
+    from_running: bool = False
+    target_state: str | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ForkMany:
+    """The body of `POST /instances/{id}/forks` (additive); the children are `<name_prefix>-1` and so on."""
+
+    count: int
+    name_prefix: str
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ForkResult:
+    """What became of one child: `instance` or `error`."""
+
+    name: str
+    instance: Instance | None = None
+    error: Error | None = None
+    timings_ms: Mapping[str, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ForkManyResult:
+    """What became of all children, in the order of their names."""
+
+    forks: tuple[ForkResult, ...]
+    succeeded: int
+
+
+@dataclass(frozen=True, slots=True)
+class WaitResult:
+    """What the instance was when the waiting ended."""
+
+    state: str
+    timed_out: bool
+    state_error: str | None = None

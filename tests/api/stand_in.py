@@ -1,0 +1,326 @@
+"""A fleet and a catalog that live in memory, and a server over them: what tests of the API stand on.
+
+They keep the promises of the real ones (states, errors, order) and run no VM. Commands in a guest are a
+handful of names with behaviour, see `GuestCommand`.
+"""
+
+import asyncio
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import anyio
+import jwt
+
+from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.core.errors import Broken, Exhausted
+from ramet.core.ids import InstanceId, mint_id
+from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
+from ramet.images import LINUX_AMD64, Digest, Image, ImageConfig, ImportProgress
+from ramet.images.errors import ImageInUse, ImageNotFound, ImageSourceNotFound
+from ramet.instance.fleet_types import (
+    ExecCommand,
+    ExecEnd,
+    ExecSession,
+    ForkOutcome,
+    InstanceAmbiguous,
+    InstanceNotFound,
+    InstanceView,
+    NameTaken,
+    WaitOutcome,
+    WrongState,
+)
+
+SECRET = "a secret that is long enough for tests only"
+FACTS = HostFacts("0.1.0", "qemu", (RuntimeFacts("qemu", True),), "10.100.0.1", "10.100.0.0/16")
+INSTANCE_COUNT_MAX = 1200
+
+
+def token(*permissions: str, secret: str = SECRET, lifetime_s: float = 600) -> str:
+    """Return a token; without permissions it allows everything."""
+    claims: dict[str, object] = {"sub": "tester", "exp": time.time() + lifetime_s}
+    if permissions:
+        claims["permissions"] = list(permissions)
+    return jwt.encode(claims, secret, algorithm="HS256")
+
+
+class GuestCommand:
+    """One command: echo, cat, fail TEXT CODE, big BYTES, hang; anything else is not found."""
+
+    def __init__(self, command: ExecCommand) -> None:
+        self.command = command
+        self.signals: list[int] = []
+        self.is_closed = False
+        self._stdin: list[bytes] = []
+        self._has_ended_stdin = not command.has_stdin
+        self._changed = anyio.Event()
+        self._end = ExecEnd(0, None, timed_out=False)
+
+    def _change(self) -> None:
+        self._changed.set()
+        self._changed = anyio.Event()
+
+    async def write(self, data: bytes) -> None:
+        assert not self._has_ended_stdin, "stdin was not asked for, or has been closed"
+        if self.command.argv[0] == "hang":
+            await anyio.sleep_forever()
+        self._stdin.append(data)
+        self._change()
+
+    async def close_stdin(self) -> None:
+        self._has_ended_stdin = True
+        self._change()
+
+    async def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+        self._change()
+
+    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        name, *args = self.command.argv
+        match name:
+            case "echo":
+                yield 1, " ".join(args).encode() + b"\n"
+            case "env":
+                yield 1, "".join(f"{key}={value}\n" for key, value in self.command.env.items()).encode()
+            case "fail":
+                yield 1, b"before "
+                yield 2, args[0].encode()
+                self._end = ExecEnd(int(args[1]), None, timed_out=False)
+            case "big":
+                yield 1, b"x" * int(args[0])
+            case "broken":
+                yield 1, b"so far "
+                raise Broken("the guest went away")
+            case "cat":
+                async for data in self._read_stdin():
+                    yield 1, data
+            case "hang":
+                while not self.signals:
+                    await self._changed.wait()
+                self._end = ExecEnd(None, self.signals[0], timed_out=False)
+            case _:
+                yield 2, f"{name}: command not found\n".encode()
+                self._end = ExecEnd(127, None, timed_out=False)
+
+    async def _read_stdin(self) -> AsyncIterator[bytes]:
+        while True:
+            while self._stdin:
+                data = self._stdin.pop(0)
+                if data == b"STOP":
+                    return
+                yield data
+            if self._has_ended_stdin:
+                return
+            await self._changed.wait()
+
+    async def wait(self) -> ExecEnd:
+        return self._end
+
+    async def aclose(self) -> None:
+        self.is_closed = True
+
+
+@dataclass
+class StandInFleet:
+    """Instances in memory. `log` is every instance's; `commands` all that was run."""
+
+    log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
+    commands: list[GuestCommand] = field(default_factory=list)
+    failing: set[str] = field(default_factory=set)
+    _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
+
+    def put(
+        self, name: str, state: State = State.RUNNING, spec: InstanceSpec | None = None
+    ) -> InstanceRecord:
+        """Have an instance called `name` from now on."""
+        identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, 1_700_000_000.5)
+        spec = spec or InstanceSpec("img", "sha256:" + "0" * 64, "qemu", 2, 1 << 30, 10 << 30)
+        record = InstanceRecord(spec, identity, state, started_at=1_700_000_001.0)
+        self._records[record.id] = record
+        return record
+
+    def set(self, name: str, state: State, exit: Exit | None = None) -> None:
+        record = self.get(name).record
+        self._records[record.id] = replace(record, state=state, exit=exit)
+
+    def get(self, ref: str) -> InstanceView:
+        named = [record for record in self._records.values() if record.name == ref]
+        found = named or [record for record in self._records.values() if record.id.startswith(ref)]
+        if not found:
+            raise InstanceNotFound(f"there is no instance {ref}", remedy="ramet ps -a shows all", ref=ref)
+        if len(found) > 1:
+            raise InstanceAmbiguous(f"{ref} begins {len(found)} ids")
+        record = found[0]
+        has_network = record.spec.has_network
+        return InstanceView(record, "10.100.0.7" if has_network else None, "02:00:00:00:00:07")
+
+    def list(self) -> Sequence[InstanceView]:
+        return [self.get(record.id) for record in self._records.values()]
+
+    async def create(self, name: str, spec: InstanceSpec) -> InstanceView:
+        self._check(name)
+        return self.get(self.put(name, State.RUNNING, spec).id)
+
+    async def stop(self, ref: str) -> InstanceView:
+        record = self.get(ref).record
+        if record.state not in (State.RUNNING, State.INITIALIZING):
+            raise WrongState(f"{record.name} is {record.state}")
+        self.set(record.name, State.STOPPED, Exit(None, 15))
+        return self.get(ref)
+
+    async def delete(self, ref: str) -> None:
+        del self._records[self.get(ref).record.id]
+
+    async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome:
+        found = self.get(ref).record.state
+        return WaitOutcome(found, "", timed_out=found is not state)
+
+    async def fork(self, ref: str, names: Sequence[str]) -> Sequence[ForkOutcome]:
+        source = self.get(ref).record
+        outcomes = []
+        for name in names:
+            try:
+                self._check(name)
+            except (NameTaken, Exhausted, Broken) as error:
+                outcomes.append(ForkOutcome(name, None, error))
+                continue
+            child = self.put(name, State.RUNNING, source.spec.for_fork())
+            child = replace(child, identity=replace(child.identity, parent=source.id))
+            self._records[child.id] = child
+            outcomes.append(ForkOutcome(name, self.get(name), None, {"capture": 12.5, "total": 80.0}))
+        return outcomes
+
+    async def open_exec(self, ref: str, command: ExecCommand) -> ExecSession:
+        self.get(ref)
+        if command.cwd == "/nowhere":
+            raise Broken("the guest has no directory /nowhere", remedy="choose another")
+        self.commands.append(GuestCommand(command))
+        return self.commands[-1]
+
+    async def logs(self, ref: str, *, source: str, tail: int, follow: bool) -> AsyncIterator[str]:
+        for line in self.log[len(self.log) - tail :] if tail else []:
+            yield f"{source}: {line}" if source != "app" else line
+        if follow:
+            await anyio.sleep_forever()
+
+    def _check(self, name: str) -> None:
+        if any(record.name == name for record in self._records.values()):
+            raise NameTaken(f"there is an instance called {name}", remedy="choose another name", name=name)
+        if len(self._records) >= INSTANCE_COUNT_MAX:
+            raise Exhausted("no slot is free", remedy="delete an instance")
+        if name in self.failing:
+            raise Broken("the VMM did not start")
+
+
+def image(name: str, tags: tuple[str, ...], command: tuple[str, ...] = ("/bin/sh",)) -> Image:
+    """Return an image that is not there on disk."""
+    config = ImageConfig(
+        entrypoint=(),
+        cmd=command,
+        env=("PATH=/bin", "EMPTY="),
+        working_dir="/srv",
+        user="",
+        exposed_ports=(),
+        labels={},
+        stop_signal="",
+        volumes=(),
+        os="linux",
+        architecture="amd64",
+        variant="",
+        created="",
+    )
+    digest = Digest("sha256:" + f"{len(name):02x}" * 32)
+    created = datetime(2026, 1, 2, tzinfo=UTC)
+    return Image(name, digest, 4096, config, LINUX_AMD64, created, Path("/nowhere"), tags)
+
+
+@dataclass
+class StandInCatalog:
+    """Images in memory, by name."""
+
+    images: dict[str, Image] = field(default_factory=dict)
+    imported: list[Path] = field(default_factory=list)
+
+    def put(self, name: str, command: tuple[str, ...] = ("/bin/sh",)) -> Image:
+        self.images[name] = image(name, (name,), command)
+        return self.images[name]
+
+    async def import_path(
+        self,
+        path: Path,
+        *,
+        name: str | None = None,
+        progress: Callable[[ImportProgress], None] | None = None,
+    ) -> Image:
+        if not path.exists():
+            raise ImageSourceNotFound(f"there is nothing at {path}")
+        self.imported.append(path)
+        return self.put(name or f"docker.io/library/{path.stem}:latest")
+
+    def resolve(self, ref: str) -> Image:
+        for name, found in self.images.items():
+            if ref in (name, found.digest):
+                return found
+        raise ImageNotFound(f"There is no image {ref!r}", remedy="ramet image list", ref=ref)
+
+    def list(self) -> Sequence[Image]:
+        return list(self.images.values())
+
+    async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None:
+        found = self.resolve(ref)
+        if in_use(found.digest):
+            raise ImageInUse(f"{ref} is used", remedy="remove the instances first")
+        del self.images[found.name]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server under way: `socket` without tokens, `url` with."""
+
+    fleet: StandInFleet
+    catalog: StandInCatalog
+    socket: Path
+    url: str
+
+    @property
+    def unix_url(self) -> str:
+        return f"unix://{self.socket}"
+
+
+@contextmanager
+def serve() -> Iterator[Served]:
+    """Serve a stand-in on a unix socket and on loopback TCP, from a thread with a loop of its own."""
+    with tempfile.TemporaryDirectory(prefix="ramet-api-") as folder:
+        path = Path(folder) / "api.sock"
+        unix = socket.socket(socket.AF_UNIX)
+        unix.bind(str(path))
+        tcp = socket.create_server(("127.0.0.1", 0))
+        fleet, catalog = StandInFleet(), StandInCatalog()
+        catalog.put("docker.io/library/alpine:latest")
+        servers = [
+            HttpServer(create_app(fleet, catalog, FACTS, auth=None), unix),
+            HttpServer(create_app(fleet, catalog, FACTS, auth=TokenAuth(SECRET)), tcp),
+        ]
+        unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.
+
+        async def run() -> None:
+            async with anyio.create_task_group() as tasks:
+                for server in servers:
+                    tasks.start_soon(server.serve)
+
+        thread = threading.Thread(target=asyncio.run, args=(run(),))
+        thread.start()
+        try:
+            yield Served(fleet, catalog, path, f"http://127.0.0.1:{tcp.getsockname()[1]}")
+        finally:
+            for server in servers:
+                server.stop()
+            thread.join()
+            unix.close()
+            tcp.close()
