@@ -201,21 +201,39 @@ async def test_without_the_filter_a_learning_port_believes_them(
     assert OTHER_MAC in learned()
 
 
-@pytest.mark.parametrize(("without", "remaining"), [("bridge", "inet"), ("inet", "bridge")])
-async def test_a_frame_to_a_link_local_mac_cannot_go_around_either_table(
-    guest: tuple[Endpoint, Tap], nft: Run, without: str, remaining: str
+@pytest.mark.parametrize("mac", ["01:80:c2:00:00:00", "01:80:c2:00:00:03", LLDP_MAC])
+@pytest.mark.parametrize("wall", ["bridge", "inet"])
+async def test_each_table_by_itself_stops_frames_to_link_local_macs(
+    guest: tuple[Endpoint, Tap], nft: Run, wall: str, mac: str
 ) -> None:
-    """The bridge hands these to the host as if from the TAP itself, behind the back of prerouting."""
     endpoint, tap = guest
+    frame = ethernet(endpoint.mac, mac, 0x0800, udp(endpoint.ip, b"in"))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", PORT))
+        server.setblocking(False)
+        nft(f"delete table {'inet' if wall == 'bridge' else 'bridge'} ramet_rmtbr0")
+        send(tap, frame)
+        with pytest.raises(BlockingIOError):
+            server.recv(100)
+        nft(f"delete table {wall} ramet_rmtbr0")
+        send(tap, frame)
+        assert server.recv(100) == b"in"
+
+
+async def test_a_port_with_the_kernels_own_options_does_not_reach_the_host_as_a_tap(
+    guest: tuple[Endpoint, Tap], nft: Run, ip: Run
+) -> None:
+    """By default an LLDP MAC takes any packet past every hook of the bridge."""
+    endpoint, tap = guest
+    ip(f"link set {tap.name} type bridge_slave group_fwd_mask 0")
     frame = ethernet(endpoint.mac, LLDP_MAC, 0x0800, udp(endpoint.ip, b"in"))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
         server.bind(("0.0.0.0", PORT))
         server.setblocking(False)
-        nft(f"delete table {without} ramet_rmtbr0")
         send(tap, frame)
         with pytest.raises(BlockingIOError):
             server.recv(100)
-        nft(f"delete table {remaining} ramet_rmtbr0")
+        nft("delete table inet ramet_rmtbr0")
         send(tap, frame)
         assert server.recv(100) == b"in"
 

@@ -78,6 +78,8 @@ BR_BOOLOPT_NO_LL_LEARN: Final = 1 << 0
 IFLA_BRPORT_LEARNING: Final = 8
 IFLA_BRPORT_UNICAST_FLOOD: Final = 9
 IFLA_BRPORT_MCAST_FLOOD: Final = 27
+IFLA_BRPORT_GROUP_FWD_MASK: Final = 31
+GROUP_FWD_MASK_ALL: Final = 0xFFFD  # 01:80:c2:00:00:00 to :0f, less :01, which the kernel always drops.
 IFLA_BRPORT_ISOLATED: Final = 33
 IFA_ADDRESS: Final = 1
 IFA_LOCAL: Final = 2
@@ -232,6 +234,9 @@ def enslave(index: int, bridge: int, *, mtu_bytes: int, has_ipv6: bool) -> Reque
 def open_port(index: int, *, learning: bool) -> Request:
     """Isolate bridge port `index`, spare it what is not addressed to it, and set it up.
 
+    Frames to link-local MACs take the way of all others, through the hooks of the firewall; by default
+    the bridge hands those to 01:80:c2:00:00:0e straight to the host, as if it had received them on the port.
+
     A message apart from `enslave`: the kernel sets port options before it sets a master.
     """
     options = (
@@ -239,6 +244,7 @@ def open_port(index: int, *, learning: bool) -> Request:
         _u8(IFLA_BRPORT_LEARNING, int(learning)),
         _u8(IFLA_BRPORT_UNICAST_FLOOD, 0),
         _u8(IFLA_BRPORT_MCAST_FLOOD, 0),
+        _attr(IFLA_BRPORT_GROUP_FWD_MASK, struct.pack("=H", GROUP_FWD_MASK_ALL)),
     )
     info = _nest(
         IFLA_LINKINFO, _attr(IFLA_INFO_SLAVE_KIND, b"bridge\0"), _nest(IFLA_INFO_SLAVE_DATA, *options)

@@ -272,7 +272,7 @@ class Firewall:
         chain(
             "from_guest",
             "",
-            # These bypass prerouting, are learned from and delivered as if from the TAP, not the bridge.
+            # Not with our port options; else some go around prerouting, to the host as if from the TAP.
             f"{LINK_LOCAL_MACS} counter drop",
             "ether type ip iifname . ether saddr . ip saddr @guests accept",
             "arp htype 1 arp ptype ip arp hlen 6 arp plen 4"
