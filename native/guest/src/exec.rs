@@ -335,3 +335,7 @@ pub fn append_refusal(out: &mut Vec<u8>, stream: u16, refused: &Refused) {
     let text = messages::to_json(&messages::Refusal { error: messages::ErrorBody { code, message } });
     frames::append_frame(out, frames::RESPONSE, stream, text.as_bytes());
 }
+
+#[cfg(test)]
+#[path = "exec_tests.rs"]
+mod tests;
