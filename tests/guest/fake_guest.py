@@ -1,4 +1,4 @@
-"""A guest without a VM: the guest's side of the protocol on a unix socket, well-behaved unless told otherwise."""
+"""A guest without a VM: its side of the protocol on a unix socket, well-behaved unless told otherwise."""
 
 import asyncio
 from collections.abc import Callable
@@ -81,12 +81,16 @@ class Session(asyncio.Protocol):
         self.parser = FrameParser(Direction.HOST_TO_GUEST)
         self.processes: dict[int, Process] = {}
         self.transport: asyncio.Transport | None = None
+        self.lost = asyncio.Event()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self.transport = transport
         self.guest.sessions.append(self)
         self.guest.connected.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set()
 
     def data_received(self, data: bytes) -> None:
         for event in self.parser.feed(data):

@@ -350,15 +350,14 @@ class Channel(asyncio.Protocol):
             self._lost.set_result(None)
 
     def _take(self, event: Frame | Reset | Violation) -> None:
-        greeted = self._ack is not None and self._ack.done()
-        if isinstance(event, Frame) and event.type is FrameType.HELLO_ACK:
-            self._take_hello(event, greeted)
-        elif not greeted:
-            return  # From before our hello: the parent's conversation, or our own earlier one.
+        if self._ack is None or not self._ack.done():
+            # All else is from before our hello: the parent's conversation, or our own earlier one.
+            if isinstance(event, Frame) and event.type is FrameType.HELLO_ACK:
+                self._take_hello(event)
         elif isinstance(event, Violation):
             raise ProtocolError(event.reason)
         elif isinstance(event, Reset):
-            return  # A hello must follow, and is judged then.
+            raise ProtocolError("a hello nobody asked for")
         elif event.type is FrameType.EVENT:
             happened = load_event(event.payload)
             if happened is not None and self._on_event is not None:
@@ -369,9 +368,7 @@ class Channel(asyncio.Protocol):
             if sink is not None and sink.received(event):
                 self._sinks.pop(event.stream, None)
 
-    def _take_hello(self, frame: Frame, greeted: bool) -> None:
-        if greeted:
-            raise ProtocolError("a hello nobody asked for")
+    def _take_hello(self, frame: Frame) -> None:
         try:
             ack = HelloAck.from_json(load(frame.payload))
         except ProtocolError:

@@ -7,7 +7,7 @@ CREDIT_BYTES of output wait here for each exec.
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from signal import SIGKILL
@@ -96,7 +96,7 @@ class Exec:
         self.exit: ExitStatus | None = None
         """How it ended; None while it runs."""
 
-    async def output(self) -> AsyncIterator[tuple[Output, bytes]]:
+    async def output(self) -> AsyncGenerator[tuple[Output, bytes], None]:
         """Yield what the process writes, in the order it arrives, to its end.
 
         One iterator for both outputs, because they share one credit: a reader of one alone would in the

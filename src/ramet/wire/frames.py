@@ -172,25 +172,26 @@ class FrameParser:
     def feed(self, data: bytes) -> list[Event]:
         """Take the next bytes of the stream and return what they complete. Never raises."""
         events: list[Event] = []
-        while True:
-            matched = self._matched
-            index = (MAGIC[:matched] + data).find(MAGIC)
-            suspect, self._suspect = self._suspect, None
-            if suspect and index != 0:
-                if index < 0 and (open_match := _open_match(matched, data)) == matched + len(data):
-                    self._suspect, self._matched = suspect, open_match
-                    return events
-                events.append(suspect)
-            if index < 0:
-                self._matched = _open_match(matched, data)
-                self._advance(data, len(data) - self._matched, events, decided=False)
+        stream = MAGIC[: self._matched] + data
+        fresh, base = self._matched, 0  # Parsed up to here; no MAGIC begins before there.
+        index = stream.find(MAGIC)
+        if self._suspect is not None and index != 0:
+            if index < 0 and _open_match(stream, 0) == len(stream):
+                self._matched = len(stream)
                 return events
-            end = index + len(MAGIC) - matched
-            self._advance(data[: end - 1], index - matched, events, decided=True)
+            events.append(self._suspect)
+        self._suspect = None
+        while index >= 0:
+            fresh_end = index + len(MAGIC)
+            self._advance(stream[fresh : fresh_end - 1], index - fresh, events, decided=True)
             self._partial.clear()
-            self._deaf, self._hello_due, self._matched = False, True, 0
+            self._deaf, self._hello_due = False, True
             events.append(Reset())
-            data = data[end:]
+            fresh = base = fresh_end
+            index = stream.find(MAGIC, base)
+        self._matched = _open_match(stream, base)
+        self._advance(stream[fresh:], len(stream) - self._matched - fresh, events, decided=False)
+        return events
 
     def _advance(self, data: bytes, magic_start: int, events: list[Event], *, decided: bool) -> None:
         """Parse `data`, in which a MAGIC begins at `magic_start` (decided) or may begin there (not).
@@ -243,11 +244,11 @@ def _header(kind: FrameType, stream: int, length: int) -> bytes:
     return b"\0%c%b%b\0" % (kind, stream.to_bytes(2), length.to_bytes(3))
 
 
-def _open_match(matched: int, data: bytes) -> int:
-    """Return how many bytes of MAGIC a stream ends with: `matched` of them, then `data` (no MAGIC in it).
+def _open_match(stream: bytes, base: int) -> int:
+    """Return how many bytes of MAGIC `stream` ends with, not counting those before `base`.
 
     The bytes of MAGIC all differ, so its first byte occurs in an open match only at the front.
     """
-    tail = (MAGIC[:matched] + data)[-len(MAGIC) + 1 :]
+    tail = stream[max(base, len(stream) - len(MAGIC) + 1) :]
     start = tail.rfind(MAGIC[:1])
     return len(tail) - start if start >= 0 and MAGIC.startswith(tail[start:]) else 0
