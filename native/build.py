@@ -80,6 +80,22 @@ def build() -> list[Path]:
     return [_install(NATIVE / "target" / TARGET / "release" / name) for name in names]
 
 
+def build_example(package: str, name: str) -> Path:
+    """Build one example program of `package`, static as the others, and return its path.
+
+    Raises:
+        BuildFailed: no cargo, or the compiler refused; its own words are on stderr.
+    """
+    environment = dict(os.environ, RUSTFLAGS=RUSTFLAGS, CARGO_TARGET_DIR=str(NATIVE / "target"))
+    command = [find_cargo(), "build", "--quiet", "--release", "--target", TARGET]
+    done = subprocess.run(
+        [*command, "--package", package, "--example", name], cwd=NATIVE, env=environment, check=False
+    )
+    if done.returncode != 0:
+        raise BuildFailed(f"`cargo build --example {name}` failed in {NATIVE}")
+    return NATIVE / "target" / TARGET / "release" / "examples" / name
+
+
 def _program_names(cargo: str) -> list[str]:
     told = subprocess.run(
         [cargo, "metadata", "--no-deps", "--format-version", "1"],

@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "boot",
             "pager",
             "vmm.port",
+            "wire.boot_config",
             "wire.messages",
         }
     ),

@@ -1,6 +1,6 @@
 """The settings, read once: flags, then environment (`RAMET_...`, `__` for nesting), then a YAML file.
 
-Below the daemon nobody reads the environment or a settings file: each part gets a frozen dataclass of its own.
+Below the daemon nobody reads the environment or a settings file: each part gets a frozen dataclass.
 """
 
 from ipaddress import IPv4Address, IPv4Network
@@ -56,6 +56,7 @@ class Settings(BaseSettings):
 
     `listen` is HOST:PORT of the API over TCP and needs `jwt_secret`; the unix socket is always there.
     `kernel_package` is a .deb to take the guests' kernel from; without, an installed cloud kernel is used.
+    `kits_dir` is where kernel and initramfs are kept, by default in the data folder.
     """
 
     model_config = SettingsConfigDict(env_prefix="RAMET_", env_nested_delimiter="__", extra="forbid")
@@ -65,6 +66,7 @@ class Settings(BaseSettings):
     listen: str | None = None
     jwt_secret: str = ""
     kernel_package: Path | None = None
+    kits_dir: Path | None = None
     network: NetworkSettings = NetworkSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

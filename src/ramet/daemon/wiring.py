@@ -77,7 +77,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 
 def _prepare_kit(settings: Settings, folder: DataFolder) -> BootKit:
     return prepare_kit(
-        folder.kits, guest_program=native_program(GUEST_PROGRAM), kernel_package=settings.kernel_package
+        settings.kits_dir or folder.kits,
+        guest_program=native_program(GUEST_PROGRAM),
+        kernel_package=settings.kernel_package,
     )
 
 
