@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "disks": frozenset({"core", "linux"}),
     "net": frozenset({"core", "linux"}),
     "pager": frozenset({"core", "linux"}),
-    "vmm": frozenset({"core", "linux"}),
+    "vmm": frozenset({"core", "linux", "wire"}),  # wire: the fake has a guest of its own.
     "boot": frozenset({"core", "linux"}),
     "images": frozenset({"core", "linux", "store"}),
     "guest": frozenset({"core", "linux", "wire"}),

@@ -150,8 +150,8 @@ def _devices(machine: Machine, sockets: Sockets) -> list[str]:
         ("-device", "virtio-balloon-pci,id=balloon,bus=pcie.0,addr=0x8"),
     )
     for index in range(VOLUME_PORT_COUNT):
-        port = f"pcie-root-port,id=volume{index},bus=pcie.0,addr={9 + index:#x},chassis={index + 1},slot={index + 1}"
-        arguments += ["-device", port]
+        place = f"bus=pcie.0,addr={9 + index:#x},chassis={index + 1},slot={index + 1}"
+        arguments += ["-device", f"pcie-root-port,id=volume{index},{place}"]
     return arguments
 
 

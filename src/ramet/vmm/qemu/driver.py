@@ -23,8 +23,8 @@ from anyio import to_thread
 
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
-from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.core.spec import Runtime
+from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
 from ramet.vmm.qemu.command import NAME_PREFIX, OVERLAY_DEVICE, Sockets, command_line, file_node, node_name
 from ramet.vmm.qemu.memory import Copier, find_guest_memory

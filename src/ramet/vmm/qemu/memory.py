@@ -56,7 +56,7 @@ def find_guest_memory(pid: int, size_bytes: int) -> GuestMemory:
 class Copier:
     """Copies one guest's memory into one capture, twice: while it runs and, the rest, while it stands still.
 
-    Both calls block; the lock of the interpreter is free while bytes move. They raise OSError if the VMM ended.
+    Both calls block, without the interpreter lock. They raise OSError if the VMM is gone.
     """
 
     def __init__(self, guest: GuestMemory, target: SealableFile) -> None:

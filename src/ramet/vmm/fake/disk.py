@@ -1,0 +1,70 @@
+"""The fake's disk: files by name, kept behind the clusters of real, empty qcow2 layers.
+
+A line of JSON for each write is appended to the top layer; reading looks through the chain from the top. So a
+fork, a frozen layer and a chain drawn together mean what they mean on a real disk, on the very files that
+`ramet.disks` makes and deletes.
+"""
+
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Final
+
+_CLUSTER_BYTES: Final = 1 << 16
+_RAW: Final = b"raw"
+
+
+def write_file(top: Path, name: str, content: str) -> None:
+    """Append one write to the layer `top`."""
+    with top.open("ab") as file:
+        file.write(json.dumps([name, content]).encode() + b"\n")
+
+
+def read_file(layers: list[Path], name: str) -> str | None:
+    """Return the content of `name` in the chain `layers`, topmost first; None if there is none."""
+    for layer in layers:
+        written = dict(_writes(layer))
+        if name in written:
+            return written[name]
+    return None
+
+
+def draw_together(layers: list[Path], base: Path) -> list[Path]:
+    """Move what is between the top of `layers` and `base` into the top; returns the new chain."""
+    top, lower = layers[0], layers[layers.index(base) :]
+    own = _writes(top)
+    merged = [write for layer in reversed(layers[1 : layers.index(base)]) for write in _writes(layer)]
+    os.truncate(top, _data_offset(top))
+    for name, content in [*merged, *own]:
+        write_file(top, name, content)
+    _set_raw_backing(top, base)
+    return [top, *lower]
+
+
+def _writes(layer: Path) -> list[tuple[str, str]]:
+    if layer.suffix != ".qcow2":
+        return []
+    with layer.open("rb") as file:
+        file.seek(_data_offset(layer))
+        return [(name, content) for name, content in map(json.loads, file)]
+
+
+def _data_offset(layer: Path) -> int:
+    """Return where the clusters of an empty qcow2 end: header, refcounts and its L1 table."""
+    with layer.open("rb") as file:
+        l1_entries: int = struct.unpack_from(">I", file.read(104), 36)[0]
+    return (3 + -(-l1_entries * 8 // _CLUSTER_BYTES)) * _CLUSTER_BYTES
+
+
+def _set_raw_backing(layer: Path, backing: Path) -> None:
+    """Name `backing`, a raw file, in the header of `layer`: as QEMU does when it has streamed."""
+    name = os.fsencode(backing)
+    with layer.open("r+b") as file:
+        (name_offset,) = struct.unpack_from(">Q", file.read(104), 8)
+        file.seek(108)  # The length of the first extension, which is the backing's format.
+        file.write(struct.pack(">I", len(_RAW)) + _RAW.ljust(8, b"\0"))
+        file.seek(16)
+        file.write(struct.pack(">I", len(name)))
+        file.seek(name_offset)
+        file.write(name)
