@@ -59,7 +59,7 @@ async def test_hello_and_identity_are_one_message(tmp_path: Path) -> None:
 async def test_each_saying_has_its_own_time_and_entropy(
     guest: FakeGuest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "HELLO_RETRY_S", 0.01)
+    monkeypatch.setattr(channel_module, "FIRST_REQUEST_RETRY_S", 0.01)
     said: list[Identity] = []
 
     def note(session: Session, frame: Frame, request: dict[str, Any]) -> None:
@@ -70,6 +70,7 @@ async def test_each_saying_has_its_own_time_and_entropy(
     guest.hellos_missed = 1
     channel, _ = await identify_child(guest.path, CHILD, timeout_s=5)
     async with channel:
+        assert channel.hello_count == len(guest.hellos) > 1
         await identify(channel, CHILD)
     first, second = said[-2:]
     assert len(first.entropy) == ENTROPY_BYTES

@@ -63,6 +63,9 @@ SYNC_TIMEOUT_S: Final = 120.0
 """A guest under software emulation may have hundreds of megabytes to write."""
 HELLO_RETRY_S: Final = 1.0
 HELLO_RETRY_S_MAX: Final = 4.0
+FIRST_REQUEST_RETRY_S: Final = 10.0
+"""A guest that is asked something with the hello would do it twice, and its port was open in the capture, so
+nothing gets lost; where many children wake at once on few processors, one may need seconds to answer."""
 CONNECT_RETRY_S: Final = 0.02
 """A full backlog of a unix socket gives EAGAIN and no event when it has room again."""
 STREAMS_COUNT_MAX: Final = 1024
@@ -134,6 +137,8 @@ class Channel(asyncio.Protocol):
         self._error: RametError | None = None  # Why the connection is of no use any more.
         self._transport: asyncio.Transport | None = None
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.hello_count = 0
+        """How often we had to say hello."""
         self.hello: HelloAck | None = None
         """What the guest said of itself when the channel was opened."""
 
@@ -272,13 +277,14 @@ class Channel(asyncio.Protocol):
 
     async def say_hello(self, streams: Streams, first: FirstRequest | None) -> "PendingAnswer | None":
         """Say hello until the guest has answered; return the pending answer to `first`, if there is one."""
-        retry_s = HELLO_RETRY_S
+        retry_s = HELLO_RETRY_S if first is None else FIRST_REQUEST_RETRY_S
+        retry_s_max = max(retry_s, HELLO_RETRY_S_MAX)
         while True:
             answer = self._say_hello_once(streams, first)
             assert self._ack is not None
             while not self._ack.done():
                 await asyncio.wait([self._ack], timeout=retry_s)
-                retry_s = min(2 * retry_s, HELLO_RETRY_S_MAX)
+                retry_s = min(2 * retry_s, retry_s_max)
                 # Bytes the VMM has not fetched wait for the guest, who will get them: saying it again
                 # would only make it do everything twice. Fetched ones may have met a closed port.
                 if not self._ack.done() and self.unfetched_bytes() == 0:
@@ -299,6 +305,7 @@ class Channel(asyncio.Protocol):
     def _say_hello_once(self, streams: Streams, first: FirstRequest | None) -> "PendingAnswer | None":
         self._ack = asyncio.get_running_loop().create_future()
         self._nonce = secrets.token_hex(16)
+        self.hello_count += 1
         self._sinks.clear()  # The first request of an earlier hello, which the guest forgets.
         data = encode(Frame(FrameType.HELLO, 0, dump(Hello(self._nonce, streams).to_json())))
         answer = None
@@ -450,9 +457,7 @@ async def open_channel_with(
         untaken = channel.unfetched_bytes()
         error = GuestUnreachable(
             f"the guest did not answer within {timeout_s:g} s",
-            remedy="look at its console log"
-            if not untaken
-            else "see whether another client holds its socket",
+            remedy="look at its console log; if it has booted, another client may hold its agent socket",
             unfetched_bytes=untaken,
         )
         channel.fail(error)

@@ -2,8 +2,8 @@
 
 A child is asleep, with its parent's identity, when we connect to it; its hello and its identity are sent
 at once and lie in the socket until its processor runs, so it is itself one round trip after it woke.
-Saying both again does no harm: the guest forgets what came before a hello, and being told the same twice
-changes nothing but its clock and its entropy.
+Saying both again does little harm: the guest forgets what came before a hello, and being told the same
+twice changes nothing but its clock and its entropy.
 """
 
 import os
@@ -46,6 +46,9 @@ async def identify_child(
 
     May be called before the guest runs; `timeout_s` then includes the time until it does. Execs that the
     parent's host had open are killed in the child.
+
+    `ran_before_identity` of the answer is about the last time the identity was said: if
+    `channel.hello_count` is not 1, the child may have been thawed by an earlier saying.
 
     Raises:
         GuestUnreachable: no answer in time, or the VMM hung up.

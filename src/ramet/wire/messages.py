@@ -339,6 +339,7 @@ def load_event(payload: bytes) -> WorkloadExited | None:
 
 
 def parse_text(message: Mapping[str, object], name: str, default: str | None = None) -> str:
+    """Return the member `name` of `message`, a text, or raise ProtocolError."""
     value = message.get(name, default)
     if not isinstance(value, str):
         raise ProtocolError(f"{name} is {value!r}, not text")
@@ -346,10 +347,12 @@ def parse_text(message: Mapping[str, object], name: str, default: str | None = N
 
 
 def parse_text_or_none(message: Mapping[str, object], name: str) -> str | None:
+    """Return the member `name`, text, or None where it is null or absent; or raise ProtocolError."""
     return None if message.get(name) is None else parse_text(message, name)
 
 
 def parse_int(message: Mapping[str, object], name: str) -> int:
+    """Return the member `name` of `message`, a whole number, or raise ProtocolError."""
     value = message.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
         raise ProtocolError(f"{name} is {value!r}, not a whole number")
@@ -357,10 +360,12 @@ def parse_int(message: Mapping[str, object], name: str) -> int:
 
 
 def parse_int_or_none(message: Mapping[str, object], name: str) -> int | None:
+    """Return the member `name`, a whole number, None where it is null or absent; or raise ProtocolError."""
     return None if message.get(name) is None else parse_int(message, name)
 
 
 def parse_number(message: Mapping[str, object], name: str, default: float | None = None) -> float:
+    """Return the member `name` of `message`, a number, or raise ProtocolError."""
     value = message.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= NUMBER_MAX:
         raise ProtocolError(f"{name} is {value!r}, not a number")
@@ -368,6 +373,7 @@ def parse_number(message: Mapping[str, object], name: str, default: float | None
 
 
 def parse_bool(message: Mapping[str, object], name: str, default: bool | None = None) -> bool:
+    """Return the member `name` of `message`, a truth value, or raise ProtocolError."""
     value = message.get(name, default)
     if not isinstance(value, bool):
         raise ProtocolError(f"{name} is {value!r}, not true or false")
@@ -375,6 +381,7 @@ def parse_bool(message: Mapping[str, object], name: str, default: bool | None = 
 
 
 def parse_object(message: Mapping[str, object], name: str) -> dict[str, Any]:
+    """Return the member `name` of `message`, an object, or raise ProtocolError."""
     value = message.get(name)
     if not isinstance(value, dict):
         raise ProtocolError(f"{name} is {value!r}, not an object")
@@ -382,6 +389,7 @@ def parse_object(message: Mapping[str, object], name: str) -> dict[str, Any]:
 
 
 def parse_texts(message: Mapping[str, object], name: str) -> tuple[str, ...]:
+    """Return the member `name` of `message`, a list of texts, or raise ProtocolError."""
     value = message.get(name)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise ProtocolError(f"{name} is {value!r}, not a list of texts")
@@ -389,6 +397,7 @@ def parse_texts(message: Mapping[str, object], name: str) -> tuple[str, ...]:
 
 
 def parse_text_map(message: Mapping[str, object], name: str) -> dict[str, str]:
+    """Return the member `name`, an object of texts, {} where it is absent; or raise ProtocolError."""
     value = message.get(name, {})
     if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
         raise ProtocolError(f"{name} is {value!r}, not an object of texts")
@@ -396,6 +405,7 @@ def parse_text_map(message: Mapping[str, object], name: str) -> dict[str, str]:
 
 
 def parse_hex(message: Mapping[str, object], name: str) -> bytes:
+    """Return the member `name` of `message`, which is bytes in hex, or raise ProtocolError."""
     try:
         return bytes.fromhex(parse_text(message, name))
     except ValueError as error:
@@ -403,6 +413,7 @@ def parse_hex(message: Mapping[str, object], name: str) -> bytes:
 
 
 def parse_address(text: str) -> IPv4Address:
+    """Return the address `text` stands for, or raise ProtocolError."""
     try:
         return IPv4Address(text)
     except ValueError as error:
@@ -410,4 +421,5 @@ def parse_address(text: str) -> IPv4Address:
 
 
 def parse_network(message: Mapping[str, object]) -> Network | None:
+    """Return the member `network` of `message`, None where it is null or absent, or raise ProtocolError."""
     return None if message.get("network") is None else Network.from_json(parse_object(message, "network"))
