@@ -4,6 +4,7 @@ The owner of the loop binds the socket (and so sets a unix socket's mode) and ha
 neither.
 """
 
+import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class HttpServer:
         )
         self._server = _QuietServer(config)
         self._listener = listener
+        logging.getLogger("uvicorn.error").addFilter(_is_no_false_alarm)
 
     async def serve(self) -> None:
         """Serve until `stop`; then requests under way have `SHUTDOWN_TIMEOUT_S` to end."""
@@ -41,6 +43,11 @@ class HttpServer:
     def stop(self) -> None:
         """Ask `serve` to end."""
         self._server.should_exit = True
+
+
+def _is_no_false_alarm(record: logging.LogRecord) -> bool:
+    # uvicorn 0.54 says this of every WebSocket that was refused with an answer, as ours are on purpose.
+    return record.msg != "ASGI callable returned without completing handshake."
 
 
 class _QuietServer(uvicorn.Server):

@@ -1,0 +1,173 @@
+"""Every call of the API, as what is sent and how the answer is read; the clients add the I/O."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+from urllib.parse import quote, urlencode
+
+from ramet.client.errors import ApiError, ConnectionBroken
+from ramet.core.units import parse_duration
+from ramet.wire_api import instances as wire
+from ramet.wire_api.codec import decode, encode
+from ramet.wire_api.errors import Error
+from ramet.wire_api.images import Image, ImportImage
+from ramet.wire_api.instances import (
+    CreateInstance,
+    ForkInstance,
+    ForkMany,
+    ForkManyResult,
+    Instance,
+    WaitResult,
+)
+from ramet.wire_api.system import Capabilities, Health
+
+T = TypeVar("T")
+
+TIMEOUT_S: Final = 300.0  # Without a byte from the server; a guest may take two minutes to boot.
+IMPORT_TIMEOUT_S: Final = 3600.0
+STREAM_TIMEOUT_S: Final = 60.0  # A silent stream says that it lives, every 15 s.
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One request and the reader of its answer's JSON (None where there is none)."""
+
+    method: str
+    path: str
+    read: Callable[[Any], T]
+    body: object | None = None
+    timeout_s: float = TIMEOUT_S
+
+    @property
+    def body_bytes(self) -> bytes | None:
+        return None if self.body is None else json.dumps(encode(self.body)).encode()
+
+    def answer(self, status: int, body: bytes) -> T:
+        """Return what the answer says.
+
+        Raises:
+            ApiError: the server refused or failed.
+            ConnectionBroken: the answer is not of this API.
+        """
+        if not 200 <= status < 300:
+            raise ApiError(status, read_error(status, body))
+        try:
+            return self.read(json.loads(body) if body else None)
+        except ValueError as error:
+            raise ConnectionBroken(f"The server's answer to {self.path} cannot be read: {error}") from error
+
+
+def read_error(status: int, body: bytes) -> Error:
+    """Return the error that `body` holds, or one that tells its beginning."""
+    try:
+        return decode(Error, json.loads(body))
+    except ValueError:
+        text = body[:200].decode(errors="replace")
+        return Error("unexpected_answer", f"The server answered {status}: {text}".strip())
+
+
+def health() -> Call[Health]:
+    """Ask whether the server lives."""
+    return Call("GET", "/health", _reader(Health))
+
+
+def capabilities() -> Call[Capabilities]:
+    """Ask what the server can do."""
+    return Call("GET", "/capabilities", _reader(Capabilities))
+
+
+def list_instances(state: str | None, tags: Mapping[str, str]) -> Call[list[Instance]]:
+    """List instances in `state` that have all of `tags`."""
+    query = [*([("state", state)] if state else []), *((f"tags[{key}]", tags[key]) for key in tags)]
+    return Call("GET", "/instances" + (f"?{urlencode(query)}" if query else ""), _list_reader(Instance))
+
+
+def create_instance(body: CreateInstance) -> Call[Instance]:
+    """Make an instance and boot it."""
+    return Call("POST", "/instances", _reader(Instance), body)
+
+
+def get_instance(ref: str) -> Call[Instance]:
+    """Read one instance."""
+    return Call("GET", _path(ref), _reader(Instance))
+
+
+def delete_instance(ref: str) -> Call[None]:
+    """Remove an instance with all of its data."""
+    return Call("DELETE", _path(ref), _nothing)
+
+
+def stop_instance(ref: str) -> Call[Instance]:
+    """Stop an instance; its disk stays."""
+    return Call("POST", _path(ref, "stop"), _reader(Instance))
+
+
+def fork_instance(ref: str, name: str) -> Call[Instance]:
+    """Fork a running instance."""
+    return Call("POST", _path(ref, "fork"), _reader(Instance), ForkInstance(name, from_running=True))
+
+
+def fork_many(ref: str, count: int, name_prefix: str) -> Call[ForkManyResult]:
+    """Fork a running instance `count` times."""
+    return Call("POST", _path(ref, "forks"), _reader(ForkManyResult), ForkMany(count, name_prefix))
+
+
+def wait_for_state(ref: str, state: str, timeout: str | None) -> Call[WaitResult]:
+    """Wait until an instance is in `state`."""
+    query = {"state": state, **({"timeout": timeout} if timeout else {})}
+    wait_s = min(parse_duration(timeout) if timeout else 0, wire.WAIT_S_MAX)
+    path = f"{_path(ref, 'wait')}?{urlencode(query)}"
+    return Call("GET", path, _reader(WaitResult), timeout_s=TIMEOUT_S + wait_s)
+
+
+def logs_path(ref: str, *, source: str, tail: int, follow: bool) -> str:
+    """Return the path of a stream of log lines."""
+    query = {"source": source, "tail": tail, "follow": "true" if follow else "false"}
+    return f"{_path(ref, 'logs')}?{urlencode(query)}"
+
+
+def exec_path(ref: str) -> str:
+    """Return the path of an exec session."""
+    return _path(ref, "exec")
+
+
+def list_images() -> Call[list[Image]]:
+    """List all images."""
+    return Call("GET", "/images", _list_reader(Image))
+
+
+def get_image(name: str) -> Call[Image]:
+    """Read one image."""
+    return Call("GET", f"/images/{quote(name, safe='')}", _reader(Image))
+
+
+def delete_image(name: str) -> Call[None]:
+    """Remove a name of an image, and with the last one the image."""
+    return Call("DELETE", f"/images/{quote(name, safe='')}", _nothing)
+
+
+def import_image(path: str, name: str | None) -> Call[Image]:
+    """Add the image at `path` on the server's host."""
+    return Call("POST", "/images/import", _reader(Image), ImportImage(path, name), IMPORT_TIMEOUT_S)
+
+
+def _path(ref: str, action: str = "") -> str:
+    return f"/instances/{quote(ref, safe='')}" + (f"/{action}" if action else "")
+
+
+def _reader(kind: type[T]) -> Callable[[Any], T]:
+    return lambda raw: decode(kind, raw)
+
+
+def _list_reader(kind: type[T]) -> Callable[[Any], list[T]]:
+    def read(raw: Any) -> list[T]:
+        if not isinstance(raw, list):
+            raise ValueError("expected a list")
+        return [decode(kind, item) for item in raw]
+
+    return read
+
+
+def _nothing(_: Any) -> None:
+    return None

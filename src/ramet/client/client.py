@@ -1,0 +1,186 @@
+"""The API for programs and for the command line, blocking; `AsyncClient` is the same for an event loop.
+
+A connection per call: on a unix socket it costs less than keeping track of one.
+"""
+
+import json
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from ramet.client import calls
+from ramet.client.calls import Call
+from ramet.client.endpoint import Endpoint
+from ramet.client.errors import ApiError, ConnectionBroken, NotReachable
+from ramet.client.http1 import Answer, EventLines, NotHttp, request_bytes
+from ramet.wire_api.exec import ExecStart
+from ramet.wire_api.images import Image
+from ramet.wire_api.instances import (
+    LOG_TAIL_LINES_DEFAULT,
+    CreateInstance,
+    ForkManyResult,
+    Instance,
+    WaitResult,
+)
+from ramet.wire_api.system import Capabilities, Health
+
+if TYPE_CHECKING:
+    from ramet.client.exec import ExecConnection
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S: Final = 10.0
+RECEIVE_BYTES: Final = 256 << 10
+
+
+class Client:
+    """One server. `ref` is an instance's name, id or unique beginning of an id.
+
+    Every method raises ApiError if the server refuses, NotReachable if there is none, ConnectionBroken if it
+    goes away or takes too long.
+
+    Args:
+        endpoint: where it is; by default as the environment says.
+    """
+
+    def __init__(self, endpoint: Endpoint | None = None) -> None:
+        self.endpoint = endpoint or Endpoint.from_environment()
+
+    def health(self) -> Health:
+        return self._send(calls.health())
+
+    def capabilities(self) -> Capabilities:
+        return self._send(calls.capabilities())
+
+    def create(self, body: CreateInstance) -> Instance:
+        return self._send(calls.create_instance(body))
+
+    def list(self, state: str | None = None, tags: Mapping[str, str] | None = None) -> Sequence[Instance]:
+        return self._send(calls.list_instances(state, tags or {}))
+
+    def get(self, ref: str) -> Instance:
+        return self._send(calls.get_instance(ref))
+
+    def delete(self, ref: str) -> None:
+        self._send(calls.delete_instance(ref))
+
+    def stop(self, ref: str) -> Instance:
+        return self._send(calls.stop_instance(ref))
+
+    def fork(self, ref: str, name: str) -> Instance:
+        return self._send(calls.fork_instance(ref, name))
+
+    def fork_many(self, ref: str, count: int, name_prefix: str) -> ForkManyResult:
+        return self._send(calls.fork_many(ref, count, name_prefix))
+
+    def wait(self, ref: str, state: str, timeout: str | None = None) -> WaitResult:
+        """Wait until an instance is in `state`; `timeout` such as "90s", at most five minutes."""
+        return self._send(calls.wait_for_state(ref, state, timeout))
+
+    def logs(
+        self, ref: str, *, source: str = "app", tail: int = LOG_TAIL_LINES_DEFAULT, follow: bool = False
+    ) -> Iterator[str]:
+        """Yield the last `tail` lines of a log; with `follow`, each new one."""
+        events = EventLines()
+        path = calls.logs_path(ref, source=source, tail=tail, follow=follow)
+        for data in self._stream(path):
+            for line in events.feed(data):
+                yield json.loads(line)
+
+    def exec(self, ref: str, start: ExecStart) -> "ExecConnection":
+        """Start a command in a guest; use the result in a `with`."""
+        from ramet.client.exec import ExecConnection  # Brings in websockets, which other calls need not.
+
+        return ExecConnection(self.endpoint, ref, start)
+
+    def images(self) -> Sequence[Image]:
+        return self._send(calls.list_images())
+
+    def get_image(self, name: str) -> Image:
+        return self._send(calls.get_image(name))
+
+    def import_image(self, path: str, name: str | None = None) -> Image:
+        """Add the image at the absolute `path` on the server's host, under `name`."""
+        return self._send(calls.import_image(path, name))
+
+    def delete_image(self, name: str) -> None:
+        self._send(calls.delete_image(name))
+
+    def _send(self, call: Call[T]) -> T:
+        with closing(connect(self.endpoint)) as connection:
+            answer, body = Answer(), bytearray()
+            try:
+                connection.sendall(_request(self.endpoint, call.method, call.path, call.body_bytes))
+                connection.settimeout(call.timeout_s)
+                while not answer.is_complete:
+                    body += answer.feed(connection.recv(RECEIVE_BYTES))
+            except (OSError, NotHttp) as error:
+                raise _broken(self.endpoint, error) from error
+        return call.answer(answer.status, bytes(body))
+
+    def _stream(self, path: str) -> Iterator[bytes]:
+        """Yield the body of an answer as it comes in."""
+        with closing(connect(self.endpoint)) as connection:
+            answer, refusal = Answer(), bytearray()
+            try:
+                connection.sendall(_request(self.endpoint, "GET", path, None))
+                connection.settimeout(calls.STREAM_TIMEOUT_S)
+                while not answer.is_complete:
+                    data = answer.feed(connection.recv(RECEIVE_BYTES))
+                    if answer.status == 200:
+                        yield data
+                    else:
+                        refusal += data
+            except (OSError, NotHttp) as error:
+                raise _broken(self.endpoint, error) from error
+        if answer.status != 200:
+            raise ApiError(answer.status, calls.read_error(answer.status, bytes(refusal)))
+
+
+def connect(endpoint: Endpoint) -> socket.socket:
+    """Return a connected socket.
+
+    Raises:
+        NotReachable: nobody listens there, or we may not connect.
+    """
+    try:
+        if endpoint.socket_path is not None:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.settimeout(CONNECT_TIMEOUT_S)
+                connection.connect(endpoint.socket_path)
+            except OSError:
+                connection.close()
+                raise
+            return connection
+        plain = socket.create_connection((endpoint.host, endpoint.port), CONNECT_TIMEOUT_S)
+        return _under_tls(plain, endpoint.host) if endpoint.is_tls else plain
+    except OSError as error:
+        raise not_reachable(endpoint, error) from error
+
+
+def not_reachable(endpoint: Endpoint, error: OSError) -> NotReachable:
+    """Return the error for an `endpoint` that could not be connected to."""
+    if isinstance(error, PermissionError):
+        remedy = "run as root, or as a user who may use the socket"
+    else:
+        remedy = "start it with: ramet serve"
+    reason = error.strerror or str(error)
+    return NotReachable(f"No ramet server answers at {endpoint}: {reason}", remedy=remedy)
+
+
+def _under_tls(connection: socket.socket, host: str) -> socket.socket:
+    import ssl  # Few need it.
+
+    return ssl.create_default_context().wrap_socket(connection, server_hostname=host)
+
+
+def _request(endpoint: Endpoint, method: str, path: str, body: bytes | None) -> bytes:
+    return request_bytes(method, endpoint.prefix + path, endpoint.authority, endpoint.headers, body)
+
+
+def _broken(endpoint: Endpoint, error: Exception) -> ConnectionBroken:
+    if isinstance(error, TimeoutError):
+        return ConnectionBroken(f"The server at {endpoint} did not answer in time")
+    return ConnectionBroken(f"The connection to {endpoint} broke: {error}")
