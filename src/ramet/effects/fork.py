@@ -51,6 +51,7 @@ async def fork(
             tap_fd = await until_started.enter_async_context(attached(site, record))
         with timings.phase("capture"):
             taken = await flight.wait_landed()
+        timings.phases_ms["source_pause"] = taken.pause_s * 1000
         with timings.phase("disk"):
             layer = made.layer = site.layers.create_on(taken.frozen, record.spec.overlay_bytes)
         machine = make_machine(site, record, layer, tap_fd)
