@@ -1,0 +1,1 @@
+"""The command line; `ramet.cli.main` is the door, and light."""

@@ -67,6 +67,10 @@ class ExecConnection:
         """Send the command a signal."""
         self._send(json.dumps({"signal": number}))
 
+    def abandon(self) -> None:
+        """End the connection, and with it the command; whoever reads `output` gets ConnectionBroken."""
+        self._websocket.close()
+
     def output(self) -> Iterator[tuple[int, bytes]]:
         """Yield (1, stdout bytes) and (2, stderr bytes) until the command has ended.
 

@@ -1,0 +1,74 @@
+"""The image commands."""
+
+import os
+from datetime import datetime
+
+import click
+
+from ramet.cli.options import connect, json_option
+from ramet.cli.output import SHORT_ID_LENGTH, age, human_size, print_json, print_table, report
+from ramet.core.errors import RametError
+
+
+@click.group("image")
+def image_command() -> None:
+    """Add, list and remove images."""
+
+
+@image_command.command("import")
+@click.argument("path", type=click.Path(exists=False))
+@click.option("--name", help="What to call the image; by default as it calls itself.")
+@json_option
+@click.pass_context
+def import_command(context: click.Context, path: str, name: str | None, as_json: bool) -> None:
+    """Add the image at PATH: an OCI layout, or an archive of one or of docker save.
+
+    PATH is on the server's host.
+    """
+    image = connect(context).import_image(os.path.abspath(path), name)
+    if as_json:
+        print_json(image)
+    else:
+        click.echo(image.name)
+
+
+@image_command.command("list")
+@click.option("-q", "--quiet", is_flag=True, help="Print names only.")
+@json_option
+@click.pass_context
+def list_command(context: click.Context, quiet: bool, as_json: bool) -> None:
+    """List images."""
+    images = connect(context).images()
+    if as_json:
+        print_json(images)
+    elif quiet:
+        for image in images:
+            click.echo(image.name)
+    else:
+        rows = [
+            (
+                image.name,
+                image.digest.partition(":")[2][:SHORT_ID_LENGTH],
+                human_size(image.size_bytes),
+                age(image.created_at),
+            )
+            for image in sorted(images, key=lambda image: datetime.fromisoformat(image.created_at))
+        ]
+        print_table(("NAME", "DIGEST", "SIZE", "CREATED"), rows)
+
+
+@image_command.command("rm")
+@click.argument("names", nargs=-1, required=True)
+@click.pass_context
+def rm_command(context: click.Context, names: tuple[str, ...]) -> int:
+    """Remove names of images, and with its last name an image."""
+    client = connect(context)
+    exit_code = 0
+    for name in names:
+        try:
+            client.delete_image(name)
+            click.echo(name)
+        except RametError as error:
+            report(error)
+            exit_code = 1
+    return exit_code

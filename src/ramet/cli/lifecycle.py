@@ -1,0 +1,169 @@
+"""Commands that make, wait for and end instances: run, wait, stop, rm."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import click
+
+from ramet.cli.names import invent_name
+from ramet.cli.options import command_words, connect, env_option, json_option, tag_option
+from ramet.cli.output import print_json, report
+from ramet.client import Client
+from ramet.core.errors import Broken, Conflict, RametError
+from ramet.wire_api.instances import CreateInstance, CreateNetwork
+
+_ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci")
+
+
+class StillRuns(Conflict):
+    """An instance to be removed runs."""
+
+    code = "still_runs"
+
+
+class OtherState(Broken):
+    """What was waited for did not come."""
+
+    code = "other_state"
+
+
+@click.command("run", context_settings={"allow_interspersed_args": False})
+@click.argument("image")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--name", help="What to call the instance; a name is made up without.")
+@click.option("--cpus", type=int, default=2, show_default=True, help="How many virtual processors it has.")
+@click.option("--memory", default="1GB", show_default=True, help="Its memory.")
+@click.option("--overlay-size", default="10GB", show_default=True, help="How much it may write to its disk.")
+@env_option
+@click.option("--entrypoint", help="Run this instead of the image's entrypoint.")
+@click.option(
+    "--network/--no-network", "has_network", default=True, show_default=True, help="Give it a network."
+)
+@click.option("--hypervisor", help="What runs it; the server has a default.")
+@tag_option("Tag the instance; can be given several times.")
+@json_option
+@click.pass_context
+def run_command(
+    context: click.Context,
+    image: str,
+    command: tuple[str, ...],
+    name: str | None,
+    cpus: int,
+    memory: str,
+    overlay_size: str,
+    env: dict[str, str],
+    entrypoint: str | None,
+    has_network: bool,
+    hypervisor: str | None,
+    tags: dict[str, str],
+    as_json: bool,
+) -> None:
+    """Make an instance of IMAGE and boot it; print its id when it runs.
+
+    IMAGE is the name of an image on the server, or the path of an OCI layout or of an archive, which is
+    imported first. COMMAND replaces the image's. Options stand before IMAGE.
+    """
+    client = connect(context)
+    if _is_local_image(image):
+        image = client.import_image(os.path.abspath(image)).name
+    body = CreateInstance(
+        name=name or invent_name(),
+        image=image,
+        size=memory,
+        overlay_size=overlay_size,
+        vcpus=cpus,
+        env=env or None,
+        entrypoint=None if entrypoint is None else (entrypoint,),
+        cmd=command_words(command) or None,
+        tags=tags or None,
+        network=None if has_network else CreateNetwork(enabled=False),
+        hypervisor=hypervisor,
+    )
+    made = client.create(body)
+    if as_json:
+        print_json(made)
+    else:
+        click.echo(made.id)
+
+
+@click.command("wait")
+@click.argument("instance")
+@click.option("--state", default="Running", show_default=True, help="The state to wait for.")
+@click.option("--timeout", default="60s", show_default=True, help="How long at most; up to 5m.")
+@json_option
+@click.pass_context
+def wait_command(context: click.Context, instance: str, state: str, timeout: str, as_json: bool) -> None:
+    """Wait until an instance is in a state; exit with 1 if it is not to be."""
+    result = connect(context).wait(instance, state, timeout)
+    if as_json:
+        print_json(result)
+    if result.state != state:
+        reason = f": {result.state_error}" if result.state_error else ""
+        when = f" after {timeout}" if result.timed_out else ""
+        raise OtherState(f"{instance} is {result.state}{when}, not {state}{reason}")
+
+
+@click.command("stop")
+@click.argument("instances", nargs=-1, required=True)
+@json_option
+@click.pass_context
+def stop_command(context: click.Context, instances: tuple[str, ...], as_json: bool) -> int:
+    """Stop instances; their disks stay."""
+    client = connect(context)
+    stopped = []
+
+    def stop(ref: str) -> None:
+        stopped.append(client.stop(ref))
+        if not as_json:
+            click.echo(ref)
+
+    exit_code = _for_each(instances, stop)
+    if as_json:
+        print_json(stopped)
+    return exit_code
+
+
+@click.command("rm")
+@click.argument("instances", nargs=-1, required=True)
+@click.option("-f", "--force", is_flag=True, help="Also those that run.")
+@click.pass_context
+def rm_command(context: click.Context, instances: tuple[str, ...], force: bool) -> int:
+    """Remove instances with all of their data."""
+    client = connect(context)
+
+    def remove(ref: str) -> None:
+        if not force:
+            _check_ended(client, ref)
+        client.delete(ref)
+        click.echo(ref)
+
+    return _for_each(instances, remove)
+
+
+def _check_ended(client: Client, ref: str) -> None:
+    found = client.get(ref)
+    if found.state in ("Running", "Initializing", "Paused"):
+        raise StillRuns(f"{found.name} is {found.state}", remedy=f"stop it first, or use: ramet rm -f {ref}")
+
+
+def _for_each(refs: tuple[str, ...], act: Callable[[str], None]) -> int:
+    """Act on every one, also when one before has failed; return the exit code."""
+    exit_code = 0
+    for ref in refs:
+        try:
+            act(ref)
+        except RametError as error:
+            report(error)
+            exit_code = 1
+    return exit_code
+
+
+def _is_local_image(text: str) -> bool:
+    """Tell whether `text` is a path rather than a name: it exists, and it looks or is built like an image."""
+    path = Path(text)
+    if not path.exists():
+        return False
+    looks_like_path = text.startswith(("/", "./", "../")) or text.endswith(_ARCHIVES)
+    return looks_like_path or (path / "oci-layout").is_file()

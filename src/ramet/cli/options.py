@@ -1,0 +1,56 @@
+"""Options and arguments that several commands share."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from ramet.client import Client, Endpoint
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def connect(context: click.Context) -> Client:
+    """Return the client of the server that `--host` or the environment names."""
+    endpoint = Endpoint.from_environment()
+    host = context.find_root().obj
+    return Client(Endpoint.parse(host, endpoint.api_key) if host else endpoint)
+
+
+def json_option(function: F) -> F:
+    """Add `--json`, as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
+
+
+def env_option(function: F) -> F:
+    """Add `-e KEY=VALUE`, as `env`: a tuple of pairs."""
+    return click.option(
+        "-e",
+        "--env",
+        multiple=True,
+        metavar="KEY=VALUE",
+        callback=_pairs,
+        help="Set an environment variable; can be given several times.",
+    )(function)
+
+
+def tag_option(help_text: str) -> Callable[[F], F]:
+    """Add `-l KEY=VALUE`, as `tags`: a dict."""
+    return click.option(
+        "-l", "--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=help_text
+    )
+
+
+def command_words(words: Sequence[str]) -> tuple[str, ...]:
+    """Return a guest's command without the `--` that may stand before it."""
+    return tuple(words[1:] if words and words[0] == "--" else words)
+
+
+def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:
+    pairs = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        if not key or not equals:
+            raise click.BadParameter(f"{text!r} is not KEY=VALUE")
+        pairs[key] = value
+    return pairs
