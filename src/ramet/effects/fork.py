@@ -8,6 +8,8 @@ its workload stands still until then.
 from contextlib import AsyncExitStack
 from typing import Final
 
+import structlog
+
 from ramet.core.errors import Unsupported
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord
@@ -17,6 +19,8 @@ from ramet.effects.site import Rig, Site, Timings
 from ramet.guest.identity import identify_child
 from ramet.snapshots.flight import Flights
 from ramet.vmm.port import LiveFork
+
+log = structlog.get_logger(__name__)
 
 IDENTIFY_TIMEOUT_S: Final = 60.0
 
@@ -64,6 +68,11 @@ async def fork(
                 await vm.load(taken.capture)
             with timings.phase("identify"):
                 identity = guest_identity(site, record)
-                channel, _ = await identify_child(vm.agent_socket, identity, timeout_s=IDENTIFY_TIMEOUT_S)
+                channel, answer = await identify_child(
+                    vm.agent_socket, identity, timeout_s=IDENTIFY_TIMEOUT_S
+                )
         rig.use(channel)
+        # After a repeated hello the answer speaks of a child that the first one had made itself already.
+        if answer.ran_before_identity and channel.hello_count == 1:
+            log.warning("child_ran_before_identity", instance=record.id)
         return rig, layer
