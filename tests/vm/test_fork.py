@@ -1,15 +1,35 @@
 """What a fork must be: itself, with its parent's past, while its parent goes on."""
 
+import asyncio
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
+from ramet.effects import fork
+from ramet.guest.channel import Channel, open_channel
+from ramet.guest.identity import GuestIdentity, identify_child
+from ramet.vmm.port import Capture
+from ramet.vmm.qemu.driver import QemuVm
+from ramet.wire.messages import IdentityAnswer
+from tests.vm.images import ECHO_PORT
 from tests.vm.site import Children, Site, http_get
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 CHILD_COUNT = 8
+
+LOOPBACK_PAIR = """
+mkfifo /dev/shm/listen /dev/shm/speak
+exec 3<>/dev/shm/listen 4<>/dev/shm/speak
+nc -l -p 9001 <&3 >/dev/shm/inside &
+echo $! >/dev/shm/pair.pid
+until nc 127.0.0.1 9001 <&4; do sleep 0.1; done
+"""
 
 
 async def _longest_gap_s(ip: str, scope: anyio.CancelScope, gaps: list[float]) -> None:
@@ -46,3 +66,121 @@ async def test_every_child_is_itself_with_its_parents_past(
     for fact in ("mac", "machine_id"):
         assert len({state[fact] for state in states.values()}) == CHILD_COUNT + 1
     assert len({site.ip_of(name) for name in states}) == CHILD_COUNT + 1
+
+
+async def test_children_draw_randomness_of_their_own_from_their_first_draw_on(
+    site: Site, source: str, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def only_thaw(
+        socket_path: Path, identity: GuestIdentity, *, timeout_s: float
+    ) -> tuple[Channel, IdentityAnswer | None]:
+        if not identity.hostname.startswith("bare-"):
+            return await identify_child(socket_path, identity, timeout_s=timeout_s)
+        channel = await open_channel(socket_path, timeout_s=timeout_s)
+        await channel.thaw()
+        return channel, None
+
+    monkeypatch.setattr(fork, "identify_child", only_thaw)
+    await site.sh(source, "touch /dev/shm/draw; echo >/dev/shm/tick")
+    await site.wait_for(source, "test -s /dev/shm/drawn")
+    await children.fork(source, "own-a", "own-b", "bare-a", "bare-b")
+    await site.sh(source, "rm /dev/shm/draw")
+
+    drawn = {}
+    for name in ("own-a", "own-b", "bare-a", "bare-b"):
+        await site.wait_for(name, f"test $(wc -l </dev/shm/drawn) -gt {await _lines_drawn(site, name)}")
+        lines = (await site.sh(name, "cat /dev/shm/drawn")).splitlines()
+        drawn[name] = [tuple(line.split()) for line in lines]
+    # The first line with a child's own name in it is the first thing its workload did after the thaw.
+    first = next(index for index, line in enumerate(drawn["own-a"]) if line[1] == "own-a")
+    assert first > 0
+    assert drawn["own-b"][first][1] == "own-b"
+    before = {tuple(lines[:first]) for lines in drawn.values()}
+    assert len(before) == 1, "all four went on from one instant"
+    # Without an identity two children draw the same: the test could tell.
+    assert drawn["bare-a"][first] == drawn["bare-b"][first]
+    assert len({drawn[name][first][2] for name in ("own-a", "own-b", "bare-a")}) == 3
+
+
+async def _lines_drawn(site: Site, name: str) -> int:
+    return int(await site.sh(name, "wc -l </dev/shm/drawn"))
+
+
+async def test_a_write_during_another_fork_is_in_the_fork_that_follows_it(
+    site: Site, source: str, children: Children, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied, may_go_on = anyio.Event(), anyio.Event()
+    copy_ahead = QemuVm.copy_ahead
+
+    async def copy_ahead_slowly(vm: QemuVm, target: Capture) -> int:
+        count = await copy_ahead(vm, target)
+        copied.set()
+        await may_go_on.wait()
+        return count
+
+    monkeypatch.setattr(QemuVm, "copy_ahead", copy_ahead_slowly)
+    paused = QemuVm.paused
+    in_pause = anyio.Event()
+
+    @asynccontextmanager
+    async def paused_and_told(vm: QemuVm) -> AsyncIterator[None]:
+        async with paused(vm):
+            in_pause.set()
+            yield
+
+    monkeypatch.setattr(QemuVm, "paused", paused_and_told)
+    async with anyio.create_task_group() as group:
+        group.start_soon(children.fork, source, "early")
+        await copied.wait()
+        await site.sh(source, "echo joined >/var/joined; echo joined >/dev/shm/joined")
+        group.start_soon(children.fork, source, "joining")
+        # One turn of the loop, in which the second fork boards.
+        await anyio.lowlevel.checkpoint()
+        may_go_on.set()
+        await in_pause.wait()
+
+        async def write_and_fork() -> None:
+            await site.sh(source, "echo late >/var/late; echo late >/dev/shm/late")
+            await children.fork(source, "late")
+
+        group.start_soon(write_and_fork)
+    assert await site.sh("joining", "cat /var/joined /dev/shm/joined") == "joined\njoined\n"
+    assert await site.sh("late", "cat /var/late /dev/shm/late") == "late\nlate\n"
+
+
+async def test_inherited_connections_are_dead_in_the_child_and_alive_in_the_source(
+    site: Site, source: str, children: Children
+) -> None:
+    reader, writer = await asyncio.open_connection(site.ip_of(source), ECHO_PORT)
+    try:
+        writer.write(b"before\n")
+        assert await reader.readline() == b"before\n"
+        established = "netstat -tn | grep ESTABLISHED || true"
+        assert f":{ECHO_PORT}" in await site.sh(source, established + "; pidof cat")
+        # A session of its own: the processes of execs end with their host's connection.
+        await site.sh(
+            source, f"echo '{LOOPBACK_PAIR}' >/dev/shm/pair; setsid sh /dev/shm/pair >/dev/null 2>&1 &"
+        )
+        await site.wait_for(source, "test -p /dev/shm/speak")
+        await site.sh(source, "echo one >/dev/shm/speak")
+        await site.wait_for(source, "grep -q one /dev/shm/inside")
+
+        await children.fork(source, "heir")
+
+        in_child = await site.sh("heir", established)
+        assert site.ip_of(source) not in in_child
+        assert in_child.count("127.0.0.1:9001") == 2
+        await site.sh("heir", "echo two >/dev/shm/speak")
+        await site.wait_for("heir", "grep -q two /dev/shm/inside")
+        # The child's end of the connection is closed, and the process behind it knows.
+        await site.wait_for("heir", "! pidof cat")
+        writer.write(b"after\n")
+        assert await reader.readline() == b"after\n"
+        # The listener itself was not destroyed.
+        reader_of_child, writer_of_child = await asyncio.open_connection(site.ip_of("heir"), ECHO_PORT)
+        writer_of_child.write(b"anew\n")
+        assert await reader_of_child.readline() == b"anew\n"
+        writer_of_child.close()
+    finally:
+        writer.close()
+        await site.sh(source, "kill $(cat /dev/shm/pair.pid); rm /dev/shm/listen /dev/shm/speak")
