@@ -1,0 +1,127 @@
+"""QEMU keeps the contract of the port."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from examples.make_image import APPLETS
+
+from ramet.boot.kit import prepare_kit
+from ramet.boot.locate import GUEST_PROGRAM, KernelNotFound, ProgramNotBuilt, native_program
+from ramet.core.errors import Broken
+from ramet.vmm.qemu.driver import QemuDriver, QemuVm, Timeouts
+from tests.vmm.bench import Bench, LiveVm, digest
+from tests.vmm.contract import ForkContract
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.vm,
+    pytest.mark.skipif(os.geteuid() != 0, reason="reading a guest's memory is for root"),
+]
+
+ROOT = Path(__file__).parent.parent.parent
+BUSYBOX = Path("/bin/busybox")
+
+
+class QemuBench(Bench):
+    memory_bytes = 160 << 20
+
+    def open_driver(self, timeout_s: float | None = None) -> QemuDriver:
+        timeouts = Timeouts() if timeout_s is None else Timeouts(*([timeout_s] * 4))
+        return QemuDriver.open(self.instances, timeouts)
+
+    def remember(self, name: str, value: str) -> tuple[str, ...]:
+        return ("sh", "-c", f"echo {value} > /dev/shm/{name}")
+
+    def recall(self, name: str) -> tuple[str, ...]:
+        return ("cat", f"/dev/shm/{name}")
+
+    def store(self, name: str, value: str) -> tuple[str, ...]:
+        return ("sh", "-c", f"echo {value} > /{name}")
+
+    def fetch(self, name: str) -> tuple[str, ...]:
+        return ("cat", f"/{name}")
+
+    def reset(self) -> tuple[str, ...]:
+        return ("sh", "-c", "echo b > /proc/sysrq-trigger")
+
+    def workload(self) -> tuple[str, ...]:
+        return ("/bin/sleep", "1000000")
+
+
+def find_kernel_package() -> Path | None:
+    named = os.environ.get("RAMET_KERNEL_PACKAGE")
+    found = [Path(named)] if named else sorted((ROOT / ".cache" / "kernel").glob("*.deb"))
+    return found[-1] if found else None
+
+
+def make_root(folder: Path) -> Path:
+    """Return an EROFS image of a static busybox."""
+    tree = folder / "tree"
+    for name in ("bin", "dev", "proc", "sys", "tmp", "etc"):
+        (tree / name).mkdir(parents=True)
+    shutil.copy(BUSYBOX, tree / "bin" / "busybox")
+    for applet in (*APPLETS, "dd", "rm", "free", "head"):
+        (tree / "bin" / applet).symlink_to("busybox")
+    (tree / "etc" / "passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
+    image = folder / "root.erofs"
+    subprocess.run(["mkfs.erofs", "--quiet", image, tree], check=True, stdout=subprocess.DEVNULL)
+    return image
+
+
+@pytest.fixture(scope="module")
+async def bench() -> AsyncIterator[QemuBench]:
+    if shutil.which("mkfs.erofs") is None or not BUSYBOX.exists():
+        pytest.skip("needs erofs-utils and a static busybox")
+    folder = Path(tempfile.mkdtemp(prefix="ramet-qemu-"))  # Short: sockets lie in it.
+    try:
+        bench = QemuBench(folder)
+        package, guest = find_kernel_package(), native_program(GUEST_PROGRAM)
+        kit = prepare_kit(folder / "kits", guest_program=guest, kernel_package=package)
+    except (Broken, KernelNotFound, ProgramNotBuilt) as missing:
+        shutil.rmtree(folder)
+        pytest.skip(str(missing))
+    bench.kernel, bench.initramfs, bench.root = kit.kernel, kit.initramfs, make_root(folder)
+    yield bench
+    await bench.aclose()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+async def source(bench: QemuBench) -> LiveVm:
+    vm = await bench.boot()
+    await bench.run(vm, ("echo", "awake"))
+    return vm
+
+
+class TestQemu(ForkContract):
+    """The contract."""
+
+
+async def test_a_child_that_gives_back_all_its_memory_harms_neither_capture_nor_sibling(
+    bench: QemuBench, source: LiveVm
+) -> None:
+    await bench.run(source, ("sh", "-c", "dd if=/dev/urandom of=/dev/shm/block bs=1M count=16"))
+    content = await bench.run(source, ("sh", "-c", "cksum /dev/shm/block || cat /dev/shm/block | wc -c"))
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    before = digest(capture.memory)
+    wild = await bench.child(capture, frozen, "wild")
+    await bench.run(
+        wild,
+        ("sh", "-c", "rm /dev/shm/block; dd if=/dev/zero of=/dev/shm/fill bs=1M count=32; rm /dev/shm/fill"),
+    )
+    assert isinstance(wild, QemuVm)
+    await wild._monitor.execute("balloon", value=bench.memory_bytes // 2)
+    await bench.run(wild, ("sh", "-c", "i=0; while [ $i -lt 50 ]; do i=$((i+1)); free > /dev/null; done"))
+    assert digest(capture.memory) == before
+    sibling = await bench.child(capture, frozen, "sibling")
+    found = await bench.run(sibling, ("sh", "-c", "cksum /dev/shm/block || cat /dev/shm/block | wc -c"))
+    assert found == content
+    capture.close()
+    await bench.end(wild)
+    await bench.end(sibling)
