@@ -83,7 +83,7 @@ def daemon(work: Path) -> Iterator[Client]:
     """Run a daemon on a data folder in `work`; at the end delete its instances and stop it."""
     socket = work / "api.sock"
     log = work / "daemon.log"
-    command = [sys.executable, "-m", "ramet.cli.main", "serve"]
+    command = [sys.executable, "-m", "ramet.cli", "serve"]
     command += ["--data-dir", str(work / "data"), "--socket", str(socket)]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink)
