@@ -1,0 +1,62 @@
+"""The demo and the examples of the documentation do what they say, with real guests."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.vm
+
+PROJECT = Path(__file__).parents[2]
+EXAMPLE = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.DOTALL)
+
+# In a network namespace of its own: a daemon, then the commands, then the daemon's orderly end.
+SESSION = """
+set -e
+ip link set lo up
+ramet serve --data-dir "$FOLDER/data" --socket "$FOLDER/api.sock" 2>"$FOLDER/daemon.log" &
+daemon=$!
+trap 'ramet rm --force $(ramet ps -a -q) >/dev/null 2>&1 || true; kill $daemon; wait $daemon || true' EXIT
+for _ in $(seq 600); do ramet ps >/dev/null 2>&1 && break; kill -0 $daemon; sleep 0.1; done
+sh -ex -c "$COMMANDS"
+"""
+
+
+def run_session(folder: Path, commands: str) -> subprocess.CompletedProcess[str]:
+    environment = dict(
+        os.environ,
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        PYTHONPATH=str(PROJECT),
+        FOLDER=str(folder),
+        RAMET_HOST=f"unix://{folder}/api.sock",
+        COMMANDS=commands,
+    )
+    command = ["unshare", "--net", "bash", "-c", SESSION]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+
+
+def test_the_demo_forks_and_every_child_is_itself() -> None:
+    command = [sys.executable, str(PROJECT / "examples/demo.py"), "--count", "3", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report["forks"]["succeeded"] == report["forks"]["count"] == 3
+    expected = {"boot_s", "source_pause_s", "source_gap_s", "forks", "cores", "load1", "accelerator"}
+    assert report.keys() == expected
+    assert report["forks"].keys() == {"count", "succeeded", "wall_s", "mean_s", "p50_s", "p95_s", "max_s"}
+
+
+@pytest.mark.parametrize("page", ["README.md"])
+def test_the_examples_of_a_page_work(page: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / page).read_text())
+    folder = tmp_path_factory.mktemp("s")  # A short path: sockets lie in it.
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    done = run_session(folder, commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert done.stdout.count("warm\n") == 2, done.stdout  # The source's state, and the child's.
+    assert "web-copy\n" in done.stdout
+    assert "hello\n" in done.stdout
