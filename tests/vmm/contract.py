@@ -199,6 +199,27 @@ class ForkContract:
         assert await bench.run(child, bench.fetch("round")) == "1"
         await bench.end(child)
 
+    async def test_ending_a_vm_ends_the_drawing_together_of_its_chain(
+        self, bench: Bench, source: LiveVm
+    ) -> None:
+        child = await bench.fork(source)
+        (await bench.capture(child)).close()
+        base = bench.layers.base(bench.tops[child.runtime.pid])
+        os.kill(child.runtime.pid, signal.SIGSTOP)  # So that it does not get to the end.
+        failures: list[VmmFailed] = []
+
+        async def collapse() -> None:
+            try:
+                await child.collapse_disk(base)
+            except VmmFailed as failure:
+                failures.append(failure)
+
+        async with create_task_group() as group:
+            group.start_soon(collapse)
+            await anyio.wait_all_tasks_blocked()
+            await child.kill()
+        assert len(failures) == 1
+
     # The end of a VM
 
     async def test_a_guest_that_powers_off_is_told_apart(self, bench: Bench, source: LiveVm) -> None:

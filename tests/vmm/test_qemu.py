@@ -7,12 +7,15 @@ import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import anyio
 import pytest
 from examples.make_image import APPLETS
 
 from ramet.boot.kit import prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, KernelNotFound, ProgramNotBuilt, native_program
 from ramet.core.errors import Broken
+from ramet.vmm.port import VmmFailed
+from ramet.vmm.qemu.command import node_name
 from ramet.vmm.qemu.driver import QemuDriver, QemuVm, Timeouts
 from tests.vmm.bench import Bench, LiveVm, digest
 from tests.vmm.contract import ForkContract
@@ -125,3 +128,28 @@ async def test_a_child_that_gives_back_all_its_memory_harms_neither_capture_nor_
     capture.close()
     await bench.end(wild)
     await bench.end(sibling)
+
+
+async def test_a_vm_that_ends_in_the_middle_of_a_block_job_is_an_error(
+    bench: QemuBench, source: LiveVm
+) -> None:
+    child = await bench.fork(source)
+    await bench.run(child, ("dd", "if=/dev/urandom", "of=/block", "bs=1M", "count=4"))
+    (await bench.capture(child)).close()
+    assert isinstance(child, QemuVm)
+    layers = [path for path, _ in bench.layers.chain(bench.tops[child.runtime.pid])]
+    names = {"device": node_name(layers[0]), "base_node": node_name(layers[-1])}
+    failures: list[VmmFailed] = []
+
+    async def stream_slowly() -> None:
+        try:
+            await child._monitor.run_block_job("slow", "block-stream", **names, speed=1)
+        except VmmFailed as failure:
+            failures.append(failure)
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(stream_slowly)
+        while not await child._monitor.execute("query-block-jobs"):
+            await anyio.lowlevel.checkpoint()
+        await child.kill()
+    assert "ended during" in str(failures[0])

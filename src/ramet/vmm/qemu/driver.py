@@ -15,6 +15,7 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -28,26 +29,34 @@ from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, r
 from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
 from ramet.vmm.qemu.command import NAME_PREFIX, OVERLAY_DEVICE, Sockets, command_line, file_node, node_name
 from ramet.vmm.qemu.memory import Copier, find_guest_memory
-from ramet.vmm.qemu.monitor import Monitor
+from ramet.vmm.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 
 PROGRAM: Final = "qemu-system-x86_64"
-START_TIMEOUT_S: Final = 30.0
-ADOPT_TIMEOUT_S: Final = 10.0
-LOAD_TIMEOUT_S: Final = 60.0
 LOG_TAIL_BYTES: Final = 2000
 SOCKET_PATH_BYTES_MAX: Final = 107  # unix(7)
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long QEMU may take, in seconds, before it counts as failed."""
+
+    start_s: float = 30.0
+    adopt_s: float = 10.0
+    load_s: float = 60.0
+    command_s: float = COMMAND_TIMEOUT_S
 
 
 class QemuVm(LiveCapture, Restored):
     """One QEMU process and our session with its monitor."""
 
-    def __init__(self, process: HeldProcess, folder: Path, memory_bytes: int) -> None:
+    def __init__(self, process: HeldProcess, folder: Path, memory_bytes: int, timeouts: Timeouts) -> None:
         self.runtime = Runtime(
             process.pid, process.start_ticks, read_boot_id(), {"memory_bytes": memory_bytes}
         )
         self.agent_socket = folder / "agent.sock"
         self._process, self._folder, self._memory_bytes = process, folder, memory_bytes
-        self._monitor = Monitor()
+        self._timeouts = timeouts
+        self._monitor = Monitor(timeouts.command_s)
         self._copier: Copier | None = None
         self._killed = False
 
@@ -76,7 +85,7 @@ class QemuVm(LiveCapture, Restored):
 
     async def wait_exited(self) -> ExitReason:
         await self._process.wait_exited()
-        await self._monitor.disconnect()
+        await self._monitor.wait_ended()
         if self._killed:
             return ExitReason.KILLED
         reasons = {
@@ -87,7 +96,7 @@ class QemuVm(LiveCapture, Restored):
         return reasons.get(self._monitor.shutdown_reason or "", ExitReason.UNKNOWN)
 
     async def kill(self) -> None:
-        self._killed = True
+        self._killed = self._killed or not self._process.is_exited
         self._process.send_signal(signal.SIGKILL)
         with anyio.CancelScope(shield=True):
             await self._process.wait_exited()
@@ -156,16 +165,39 @@ class QemuVm(LiveCapture, Restored):
         raise VmmFailed("QEMU shows no overlay disk")
 
     async def collapse_disk(self, base: Path) -> None:
-        top = await self.top_layer()
-        await self._monitor.run_block_job(
-            "collapse", "block-stream", device=node_name(top), base_node=node_name(base)
-        )
+        top = node_name(await self.top_layer())
+        dropped = await self._nodes_below(top, until=node_name(base))
+        await self._monitor.run_block_job("collapse", "block-stream", device=top, base_node=node_name(base))
+        # QEMU keeps a node that was given a name, and its file open, until it is told otherwise; those
+        # that were nested in such a node go with it.
+        for node in dropped:
+            if node in await self._backings():
+                await self._monitor.execute("blockdev-del", node_name=node)
+
+    async def _nodes_below(self, top: str, until: str) -> list[str]:
+        """Return the names of the overlay's nodes between two of them, topmost first."""
+        backings = await self._backings()
+        found: list[str] = []
+        node = backings[top]
+        while node is not None and node != until:
+            found.append(node)
+            node = backings[node]
+        return found
+
+    async def _backings(self) -> dict[str, str | None]:
+        """Return the name of each block node, with that of the node below it."""
+        nodes = await self._monitor.execute("query-named-block-nodes", flat=True)
+        assert isinstance(nodes, list)
+        return {
+            node["node-name"]: node_name(Path(node["backing_file"])) if "backing_file" in node else None
+            for node in nodes
+        }
 
     # Restore
 
     async def load(self, capture: Capture) -> None:
         try:
-            async with asyncio.timeout(LOAD_TIMEOUT_S):
+            async with asyncio.timeout(self._timeouts.load_s):
                 await self._monitor.execute("migrate-incoming", uri=f"exec:cat {capture.devices.path}")
                 await self._wait_running()
         except (VmmFailed, TimeoutError) as error:
@@ -210,12 +242,14 @@ class QemuDriver(LiveFork):
 
     name = "qemu"
 
-    def __init__(self, program: Path, version: str, accelerator: str, instances_folder: Path) -> None:
-        self.version, self.accelerator = version, accelerator
+    def __init__(
+        self, program: Path, version: str, accelerator: str, instances_folder: Path, timeouts: Timeouts
+    ) -> None:
+        self.version, self.accelerator, self._timeouts = version, accelerator, timeouts
         self._program, self._instances_folder = program, instances_folder
 
     @classmethod
-    def open(cls, instances_folder: Path) -> "QemuDriver":
+    def open(cls, instances_folder: Path, timeouts: Timeouts | None = None) -> "QemuDriver":
         """Find QEMU on this host.
 
         Raises:
@@ -226,7 +260,13 @@ class QemuDriver(LiveFork):
             raise Broken(f"{PROGRAM} is not installed", remedy="apt-get install qemu-system-x86")
         text = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
         version = re.search(r"version (\S+)", text)
-        return cls(Path(program), version[1] if version else "", find_accelerator(), instances_folder)
+        return cls(
+            Path(program),
+            version[1] if version else "",
+            find_accelerator(),
+            instances_folder,
+            timeouts or Timeouts(),
+        )
 
     async def boot(self, machine: Machine) -> QemuVm:
         return await self._start(machine, None)
@@ -259,9 +299,9 @@ class QemuDriver(LiveFork):
             raise VmmFailed("the VMM is gone", instance=instance) from error
         memory_bytes = runtime.driver["memory_bytes"]
         assert isinstance(memory_bytes, int)
-        vm = QemuVm(process, folder, memory_bytes)
+        vm = QemuVm(process, folder, memory_bytes, self._timeouts)
         try:
-            await vm.connect(ADOPT_TIMEOUT_S)
+            await vm.connect(self._timeouts.adopt_s)
         except VmmFailed:
             await vm.detach()
             raise
@@ -297,9 +337,9 @@ class QemuDriver(LiveFork):
         finally:
             for listener in listeners:
                 listener.close()
-        vm = QemuVm(process, folder, machine.memory_bytes)
+        vm = QemuVm(process, folder, machine.memory_bytes, self._timeouts)
         try:
-            await vm.connect(START_TIMEOUT_S)
+            await vm.connect(self._timeouts.start_s)
         except BaseException:
             await vm.kill()
             raise

@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
-from qemu.qmp import ExecInterruptedError, QMPClient, QMPError
+import anyio
+from qemu.qmp import ExecInterruptedError, QMPClient, QMPError, Runstate
 from qemu.qmp.events import EventListener
 from qemu.qmp.message import Message
 
 from ramet.vmm.port import VmmFailed
 
 COMMAND_TIMEOUT_S: Final = 60.0
+LAST_WORDS_TIMEOUT_S: Final = 1.0
 
 
 class Monitor:
@@ -25,7 +27,8 @@ class Monitor:
     `shutdown_reason` is the reason of the last SHUTDOWN event ("guest-shutdown", "guest-reset", ...), if any.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
+        self._timeout_s = timeout_s
         self._client = QMPClient()
         self._running = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[str]] = {}
@@ -51,29 +54,23 @@ class Monitor:
             peer.close()
             raise VmmFailed(f"the VMM's monitor did not answer: {error or 'time-out'}") from error
 
-    async def execute(
-        self, command: str, timeout_s: float = COMMAND_TIMEOUT_S, **arguments: object
-    ) -> object:
+    async def execute(self, command: str, **arguments: object) -> object:
         """Run a command; underscores in argument names stand for hyphens.
 
         Raises:
-            VmmFailed: it was refused, the VMM ended, or did not answer within `timeout_s` seconds.
+            VmmFailed: it was refused, the VMM ended, or did not answer in time.
         """
-        return await self.execute_with(
-            command, {k.replace("_", "-"): v for k, v in arguments.items()}, timeout_s
-        )
+        return await self.execute_with(command, {k.replace("_", "-"): v for k, v in arguments.items()})
 
-    async def execute_with(
-        self, command: str, arguments: Mapping[str, object], timeout_s: float = COMMAND_TIMEOUT_S
-    ) -> object:
+    async def execute_with(self, command: str, arguments: Mapping[str, object]) -> object:
         """Run a command with `arguments` named as QEMU names them; otherwise as `execute`."""
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._client.execute(command, arguments or None)
         except ExecInterruptedError as error:
             raise VmmFailed(f"the VMM ended during {command}") from error
         except TimeoutError as error:
-            raise VmmFailed(f"the VMM did not answer {command} within {timeout_s:.0f} s") from error
+            raise VmmFailed(f"the VMM did not answer {command} within {self._timeout_s:g} s") from error
         except QMPError as error:
             raise VmmFailed(f"the VMM refused {command}: {error}") from error
 
@@ -85,18 +82,45 @@ class Monitor:
         """Start a block job and return when it has completed.
 
         Raises:
-            VmmFailed: it was refused, or failed.
+            VmmFailed: it was refused, failed, or the VMM ended.
         """
         ended = self._jobs[name] = asyncio.get_running_loop().create_future()
         try:
             await self.execute_with(
                 command, {"job-id": name, **{k.replace("_", "-"): v for k, v in arguments.items()}}
             )
-            message = await ended
+            message = await self._unless_lost(command, ended)
         finally:
             del self._jobs[name]
         if message:
             raise VmmFailed(f"{command} failed: {message}")
+
+    async def _unless_lost(self, command: str, answer: asyncio.Future[str]) -> str:
+        async with anyio.create_task_group() as group:
+
+            async def give_up_when_lost() -> None:
+                await self._wait_lost()
+                answer.cancel()
+
+            group.start_soon(give_up_when_lost)
+            await asyncio.wait([answer])
+            group.cancel_scope.cancel()
+        if answer.cancelled():
+            raise VmmFailed(f"the VMM ended during {command}")
+        return answer.result()
+
+    async def _wait_lost(self) -> None:
+        while self._client.runstate is Runstate.RUNNING:
+            await self._client.runstate_changed()
+
+    async def wait_ended(self) -> None:
+        """Return when the other side, which is gone, has hung up and its last words have been read."""
+        try:
+            async with asyncio.timeout(LAST_WORDS_TIMEOUT_S):
+                await self._wait_lost()
+        except TimeoutError:
+            pass  # Somebody else holds its socket; what it may have said is lost.
+        await self.disconnect()
 
     async def disconnect(self) -> None:
         """End the session; the VMM goes on. Idempotent, and several may ask at once."""
