@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "api": frozenset({"core", "wire_api", "instance", "images", "snapshots"}),
     "client": frozenset({"core", "wire_api"}),
-    "cli": frozenset({"core", "client"}),
+    "cli": frozenset({"core", "client", "wire_api"}),
     "daemon": EVERYTHING,
 }
 DRIVERS = ("vmm.qemu", "vmm.fake")  # Only the composition root may name one.

@@ -34,10 +34,15 @@ def test_saving_again_replaces(tmp_path: Path) -> None:
 
 def test_a_failed_transaction_leaves_nothing(tmp_path: Path) -> None:
     database = Database(tmp_path / "s.db")
-    with pytest.raises(ZeroDivisionError), database.transaction():
-        database.save(make_record())
-        database.begin("create", InstanceId("i"))
-        raise ZeroDivisionError
+
+    def fail_halfway() -> None:
+        with database.transaction():
+            database.save(make_record())
+            database.begin("create", InstanceId("i"))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert database.load() == []
     assert database.unfinished() == []
 

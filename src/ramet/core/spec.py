@@ -82,7 +82,8 @@ def _default_of(name: str) -> object:
 class InstanceIdentity:
     """Who an instance is. `slot` is its place on the bridge, None without a network.
 
-    `machine_id` is 32 hex digits, `created_at` Unix time in seconds, `parent` the instance it was forked from.
+    `machine_id` is 32 hex digits, `created_at` Unix time in seconds, `parent` whom
+    it was forked from.
     """
 
     id: InstanceId
@@ -97,8 +98,8 @@ class InstanceIdentity:
 class Runtime:
     """How to find a VMM process again: never a bare pid, which the kernel gives to others.
 
-    `start_ticks` is field 22 of /proc/PID/stat, `boot_id` /proc/sys/kernel/random/boot_id; `driver` is what the
-    VMM's driver must remember, opaque to everyone else.
+    `start_ticks` is field 22 of /proc/PID/stat, `boot_id` /proc/sys/kernel/random/boot_id; `driver` is what
+    the VMM's driver must remember, opaque to everyone else.
     """
 
     pid: int

@@ -11,6 +11,7 @@ layer is *held* while it is some instance's top or below a held one; the rest is
 """
 
 import subprocess
+import threading
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Final, Literal
@@ -35,12 +36,15 @@ class LayerBroken(Broken):
 class LayerStore:
     """The folder of all layers. Synchronous: every call is a few small file operations.
 
-    Making a base for a size that was never asked for before runs mkfs.ext4 (about 20 ms).
+    Making a base for a size that was never asked for before runs mkfs.ext4 (about 20 ms), so `create` may be
+    called in a thread; all calls may be made at the same time.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tops: set[LayerId] = set()
+        self._changing = threading.RLock()  # Held for microseconds: a new file is not yet held by anybody.
+        self._formatting = threading.Lock()
 
     def path(self, layer: LayerId) -> Path:
         return self._folder / f"{layer}{_SUFFIX}"
@@ -71,18 +75,21 @@ class LayerStore:
         Raises:
             LayerBroken: its chain is not whole.
         """
-        self.chain(layer)
-        self._tops.add(layer)
+        with self._changing:
+            self.chain(layer)
+            self._tops.add(layer)
 
     def move(self, old: LayerId, new: LayerId) -> None:
         """Say that the instance which wrote to `old` writes to `new` on top of it."""
-        self._tops.discard(old)
-        self._tops.add(new)
+        with self._changing:
+            self._tops.discard(old)
+            self._tops.add(new)
 
     def release(self, layer: LayerId) -> None:
         """Hold `layer` no more; it and what only it needed is deleted. Idempotent."""
-        self._tops.discard(layer)
-        self.sweep()
+        with self._changing:
+            self._tops.discard(layer)
+            self.sweep()
 
     def chain(self, layer: LayerId) -> tuple[tuple[Path, Literal["raw", "qcow2"]], ...]:
         """Return the files of a disk with their formats, topmost first.
@@ -105,10 +112,11 @@ class LayerStore:
 
     def sweep(self) -> list[Path]:
         """Delete what nobody holds; returns the files deleted."""
-        needed = {path for top in self._tops if self.path(top).exists() for path, _ in self.chain(top)}
-        gone = [path for path in self._files() if path not in needed]
-        for path in gone:
-            path.unlink()
+        with self._changing:
+            needed = {path for top in self._tops if self.path(top).exists() for path, _ in self.chain(top)}
+            gone = [path for path in self._files() if path not in needed]
+            for path in gone:
+                path.unlink()
         return gone
 
     def statistics(self) -> dict[str, int]:
@@ -129,28 +137,43 @@ class LayerStore:
 
     def _create_on(self, backing: Path, form: Literal["raw", "qcow2"], size_bytes: int) -> LayerId:
         layer = LayerId(mint_id())
-        try:
-            create_qcow2(self.path(layer), size_bytes, backing, form)
-        except OSError as error:
-            self.path(layer).unlink(missing_ok=True)
-            raise LayerBroken(f"no disk layer can be written: {error.strerror}") from error
-        self._tops.add(layer)
+        with self._changing:
+            try:
+                create_qcow2(self.path(layer), size_bytes, backing, form)
+            except OSError as error:
+                self.path(layer).unlink(missing_ok=True)
+                raise LayerBroken(f"no disk layer can be written: {error.strerror}") from error
+            self._tops.add(layer)
         return layer
 
     def _base(self, size_bytes: int) -> Path:
         base = self._folder / f"{_BASE_PREFIX}{size_bytes}.raw"
-        if base.exists():
-            return base
+        with self._formatting:
+            if not base.exists():
+                self._format(base, size_bytes)
+        return base
+
+    def _format(self, base: Path, size_bytes: int) -> None:
         part = base.with_suffix(".part")
         part.unlink(missing_ok=True)
         with part.open("wb") as file:
             file.truncate(size_bytes)
         # No lazy initialisation: a guest would do it in the background, at a guest's price.
         options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        command: list[str | Path] = ["mkfs.ext4", "-q", "-F", "-m", "0", "-O", "^resize_inode", "-E", options, part]
+        command: list[str | Path] = [
+            "mkfs.ext4",
+            "-q",
+            "-F",
+            "-m",
+            "0",
+            "-O",
+            "^resize_inode",
+            "-E",
+            options,
+            part,
+        ]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:
             part.unlink(missing_ok=True)
             raise LayerBroken(f"mkfs.ext4 failed: {done.stdout.strip()}")
         part.rename(base)
-        return base

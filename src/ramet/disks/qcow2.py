@@ -27,7 +27,8 @@ def create_qcow2(path: Path, size_bytes: int, backing: Path, backing_format: Lit
         OSError: the file system refused.
     """
     name = str(backing).encode()
-    assert len(name) <= _BACKING_NAME_BYTES_MAX and size_bytes > 0
+    assert len(name) <= _BACKING_NAME_BYTES_MAX
+    assert size_bytes > 0
     l1_entries = -(-size_bytes // _L2_COVERS_BYTES)
     l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
     form = backing_format.encode()

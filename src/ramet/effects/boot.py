@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,7 +30,7 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
             machine = make_machine(site, record, layer, tap_fd)
             async with site.stages.vmm_start:
                 vm = await site.driver.boot(machine)
-        rig = site.rigs[record.id] = Rig(record.id, vm)
+        rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         return rig, layer
 
 
@@ -81,15 +81,18 @@ async def undone_on_failure(site: Site, record: InstanceRecord) -> AsyncIterator
         yield made
     except BaseException:
         with anyio.CancelScope(shield=True):
-            rig = site.rigs.pop(record.id, None)
-            if rig is not None:
-                await rig.close()
-                await rig.vm.kill()
-            if record.identity.slot is not None:
-                await site.network.detach(record.id)
-            if made.layer is not None:
-                site.layers.release(made.layer)
-            await to_thread.run_sync(remove_folder, site.instance_folder(record.id))
+            async with (
+                AsyncExitStack() as undo
+            ):  # From the last to the first, each whatever became of another.
+                if record.identity.slot is not None:
+                    undo.push_async_callback(site.network.detach, record.id)
+                undo.push_async_callback(to_thread.run_sync, remove_folder, site.instance_folder(record.id))
+                if made.layer is not None:
+                    undo.callback(site.layers.release, made.layer)
+                rig = site.rigs.pop(record.id, None)
+                if rig is not None:
+                    undo.push_async_callback(rig.vm.kill)
+                    undo.push_async_callback(rig.close)
         raise
 
 

@@ -89,11 +89,17 @@ async def destroy(site: Site, record: InstanceRecord) -> None:
     Raises:
         RametError: a part of it is still there, and held.
     """
-    rig = site.rigs.pop(record.id, None)
+    rig = site.rigs.get(record.id)
+    layer = record.layer
     if rig is not None:
         await rig.close()
         await rig.vm.kill()
-    await site.network.release(record.id)
-    if record.layer is not None:
-        site.layers.release(record.layer)
+        async with rig.capturing:  # What is still being captured of it fails now, and tells its last layer.
+            layer = rig.layer
+        await rig.close()
+        site.rigs.pop(record.id, None)
+    if layer is not None:
+        site.layers.release(layer)
     await to_thread.run_sync(remove_folder, site.instance_folder(record.id))
+    # Last: from here on the slot may be another's, so a destruction begun again must not come back to it.
+    await site.network.release(record.id)

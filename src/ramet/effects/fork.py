@@ -1,8 +1,8 @@
 """Forking a running instance.
 
 What of a child does not depend on the capture (its endpoint's admission, its TAP, its folder) is made while
-the capture is being taken. The child is itself, and Running, when its guest has acknowledged its new identity;
-its workload stands still until then.
+the capture is being taken. The child is itself, and Running, when its guest has acknowledged its new
+identity; its workload stands still until then.
 """
 
 from contextlib import AsyncExitStack
@@ -61,7 +61,7 @@ async def fork(
         machine = make_machine(site, record, layer, tap_fd)
         async with timings.staged("vmm_start", site.stages.vmm_start):
             vm = await driver.start_waiting(machine, taken.capture)
-        rig = site.rigs[record.id] = Rig(record.id, vm)
+        rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         await until_started.aclose()
         async with timings.staged("confirm", site.stages.confirm):
             with timings.phase("load"):

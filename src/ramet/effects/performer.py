@@ -1,7 +1,7 @@
 """The performer of all actions: from an action's type to the module that carries it out."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Final
 
@@ -16,7 +16,7 @@ from ramet.effects.end import destroy, release, shut_down, watch
 from ramet.effects.fork import LiveForkUnsupported, fork
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.logs import read_logs
-from ramet.effects.site import Site, Timings
+from ramet.effects.site import Rig, Site, Timings
 from ramet.instance.fleet_types import ExecCommand, ExecSession, WrongState
 from ramet.instance.transitions import (
     Action,
@@ -35,6 +35,7 @@ from ramet.instance.transitions import (
     ShutDown,
     Watch,
 )
+from ramet.net.slots import NoEndpoint
 from ramet.snapshots.capture import Source, Taken, take_capture
 from ramet.snapshots.flight import Flights
 from ramet.vmm.port import LiveCapture
@@ -42,7 +43,7 @@ from ramet.vmm.port import LiveCapture
 BOOT_ANSWER_TIMEOUT_S: Final = 90.0
 EXIT_TIMEOUT_S: Final = 5.0
 
-Tell = Callable[[InstanceId, Event], None]
+Tell = Callable[[InstanceId, Event], Awaitable[None]]
 Look = Callable[[InstanceId], InstanceRecord]
 
 
@@ -83,7 +84,10 @@ class SitePerformer:
     def addresses(self, record: InstanceRecord) -> tuple[str | None, str | None]:
         if record.identity.slot is None:
             return None, None
-        endpoint = self._site.network.endpoint(record.id)
+        try:
+            endpoint = self._site.network.endpoint(record.id)
+        except NoEndpoint:
+            return None, None  # It is just going.
         return str(endpoint.ip), endpoint.mac
 
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
@@ -175,23 +179,45 @@ class SitePerformer:
             raise LiveForkUnsupported(f"{site.driver.name} cannot fork a running instance")
 
         async def record_switch(new_top: LayerId) -> None:
-            tell(source, LayerSwitched(new_top))
+            rig.layer = new_top
+            await tell(source, LayerSwitched(new_top))
 
         entry = site.database.begin("capture", source)
         try:
-            return await take_capture(
-                Source(
-                    name=record.name,
-                    vm=rig.vm,
-                    workload=await rig.channel(),
-                    # Of the VMM, which knows; our record of an earlier switch may still be in a queue.
-                    layer=site.layers.id_of(await rig.vm.top_layer()),
-                    memory_bytes=record.spec.memory_bytes,
-                    overlay_bytes=record.spec.overlay_bytes,
-                ),
-                site.layers,
-                before_pause=close_doors,
-                record_switch=record_switch,
-            )
+            async with rig.capturing:
+                return await take_capture(
+                    Source(
+                        name=record.name,
+                        vm=rig.vm,
+                        workload=RigWorkload(rig),
+                        # Of the VMM, which knows: a capture before this one may have failed to learn it.
+                        layer=site.layers.id_of(await rig.vm.top_layer()),
+                        memory_bytes=record.spec.memory_bytes,
+                        overlay_bytes=record.spec.overlay_bytes,
+                    ),
+                    site.layers,
+                    before_pause=close_doors,
+                    record_switch=record_switch,
+                )
         finally:
             site.database.end(entry)
+
+
+class RigWorkload:
+    """The workload of a running instance, over whatever channel there is."""
+
+    def __init__(self, rig: Rig) -> None:
+        self._rig = rig
+
+    async def sync(self) -> None:
+        await (await self._rig.channel()).sync()
+
+    async def freeze(self) -> None:
+        await (await self._rig.channel()).freeze()
+
+    async def thaw(self) -> None:
+        try:
+            await (await self._rig.channel()).thaw()
+        except RametError:
+            # A workload must not stand still for ever because of one answer; the second error counts.
+            await (await self._rig.channel()).thaw()

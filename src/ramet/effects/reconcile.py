@@ -1,8 +1,8 @@
 """What a starting daemon finds, and what becomes of it.
 
 A VMM that runs is never ended for our own restart. First of all the guests that we paused, and did not live
-to resume, run again. Then records and host are laid side by side: what both know is adopted, what only the host
-knows is removed, what only a record knows has stopped; and half-made things are gone without trace.
+to resume, run again. Then records and host are laid side by side: what both know is adopted, what only the
+host knows is removed, what only a record knows has stopped; and half-made things are gone without trace.
 """
 
 import time
@@ -17,6 +17,7 @@ from anyio import to_thread
 from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
+from ramet.disks.layers import LayerBroken
 from ramet.effects.boot import remove_folder
 from ramet.effects.end import read_exit
 from ramet.effects.site import Rig, Site
@@ -90,20 +91,25 @@ async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> d
 
 async def _adopt(site: Site, record: InstanceRecord, vm: Vm | None) -> tuple[InstanceRecord, Event | None]:
     if vm is None:
-        if record.layer is not None:
-            site.layers.hold(record.layer)
         if record.is_deleting:
+            # Of a destruction that had begun, nobody knows how far it came: its layers may be gone.
             return replace(record, is_deleting=False, state=State.UNKNOWN), DeleteAsked()
+        if record.layer is not None:
+            try:
+                site.layers.hold(record.layer)
+            except LayerBroken as error:
+                log.warning("instance_has_lost_its_disk", instance=record.id, error=str(error))
+                return replace(record, state=State.UNKNOWN, runtime=None, state_error=str(error)), None
         if record.state not in _ALIVE:
             return record, None
         end, reason = await to_thread.run_sync(read_exit, site.instance_folder(record.id) / "console.log")
         return record, VmmExited(end, reason or "it ended while the daemon was away", time.time())
-    rig = site.rigs[record.id] = Rig(record.id, vm)
     # The VMM knows what it writes to: we may have been killed between a switch and our record of it.
     layer = record.layer
     if isinstance(vm, LiveCapture):
         layer = site.layers.id_of(await vm.top_layer())
     assert layer is not None, "a running instance has a disk"
+    rig = site.rigs[record.id] = Rig(record.id, vm, layer)
     site.layers.hold(layer)
     if record.is_deleting:
         return replace(record, is_deleting=False, state=State.UNKNOWN, layer=layer), DeleteAsked()

@@ -11,7 +11,7 @@ from typing import Final
 import anyio
 
 from ramet.boot.kit import BootKit
-from ramet.core.ids import InstanceId
+from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord
 from ramet.disks.layers import LayerStore
 from ramet.guest.channel import Channel, open_channel
@@ -27,7 +27,7 @@ CONFIRM_WIDTH_KVM: Final = 64
 
 @dataclass(slots=True)
 class Timings:
-    """How long each phase of one operation took, in milliseconds; a wait for a stage is a phase of its own."""
+    """How long each phase of one operation took, in ms; a wait for a stage is a phase of its own."""
 
     phases_ms: dict[str, float] = field(default_factory=dict)
 
@@ -65,10 +65,14 @@ class Stages:
 
 
 class Rig:
-    """What a running instance holds: its VMM, and a channel to its guest that is opened again when lost."""
+    """What a running instance holds: its VMM, and a channel to its guest that is opened again when lost.
 
-    def __init__(self, instance: InstanceId, vm: Vm) -> None:
-        self.instance, self.vm = instance, vm
+    `layer` is the disk layer it writes to. Whoever captures it holds `capturing`.
+    """
+
+    def __init__(self, instance: InstanceId, vm: Vm, layer: LayerId) -> None:
+        self.instance, self.vm, self.layer = instance, vm, layer
+        self.capturing = anyio.Lock()
         self._channel: Channel | None = None
         self._opening = anyio.Lock()
 

@@ -91,7 +91,7 @@ class Fleet:
         self._group: TaskGroup | None = None
 
     async def run(self, found: Found, *, task_status: TaskStatus[None]) -> None:
-        """Own the actors until cancelled. `found` are the stored records, each with what was found on the host."""
+        """Own the actors until cancelled. `found`: the stored records, each with what the host shows."""
         async with anyio.create_task_group() as group:
             self._group = group
             for record, event in found:
@@ -222,10 +222,16 @@ class Fleet:
                 group.start_soon(fork_one, index, name)
         return [outcome for outcome in outcomes if outcome is not None]
 
-    def tell(self, instance: InstanceId, event: Event) -> None:
-        """Tell an instance what happened to it; harmless if it is gone."""
+    async def tell(self, instance: InstanceId, event: Event) -> None:
+        """Tell an instance what happened to it; returns when its record, if it needs to, says so durably.
+
+        Harmless if the instance is gone.
+        """
         if instance in self._actors:
-            self._actors[instance].tell(event)
+            try:
+                await self._actors[instance].ask(event)
+            except InstanceNotFound:
+                return
 
     # Inside
 

@@ -7,16 +7,21 @@ whatever happened; its workload is thawed last.
 """
 
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Protocol
 
 import anyio
+import structlog
 
 from ramet.core.ids import LayerId
 from ramet.disks.layers import CHAIN_LENGTH_MAX, LayerStore
 from ramet.linux.memfd import SealableFile
-from ramet.vmm.port import Capture, LiveCapture
+from ramet.vmm.port import Capture, LiveCapture, VmmFailed
+
+log = structlog.get_logger(__name__)
 
 
 class Workload(Protocol):
@@ -24,7 +29,10 @@ class Workload(Protocol):
 
     async def sync(self) -> None: ...
     async def freeze(self) -> None: ...
-    async def thaw(self) -> None: ...
+
+    async def thaw(self) -> None:
+        """Let it run; not given up because one connection was lost."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +49,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One instant of a guest: its sealed memory, and the disk layer that was frozen with it.
+    """One instant of a guest: its sealed memory and the disk layer frozen with it. Open until `close`.
 
     `pause_s` is how long its processors stood still; the bytes are what was copied before and in the pause.
     """
@@ -53,6 +61,12 @@ class Taken:
     total_s: float
     ahead_bytes: int
     paused_bytes: int
+    layers: LayerStore
+
+    def close(self) -> None:
+        """Give it up; children that map the memory, and layers on the frozen one, keep them."""
+        self.capture.close()
+        self.layers.release(self.frozen)
 
 
 async def take_capture(
@@ -75,37 +89,88 @@ async def take_capture(
     await _shorten_chain(source, layers)
     new_top = layers.create_on(source.layer, source.overlay_bytes)
     capture = Capture(SealableFile("ramet-memory", source.memory_bytes), SealableFile("ramet-devices"))
-    switched = False
+    switch = _Switch(source, layers, new_top, record_switch)
     try:
-        await source.vm.prepare_disk(layers.path(new_top))
-        await source.workload.sync()
-        ahead_bytes = await source.vm.copy_ahead(capture)
-        before_pause()
-        try:
-            await source.workload.freeze()
-            paused_at = time.perf_counter()
-            async with source.vm.paused():
-                await source.vm.switch_disk(layers.path(new_top))
-                switched = True
-                await source.vm.save_devices(capture)
-                paused_bytes = await source.vm.copy_rest(capture)
-            pause_s = time.perf_counter() - paused_at
-        finally:
-            with anyio.CancelScope(shield=True):
-                if switched:
-                    layers.move(source.layer, new_top)
-                    await record_switch(new_top)
-                await source.workload.thaw()
+        async with switch:
+            await source.vm.prepare_disk(layers.path(new_top))
+            await source.workload.sync()
+            ahead_bytes = await source.vm.copy_ahead(capture)
+            before_pause()
+            async with _frozen(source.workload, switch):
+                paused_at = time.perf_counter()
+                async with source.vm.paused():
+                    await source.vm.switch_disk(layers.path(new_top))
+                    await source.vm.save_devices(capture)
+                    paused_bytes = await source.vm.copy_rest(capture)
+                pause_s = time.perf_counter() - paused_at
         capture.seal()
     except BaseException:
         capture.close()
-        if not switched:
-            with anyio.CancelScope(shield=True):
-                await source.vm.forget_disk(layers.path(new_top))
-            layers.release(new_top)
+        if switch.is_done:
+            layers.release(source.layer)  # Nobody forks from it; it stays as long as it is below the new top.
         raise
     total_s = time.perf_counter() - began
-    return Taken(capture, source.layer, new_top, pause_s, total_s, ahead_bytes, paused_bytes)
+    return Taken(capture, source.layer, new_top, pause_s, total_s, ahead_bytes, paused_bytes, layers)
+
+
+class _Switch:
+    """Whether the source writes to its new layer already, settled before anybody goes on.
+
+    If the VMM cannot say so, it counts as done: an empty layer over the former top reads as that one does,
+    whatever is still written there, while what a forgotten new top holds would be lost.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        layers: LayerStore,
+        new_top: LayerId,
+        record_switch: Callable[[LayerId], Awaitable[None]],
+    ) -> None:
+        self._source, self._layers, self._new_top = source, layers, new_top
+        self._record_switch = record_switch
+        self.is_done: bool | None = None  # None: not settled.
+
+    async def __aenter__(self) -> None:
+        return None
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        with anyio.CancelScope(shield=True):
+            await self.settle(has_failed=exc is not None)
+
+    async def settle(self, *, has_failed: bool) -> None:
+        """Make the switch durable, or undo its preparation. Idempotent, never raises."""
+        if self.is_done is not None:
+            return
+        path = self._layers.path(self._new_top)
+        self.is_done = True
+        if has_failed:
+            try:
+                self.is_done = await self._source.vm.top_layer() == path
+                if not self.is_done:
+                    await self._source.vm.forget_disk(path)
+            except VmmFailed as failure:
+                log.info("switched_layer_uncertain", instance=self._source.name, error=str(failure))
+        if self.is_done:
+            await self._record_switch(self._new_top)
+        else:
+            self._layers.release(self._new_top)
+
+
+@asynccontextmanager
+async def _frozen(workload: Workload, switch: _Switch) -> AsyncIterator[None]:
+    """Have the workload stand still inside, and until it is settled what it writes to."""
+    has_failed = True
+    try:
+        await workload.freeze()
+        yield
+        has_failed = False
+    finally:
+        with anyio.CancelScope(shield=True):
+            await switch.settle(has_failed=has_failed)
+            await workload.thaw()
 
 
 async def _shorten_chain(source: Source, layers: LayerStore) -> None:

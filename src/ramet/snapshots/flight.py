@@ -1,19 +1,22 @@
 """One capture, many children.
 
 Whoever wants to fork a running source boards its next flight. A flight takes passengers until the pause
-of its capture is about to begin; who comes later boards the next one, which starts when this one has landed. So
-a child always contains what happened before its fork was asked for, and a burst costs one capture.
+of its capture is about to begin; who comes later boards the next one, which starts when this one has
+landed. So a child always contains what happened before its fork was asked for, and a burst costs one capture.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
+import structlog
 from anyio.abc import TaskGroup
 
-from ramet.core.errors import RametError
+from ramet.core.errors import Broken, RametError
 from ramet.core.ids import InstanceId
 from ramet.snapshots.capture import Taken
+
+log = structlog.get_logger(__name__)
 
 Take = Callable[[InstanceId, Callable[[], None]], Awaitable[Taken]]
 """Takes a capture of an instance; calls the function it is given when nobody may join any more."""
@@ -22,7 +25,8 @@ Take = Callable[[InstanceId, Callable[[], None]], Awaitable[Taken]]
 class Flight:
     """One capture of one source and the count of those who need it. An async context manager per passenger.
 
-    The memory is freed when the last passenger has left (their VMMs keep what they map).
+    The memory is freed, and the frozen layer given up, when the last passenger has left: by then their VMMs
+    map the one, and their disks stand on the other.
     """
 
     def __init__(self) -> None:
@@ -63,7 +67,16 @@ class Flight:
 
     def _close_if_done(self) -> None:
         if self._passengers == 0 and self._taken is not None:
-            self._taken.capture.close()
+            taken, self._taken = self._taken, None
+            taken.close()
+
+
+class _Runway:
+    """What one source's captures are taken on, one after the other."""
+
+    def __init__(self) -> None:
+        self.free = asyncio.Lock()
+        self.flights = 0
 
 
 class Flights:
@@ -72,7 +85,7 @@ class Flights:
     def __init__(self, take: Take, group: TaskGroup) -> None:
         self._take, self._group = take, group
         self._boarding: dict[InstanceId, Flight] = {}
-        self._runways: dict[InstanceId, asyncio.Lock] = {}
+        self._runways: dict[InstanceId, _Runway] = {}
 
     def board(self, source: InstanceId) -> Flight:
         """Board the next flight of `source`: `async with flights.board(source) as flight`."""
@@ -87,19 +100,25 @@ class Flights:
             if self._boarding.get(source) is flight:
                 del self._boarding[source]
 
-        runway = self._runways.setdefault(source, asyncio.Lock())
+        runway = self._runways.setdefault(source, _Runway())
+        runway.flights += 1
         taken: Taken | None = None
         error: BaseException | None = None
         try:
-            async with runway:
+            async with runway.free:
                 taken = await self._take(source, close_doors)
         except RametError as failure:
             error = failure
+        except Exception as failure:
+            # A mistake of ours fails those who wait for this capture, and nobody else.
+            log.exception("capture_failed_unexpectedly", instance=source)
+            error = Broken(f"internal error while capturing: {type(failure).__name__}: {failure}")
         except BaseException as failure:
             error = failure
             raise
         finally:
             close_doors()
-            if not runway.locked():
-                self._runways.pop(source, None)
+            runway.flights -= 1
+            if not runway.flights:
+                del self._runways[source]
             flight.land(taken, error)
