@@ -2,23 +2,45 @@
 
 Everybody else enqueues: requests of users, outcomes of actions, what a guest or the host did. The actor takes
 one event at a time, lets `transitions.step` decide, makes the new record durable, and only then has the
-actions performed, each as a child task whose outcome is an event again. So a record on disk is never behind what was done.
+actions performed, each as a child task whose outcome is an event again. So a record on disk is never behind
+what was done.
+
+What goes wrong in an action, a mistake of ours included, ends with this instance: it becomes an event, and
+the instance visibly Stopped or Unknown. The daemon and everybody else's guests go on.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 
-from ramet.core.errors import Exhausted, RametError
+from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
-from ramet.instance.transitions import Action, Destroy, DestroyFailed, Emit, Event, Failed, step
+from ramet.instance.fleet_types import InstanceNotFound
+from ramet.instance.transitions import (
+    Action,
+    ActionFailed,
+    AwaitGuest,
+    Boot,
+    Destroy,
+    DestroyFailed,
+    Emit,
+    Event,
+    Failed,
+    Fork,
+    step,
+)
 
 QUEUE_LENGTH_MAX: Final = 256
+"""Requests that may wait. Outcomes are not counted: there are no more of them than actions."""
+
+log = structlog.get_logger(__name__)
 
 
 class QueueFull(Exhausted):
@@ -34,7 +56,7 @@ class Performer(Protocol):
         """Do it; tell the outcome by `emit`. Cancelled: the daemon leaves, the guest does not.
 
         Raises:
-            RametError: it failed; for Destroy only. Other actions emit their failure.
+            RametError: it failed.
         """
         ...
 
@@ -60,16 +82,12 @@ class Actor:
         """Why making it failed, for the one who asked."""
         self.is_gone = False
         self._performer, self._on_gone = performer, on_gone
-        self._queue: asyncio.Queue[_Request] = asyncio.Queue(QUEUE_LENGTH_MAX)
+        self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._changed = asyncio.Event()
 
     def tell(self, event: Event) -> None:
-        """Enqueue what happened.
-
-        Raises:
-            QueueFull: the actor does not keep up.
-        """
-        self._put(_Request(event, None))
+        """Enqueue what happened."""
+        self._queue.put_nowait(_Request(event, None))
 
     async def ask(self, event: Event) -> InstanceRecord:
         """Enqueue a request and return the record it led to, its actions not yet done.
@@ -77,9 +95,14 @@ class Actor:
         Raises:
             WrongState: the state forbids it.
             QueueFull: the actor does not keep up.
+            InstanceNotFound: it is gone, or went before its turn came.
         """
+        if self.is_gone:
+            raise self._gone()
+        if self._queue.qsize() >= QUEUE_LENGTH_MAX:
+            raise QueueFull(f"instance {self.record.name} has {QUEUE_LENGTH_MAX} requests waiting")
         accepted: asyncio.Future[InstanceRecord] = asyncio.get_running_loop().create_future()
-        self._put(_Request(event, accepted))
+        self._queue.put_nowait(_Request(event, accepted))
         return await accepted
 
     async def wait_until(self, condition: Callable[[InstanceRecord], bool]) -> InstanceRecord:
@@ -90,41 +113,58 @@ class Actor:
 
     async def run(self) -> None:
         """Serve until the instance is gone or we are cancelled; children end with us."""
-        async with anyio.create_task_group() as children:
-            while not self.is_gone:
-                request = await self._queue.get()
-                try:
-                    record, actions = step(self.record, request.event)
-                except RametError as error:
-                    if request.accepted is None:
-                        raise
-                    if not request.accepted.done():
-                        request.accepted.set_exception(error)
-                    continue
-                self._publish(record, request.event)
-                if request.accepted is not None and not request.accepted.done():
-                    request.accepted.set_result(record)
-                for action in actions:
-                    children.start_soon(self._perform, action, children)
-            children.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as children:
+                while not self.is_gone:
+                    self._take(await self._queue.get(), children)
+                children.cancel_scope.cancel()
+        finally:
+            while not self._queue.empty():
+                accepted = self._queue.get_nowait().accepted
+                if accepted is not None and not accepted.done():
+                    accepted.set_exception(self._gone())
 
-    def _publish(self, record: InstanceRecord, event: Event) -> None:
-        if isinstance(event, Failed):
-            self.failure = event.error
-        if record is self.record:
+    def _take(self, request: _Request, children: TaskGroup) -> None:
+        accepted = request.accepted
+        try:
+            record, actions = step(self.record, request.event)
+            self._save(record, is_refusable=accepted is not None)
+        except RametError as error:
+            if accepted is None:
+                log.error("event_refused", instance=self.record.id, event=request.event, error=str(error))
+            elif not accepted.done():
+                accepted.set_exception(error)
             return
-        if record.state is not State.CREATED:
+        if record is not self.record:
+            if isinstance(request.event, Failed):
+                self.failure = request.event.error
+            self.record = record
+            self._notify()
+        if accepted is not None and not accepted.done():
+            accepted.set_result(record)
+        for action in actions:
+            children.start_soon(self._perform, action, children)
+
+    def _save(self, record: InstanceRecord, *, is_refusable: bool) -> None:
+        if record is self.record or record.state is State.CREATED:
+            return
+        try:
             self._performer.save(record)
-        self.record = record
-        self._notify()
+        except Exception as error:
+            log.exception("record_not_saved", instance=record.id, state=record.state)
+            if is_refusable:
+                raise _internal("its record cannot be written", error) from error
+            # What has happened has happened; reconcile finds the host as it is.
 
     async def _perform(self, action: Action, children: TaskGroup) -> None:
         try:
             await self._performer.perform(self.record, action, self.tell)
         except RametError as error:
-            if not isinstance(action, Destroy):
-                raise
-            self.tell(DestroyFailed(error))
+            self.tell(_failure(action, error))
+            return
+        except Exception as error:
+            log.exception("action_failed_unexpectedly", instance=self.record.id, action=action)
+            self.tell(_failure(action, _internal(type(action).__name__, error)))
             return
         if isinstance(action, Destroy):
             self.is_gone = True
@@ -132,12 +172,23 @@ class Actor:
             self._notify()
             children.cancel_scope.cancel()
 
-    def _put(self, request: _Request) -> None:
-        try:
-            self._queue.put_nowait(request)
-        except asyncio.QueueFull as full:
-            raise QueueFull(f"instance {self.record.name} has {QUEUE_LENGTH_MAX} requests waiting") from full
+    def _gone(self) -> InstanceNotFound:
+        return InstanceNotFound(f"instance {self.record.name} is gone")
 
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _failure(action: Action, error: RametError) -> Event:
+    match action:
+        case Boot() | Fork() | AwaitGuest():
+            return Failed(error, time.time())
+        case Destroy():
+            return DestroyFailed(error)
+        case _:
+            return ActionFailed(error)
+
+
+def _internal(what: str, error: Exception) -> Broken:
+    return Broken(f"internal error: {what}: {type(error).__name__}: {error}", remedy="see the daemon's log")

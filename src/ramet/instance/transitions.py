@@ -11,7 +11,8 @@
 ```
 
 `DeleteAsked` leads from every state but Created to Shutdown and ends with the instance gone. Events carry the
-time at which they happened; nothing here looks at a clock, waits, or knows a feature.
+time at which they happened. `ActionFailed` leads from every state but Created to Unknown, where an instance
+can only be deleted. Nothing here looks at a clock, waits, or knows a feature.
 """
 
 from collections.abc import Callable
@@ -110,6 +111,13 @@ class DestroyFailed:
     error: RametError
 
 
+@dataclass(frozen=True, slots=True)
+class ActionFailed:
+    """What had to be done for it was not done; where it stands now, nobody knows."""
+
+    error: RametError
+
+
 Event = (
     Begin
     | BeginFork
@@ -123,6 +131,7 @@ Event = (
     | VmmExited
     | Found
     | DestroyFailed
+    | ActionFailed
 )
 
 
@@ -224,6 +233,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
                 stopped_at=at,
             )
             return stopped, (Release(),)
+        case ActionFailed(error) if record.state is not State.CREATED:
+            return replace(record, state=State.UNKNOWN, state_error=str(error)), ()
         case Found(runtime, layer):
             found = replace(record, runtime=runtime, layer=layer)
             if record.state is State.SHUTDOWN:
@@ -237,6 +248,8 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
     match event:
         case DestroyFailed(error):
             return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), ()
+        case LayerSwitched(layer):
+            return replace(record, layer=layer), ()
         case StopAsked() | DeleteAsked():
             raise WrongState(f"instance {record.name} is being deleted", state=record.state)
         case _:
