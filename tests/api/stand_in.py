@@ -51,7 +51,7 @@ def token(*permissions: str, secret: str = SECRET, lifetime_s: float = 600) -> s
 
 
 class GuestCommand:
-    """One command: echo, cat, fail TEXT CODE, big BYTES, hang; anything else is not found."""
+    """One command: echo, cat, fail TEXT CODE, big BYTES, hang [FOR-GOOD]; anything else is not found."""
 
     def __init__(self, command: ExecCommand) -> None:
         self.command = command
@@ -101,8 +101,12 @@ class GuestCommand:
                 async for data in self._read_stdin():
                     yield 1, data
             case "hang":
+                yield 1, b"hanging\n"
                 while not self.signals:
                     await self._changed.wait()
+                if args:
+                    yield 1, f"got {self.signals[0]}\n".encode()
+                    await anyio.sleep_forever()
                 self._end = ExecEnd(None, self.signals[0], timed_out=False)
             case _:
                 yield 2, f"{name}: command not found\n".encode()
@@ -128,9 +132,14 @@ class GuestCommand:
 
 @dataclass
 class StandInFleet:
-    """Instances in memory. `log` is every instance's; `commands` all that was run."""
+    """Instances in memory.
+
+    `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
+    names that cannot be made.
+    """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
+    following: list[str] = field(default_factory=list)
     commands: list[GuestCommand] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
@@ -206,8 +215,10 @@ class StandInFleet:
     async def logs(self, ref: str, *, source: str, tail: int, follow: bool) -> AsyncIterator[str]:
         for line in self.log[len(self.log) - tail :] if tail else []:
             yield f"{source}: {line}" if source != "app" else line
-        if follow:
-            await anyio.sleep_forever()
+        while follow:
+            while self.following:
+                yield self.following.pop(0)
+            await anyio.sleep(0.01)
 
     def _check(self, name: str) -> None:
         if any(record.name == name for record in self._records.values()):
@@ -288,6 +299,12 @@ class Served:
     socket: Path
     url: str
 
+    def reset(self) -> None:
+        """Forget what the test before left behind."""
+        self.fleet.__init__()  # type: ignore[misc]  # In place: the server holds on to it.
+        self.catalog.__init__()  # type: ignore[misc]
+        self.catalog.put("docker.io/library/alpine:latest")
+
     @property
     def unix_url(self) -> str:
         return f"unix://{self.socket}"
@@ -302,7 +319,6 @@ def serve() -> Iterator[Served]:
         unix.bind(str(path))
         tcp = socket.create_server(("127.0.0.1", 0))
         fleet, catalog = StandInFleet(), StandInCatalog()
-        catalog.put("docker.io/library/alpine:latest")
         servers = [
             HttpServer(create_app(fleet, catalog, FACTS, auth=None), unix),
             HttpServer(create_app(fleet, catalog, FACTS, auth=TokenAuth(SECRET)), tcp),

@@ -61,7 +61,7 @@ def _add_reading(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
         outcome = await fleet.wait(id, to_state(state), to_wait_s(timeout))
         return wire.WaitResult(outcome.state.value, outcome.timed_out, outcome.state_error or None)
 
-    @routes.get("/{id}/logs", response_class=EventStream)
+    @routes.get("/{id}/logs", response_class=EventStream, status_code=HTTPStatus.OK)
     async def stream_logs(
         id: str,
         tail: Annotated[int, Query(ge=0, le=LOG_TAIL_LINES_MAX)] = wire.LOG_TAIL_LINES_DEFAULT,

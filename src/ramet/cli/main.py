@@ -14,7 +14,6 @@ from ramet.core.errors import RametError
 
 EXIT_FAILED: Final = 1
 EXIT_INTERRUPTED: Final = 130
-EXIT_BROKEN_PIPE: Final = 141
 
 _COMMANDS: Final = {
     "serve": "ramet.cli.server",
@@ -84,7 +83,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # Whoever read our output has enough. What is left in the buffer must go nowhere, quietly.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_BROKEN_PIPE
+        return EXIT_FAILED
     return exit_code if isinstance(exit_code, int) else 0
 
 

@@ -1,4 +1,4 @@
-"""A client of the API for Python programs: `Client`, and `AsyncClient` in `ramet.client.async_client`."""
+"""A client of the API for Python programs: `Client`."""
 
 from ramet.client.client import Client
 from ramet.client.endpoint import Endpoint

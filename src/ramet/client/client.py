@@ -1,4 +1,4 @@
-"""The API for programs and for the command line, blocking; `AsyncClient` is the same for an event loop.
+"""The API for programs and for the command line, blocking.
 
 A connection per call: on a unix socket it costs less than keeping track of one.
 """
@@ -23,10 +23,10 @@ from ramet.wire_api.instances import (
     Instance,
     WaitResult,
 )
-from ramet.wire_api.system import Capabilities, Health
 
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
+    from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
 
@@ -47,10 +47,10 @@ class Client:
     def __init__(self, endpoint: Endpoint | None = None) -> None:
         self.endpoint = endpoint or Endpoint.from_environment()
 
-    def health(self) -> Health:
+    def health(self) -> "Health":
         return self._send(calls.health())
 
-    def capabilities(self) -> Capabilities:
+    def capabilities(self) -> "Capabilities":
         return self._send(calls.capabilities())
 
     def create(self, body: CreateInstance) -> Instance:

@@ -1,7 +1,7 @@
 """HTTP/1.1 as this API speaks it, without I/O: one request, one answer, then the connection ends.
 
 `http.client` is right and takes 40 ms to import, a quarter of the time a command may take to start. What
-our server sends needs little of it; both clients, sync and async, drive this parser.
+our server sends needs little of it, and a parser without I/O can drive an async client as well.
 """
 
 from collections.abc import Mapping

@@ -1,0 +1,190 @@
+"""The official client of the API we are compatible with, unmodified, over TCP with a token."""
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import httpx
+import hypeman
+import pytest
+from hypeman import Hypeman
+from hypeman.lib.exec import exec as exec_in
+from websockets.exceptions import InvalidStatus
+
+from ramet.core.spec import State
+from tests.api.stand_in import Served, token
+
+IMAGE = "docker.io/library/alpine:latest"
+
+
+@pytest.fixture
+def client(served: Served) -> Iterator[Hypeman]:
+    with Hypeman(base_url=served.url, api_key=token()) as client:
+        yield client
+
+
+def test_it_creates_reads_and_deletes_an_instance(client: Hypeman) -> None:
+    made = client.instances.create(
+        name="web", image=IMAGE, size="512MB", vcpus=1, env={"A": "b"}, tags={"t": "1"}
+    )
+    assert (made.name, made.state, made.size, made.vcpus) == ("web", "Running", "512MB", 1)
+    assert made.network is not None
+    assert made.network.ip == "10.100.0.7"
+    assert client.instances.get(made.id[:8]) == client.instances.get("web") == made
+    client.instances.delete("web")
+    with pytest.raises(hypeman.NotFoundError, match="no instance web"):
+        client.instances.get("web")
+
+
+def test_it_filters_lists_by_state_and_tags(client: Hypeman) -> None:
+    client.instances.create(name="one", image=IMAGE, tags={"team": "a"})
+    client.instances.create(name="two", image=IMAGE, tags={"team": "b"})
+    client.instances.stop("two")
+    assert [found.name for found in client.instances.list()] == ["one", "two"]
+    assert [found.name for found in client.instances.list(state="Stopped")] == ["two"]
+    assert [found.name for found in client.instances.list(tags={"team": "a"})] == ["one"]
+
+
+def test_it_forks_a_running_instance_and_is_told_how_long_each_phase_took(client: Hypeman) -> None:
+    source = client.instances.create(name="web", image=IMAGE)
+    child = client.instances.fork("web", name="child", from_running=True)
+    assert (child.name, child.state) == ("child", "Running")
+    extra = child.model_extra
+    assert extra is not None
+    assert extra["parent_id"] == source.id
+    assert extra["timings_ms"]["total"] == 80.0
+
+
+def test_it_waits_and_stops(client: Hypeman) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    stopped = client.instances.stop("web")
+    assert (stopped.state, stopped.exit_code) == ("Stopped", 128 + 15)
+    waited = client.instances.wait("web", state="Running", api_timeout="1s")
+    assert (waited.state, waited.timed_out) == ("Stopped", True)
+
+
+def test_it_streams_log_lines(client: Hypeman, served: Served) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    served.fleet.log[-1] = 'the "last" line: \N{SNOWMAN}\t'
+    lines = list(client.instances.logs("web", tail=2, source="vmm"))
+    assert lines == ["vmm: line 198", 'vmm: the "last" line: \N{SNOWMAN}\t']
+
+
+def test_it_follows_logs_until_it_leaves(client: Hypeman) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    with client.instances.logs("web", follow=True, tail=1) as stream:
+        assert next(iter(stream)) == "line 199"
+
+
+def test_it_reads_and_removes_images(client: Hypeman) -> None:
+    assert [found.name for found in client.images.list()] == [IMAGE]
+    found = client.images.get(IMAGE)
+    assert (found.status, found.working_dir, found.env) == ("ready", "/srv", {"PATH": "/bin", "EMPTY": ""})
+    client.images.delete(IMAGE)
+    assert client.images.list() == []
+
+
+def test_an_image_in_use_is_kept(client: Hypeman) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    with pytest.raises(hypeman.ConflictError, match="image_in_use"):
+        client.images.delete(IMAGE)
+
+
+def test_exec_merges_output_and_tells_the_exit_code(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    result = exec_in(client, "web", ["fail", "oops", "3"])
+    assert (result.output, result.exit_code) == (b"before oops", 3)
+
+
+def test_exec_passes_stdin_environment_and_options(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    result = exec_in(
+        client, "web", ["cat"], stdin=[b"a" * 40_000, b"b", b"STOP"], cwd="/tmp", env={"K": "v"}, timeout=9
+    )
+    assert result.output == b"a" * 40_000 + b"b"
+    command = served.fleet.commands[-1].command
+    assert (command.cwd, command.env, command.timeout_s) == ("/tmp", {"K": "v"}, 9)
+
+
+def test_exec_output_comes_in_messages_the_client_accepts(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    assert len(exec_in(client, "web", ["big", "3000001"]).output) == 3_000_001
+
+
+def test_exec_that_cannot_begin_says_why_and_ends_with_127(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    result = exec_in(client, "web", ["echo"], tty=True)
+    assert (result.exit_code, b"tty" in result.output) == (127, True)
+
+
+def test_exec_is_refused_before_it_begins_where_the_instance_does_not_run(
+    client: Hypeman, served: Served
+) -> None:
+    served.fleet.put("web", State.STOPPED)
+    with pytest.raises(InvalidStatus) as refused:
+        exec_in(client, "web", ["echo"])
+    assert refused.value.response.status_code == 409
+    assert b'"invalid_state"' in refused.value.response.body
+
+
+def test_a_refused_request_is_not_sent_again(served: Served) -> None:
+    sent: list[httpx.Request] = []
+    transport = httpx.Client(event_hooks={"request": [sent.append]})
+    served.fleet.put("web")
+    with Hypeman(base_url=served.url, api_key=token(), http_client=transport) as client:
+        with pytest.raises(hypeman.ConflictError):
+            client.instances.fork("web", name="child")
+        with pytest.raises(hypeman.InternalServerError):
+            client.volumes.list()
+    assert len(sent) == 2
+
+
+def calls_of_the_official_client() -> list[tuple[str, str]]:
+    """Return every method and path of its synchronous resources."""
+    spec = find_spec("hypeman")
+    assert spec is not None
+    assert spec.origin is not None
+    pattern = re.compile(r'return self\._(get|post|put|patch|delete)\(\s*(?:path_template\()?"([^"]+)"')
+    found = set()
+    for path in (Path(spec.origin).parent / "resources").rglob("*.py"):
+        found |= {(method.upper(), target) for method, target in pattern.findall(path.read_text())}
+    assert len(found) > 55, "the pattern does not fit this version of the client"
+    return sorted(found)
+
+
+SUPPORTED = {
+    ("GET", "/health"),
+    ("GET", "/capabilities"),
+    ("GET", "/instances"),
+    ("POST", "/instances"),
+    ("GET", "/instances/{id}"),
+    ("DELETE", "/instances/{id}"),
+    ("POST", "/instances/{id}/stop"),
+    ("POST", "/instances/{id}/fork"),
+    ("GET", "/instances/{id}/wait"),
+    ("GET", "/instances/{id}/logs"),
+    ("GET", "/images"),
+    ("GET", "/images/{name}"),
+    ("DELETE", "/images/{name}"),
+}
+
+
+def test_every_call_is_done_or_refused_as_not_supported_yet(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {token()}"}
+    with httpx.Client(base_url=served.url, headers=headers) as plain:
+        for method, path in calls_of_the_official_client():
+            answer = plain.request(method, re.sub(r"\{\w+\}", "some", path), content=b"no json")
+            if (method, path) in SUPPORTED:
+                assert answer.status_code not in (405, 501), (method, path)
+            else:
+                assert (answer.status_code, answer.json()["code"]) == (501, "not_supported"), (method, path)
+                assert answer.json()["fields"]["operation"]
+
+
+def test_copying_files_is_refused_by_name(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {token()}"}
+    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
+    answer = httpx.get(f"{served.url}/instances/web/cp", headers={**headers, **upgrade, **key})
+    assert (answer.status_code, answer.json()["fields"]["operation"]) == (501, "lib.cp")

@@ -1,0 +1,277 @@
+"""What requests are refused for, and how the answers look."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from ramet.api.errors import STATUS, status_of
+from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
+from ramet.core.spec import State
+from ramet.instance.fleet_types import WrongState
+from tests.api.stand_in import Served
+
+IMAGE = "docker.io/library/alpine:latest"
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    transport = httpx.HTTPTransport(uds=str(served.socket))
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        yield client
+
+
+def create(http: httpx.Client, **fields: Any) -> httpx.Response:
+    return http.post("/instances", json={"name": "web", "image": IMAGE, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "field"),
+    [
+        ({"skip_guest_agent": True}, "skip_guest_agent"),
+        ({"hotplug_size": "3GB"}, "hotplug_size"),
+        ({"disk_io_bps": "100MB/s"}, "disk_io_bps"),
+        ({"credentials": {"KEY": {}}}, "credentials"),
+        ({"ttl": "5m"}, "ttl"),
+        ({"expires_at": "2030-01-01T00:00:00Z"}, "expires_at"),
+        ({"devices": ["gpu0"]}, "devices"),
+        ({"gpu": {"profile": "L40S-2Q"}}, "gpu"),
+        ({"volumes": [{"volume_id": "v", "mount_path": "/v"}]}, "volumes"),
+        ({"snapshot_policy": {"standby_compression_delay": "1m"}}, "snapshot_policy"),
+        ({"auto_standby": {"enabled": True}}, "auto_standby"),
+        ({"health_check": {"type": "tcp", "tcp": {"port": 80}}}, "health_check"),
+        ({"restart_policy": {"policy": "always"}}, "restart_policy"),
+        ({"network": {"bandwidth_upload": "1Gbps"}}, "network.bandwidth_upload"),
+        ({"network": {"bandwidth_download": "1Gbps"}}, "network.bandwidth_download"),
+        ({"network": {"egress": {"enabled": True}}}, "network.egress"),
+        ({"platform": "linux/arm64"}, "platform"),
+        ({"hypervisor": "firecracker"}, "hypervisor"),
+    ],
+)
+def test_a_known_field_that_is_not_honoured_yet_is_refused_by_name(
+    http: httpx.Client, served: Served, fields: dict[str, Any], field: str
+) -> None:
+    answer = create(http, **fields)
+    assert (answer.status_code, answer.json()["code"]) == (501, "not_supported")
+    assert answer.json()["fields"]["field"] == field
+    assert served.fleet.list() == []
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"skip_guest_agent": False, "skip_kernel_headers": True},
+        {"hotplug_size": "0", "ttl": "0s", "volumes": [], "devices": [], "credentials": {}},
+        {
+            "auto_standby": {"enabled": False},
+            "health_check": {"type": "none"},
+            "restart_policy": {"policy": "never"},
+        },
+        {"network": {"enabled": True, "egress": {"enabled": False}}, "platform": "linux/amd64"},
+        {"env": None, "tags": None, "hypervisor": "qemu"},
+    ],
+)
+def test_asking_for_what_is_so_anyway_is_accepted(http: httpx.Client, fields: dict[str, Any]) -> None:
+    assert create(http, **fields).status_code == 201
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"nmae": "x"}, "no field 'nmae'"),
+        ({"network": {"enable": True}}, "no field 'network.enable'"),
+        ({"name": "Web"}, "cannot be the name"),
+        ({"name": "a" * 64}, "cannot be the name"),
+        ({"vcpus": 0}, "vcpus is 0"),
+        ({"vcpus": 17}, "vcpus is 17"),
+        ({"vcpus": "two"}, "'vcpus'"),
+        ({"size": "63MB"}, "size is 63MB"),
+        ({"size": "33GB"}, "size is 33GB"),
+        ({"size": "lots"}, "'lots' is not a size"),
+        ({"overlay_size": "101GB"}, "overlay_size is 101GB"),
+        ({"env": {"A=B": "x"}}, "environment variable"),
+        ({"env": {"A": "x\0"}}, "environment variable"),
+        ({"env": {"A": "x" * 140_000}}, "env is larger"),
+        ({"cmd": ["x\0"]}, "NUL"),
+        ({"tags": {str(number): "x" for number in range(51)}}, "51 tags"),
+        ({"tags": {"bad!": "x"}}, "key of a tag"),
+        ({"tags": {"good": "x" * 257}}, "longer than 256"),
+        ({"hypervisor": "vmware"}, "no hypervisor"),
+        ({"platform": "windows/amd64"}, "no platform"),
+        ({"ttl": "soon"}, "not a duration"),
+    ],
+)
+def test_what_can_never_be_is_refused_in_one_sentence(
+    http: httpx.Client, served: Served, fields: dict[str, Any], says: str
+) -> None:
+    answer = create(http, **fields)
+    assert answer.status_code == 400
+    assert says in answer.json()["message"]
+    assert "\n" not in answer.json()["message"]
+    assert served.fleet.list() == []
+
+
+def test_defaults_and_rounding(http: httpx.Client, served: Served) -> None:
+    create(http)
+    spec = served.fleet.get("web").record.spec
+    assert (spec.vcpu_count, spec.memory_bytes, spec.overlay_bytes) == (2, 1 << 30, 10 << 30)
+    assert (spec.hypervisor, spec.image, spec.has_network) == ("qemu", IMAGE, True)
+    assert (spec.entrypoint, spec.cmd) == (None, None)
+    assert create(http, name="odd", size="64.5MB").json()["size"] == "65MB"
+
+
+def test_a_missing_image_says_how_to_add_one(http: httpx.Client) -> None:
+    answer = create(http, image="nope")
+    assert (answer.status_code, answer.json()["code"]) == (404, "image_not_found")
+    assert "ramet image import PATH" in answer.json()["remedy"]
+
+
+def test_an_image_without_a_command_needs_one(http: httpx.Client, served: Served) -> None:
+    served.catalog.put("docker.io/library/bare:latest", command=())
+    assert create(http, image="docker.io/library/bare:latest").status_code == 400
+    assert create(http, image="docker.io/library/bare:latest", cmd=["/init"]).status_code == 201
+
+
+def test_a_taken_name_is_a_conflict(http: httpx.Client) -> None:
+    create(http)
+    assert (create(http).status_code, create(http).json()["code"]) == (409, "name_taken")
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b'"text"', b""])
+def test_a_body_that_is_no_object_is_refused(http: httpx.Client, body: bytes) -> None:
+    answer = http.post("/instances", content=body, headers={"content-type": "application/json"})
+    assert (answer.status_code, answer.json()["code"]) == (400, "bad_request")
+
+
+def test_a_body_beyond_the_limit_is_not_read(http: httpx.Client) -> None:
+    answer = create(http, env={"A": "x" * (2 << 20)})
+    assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/instances", 405)])
+def test_what_does_not_exist_is_told_in_our_form(
+    http: httpx.Client, method: str, path: str, status: int
+) -> None:
+    answer = http.request(method, path)
+    assert answer.status_code == status
+    assert answer.json().keys() == {"code", "message", "details", "inner_error", "remedy", "fields"}
+
+
+@pytest.mark.parametrize(
+    ("state", "body", "status", "code"),
+    [
+        (State.RUNNING, {"name": "kid"}, 409, "invalid_state"),
+        (State.RUNNING, {"name": "kid", "from_running": True}, 201, None),
+        (State.RUNNING, {"name": "kid", "from_running": True, "target_state": "Running"}, 201, None),
+        (
+            State.RUNNING,
+            {"name": "kid", "from_running": True, "target_state": "Standby"},
+            501,
+            "not_supported",
+        ),
+        (State.RUNNING, {"name": "kid", "from_running": True, "target_state": "Asleep"}, 400, "bad_request"),
+        (State.RUNNING, {"name": "Kid", "from_running": True}, 400, "invalid_name"),
+        (State.RUNNING, {"name": "src", "from_running": True}, 409, "name_taken"),
+        (State.STOPPED, {"name": "kid"}, 501, "not_supported"),
+        (State.STANDBY, {"name": "kid", "from_running": True}, 501, "not_supported"),
+        (State.INITIALIZING, {"name": "kid", "from_running": True}, 409, "invalid_state"),
+        (State.UNKNOWN, {"name": "kid"}, 409, "invalid_state"),
+    ],
+)
+def test_forks_by_the_state_of_their_source(
+    http: httpx.Client, served: Served, state: State, body: dict[str, Any], status: int, code: str | None
+) -> None:
+    served.fleet.put("src", state)
+    answer = http.post("/instances/src/fork", json=body)
+    assert (answer.status_code, answer.json().get("code")) == (status, code)
+
+
+def test_many_forks_report_each_child(http: httpx.Client, served: Served) -> None:
+    served.fleet.put("src")
+    served.fleet.put("kid-2")
+    served.fleet.failing.add("kid-3")
+    answer = http.post("/instances/src/forks", json={"count": 4, "name_prefix": "kid"})
+    assert (answer.status_code, answer.json()["succeeded"]) == (201, 2)
+    forks = answer.json()["forks"]
+    assert [fork["name"] for fork in forks] == ["kid-1", "kid-2", "kid-3", "kid-4"]
+    assert [fork["error"] and fork["error"]["code"] for fork in forks] == [
+        None,
+        "name_taken",
+        "internal_error",
+        None,
+    ]
+    assert [fork["instance"] is None for fork in forks] == [False, True, True, False]
+
+
+def test_when_every_fork_failed_the_answer_is_the_first_error(http: httpx.Client, served: Served) -> None:
+    served.fleet.put("src")
+    served.fleet.put("kid-1")
+    answer = http.post("/instances/src/forks", json={"count": 1, "name_prefix": "kid"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "name_taken")
+
+
+@pytest.mark.parametrize("count", [0, 1001, -1])
+def test_the_number_of_forks_is_bounded(http: httpx.Client, served: Served, count: int) -> None:
+    served.fleet.put("src")
+    assert http.post("/instances/src/forks", json={"count": count, "name_prefix": "kid"}).status_code == 400
+
+
+def test_a_prefix_that_leaves_no_room_for_the_number_is_refused(http: httpx.Client, served: Served) -> None:
+    served.fleet.put("src")
+    answer = http.post("/instances/src/forks", json={"count": 10, "name_prefix": "k" * 61})
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_name")
+
+
+@pytest.mark.parametrize(("query", "status"), [("state=Running&timeout=x", 400), ("state=x", 400), ("", 400)])
+def test_a_wait_that_makes_no_sense_is_refused(
+    http: httpx.Client, served: Served, query: str, status: int
+) -> None:
+    served.fleet.put("web")
+    assert http.get(f"/instances/web/wait?{query}").status_code == status
+
+
+def test_logs_of_nobody_are_not_found(http: httpx.Client) -> None:
+    assert http.get("/instances/web/logs").status_code == 404
+
+
+@pytest.mark.parametrize("query", ["tail=-1", "tail=100001", "source=kernel", "follow=perhaps"])
+def test_log_options_are_checked(http: httpx.Client, served: Served, query: str) -> None:
+    served.fleet.put("web")
+    assert http.get(f"/instances/web/logs?{query}").status_code == 400
+
+
+def test_an_import_needs_an_absolute_path(http: httpx.Client) -> None:
+    assert http.post("/images/import", json={"path": "image.tar"}).status_code == 400
+    assert (
+        http.post("/images/import", json={"path": "/nowhere/image.tar"}).json()["code"]
+        == "image_source_not_found"
+    )
+
+
+def test_the_description_lists_what_is_there(http: httpx.Client) -> None:
+    described = http.get("/spec.json").json()
+    assert described == http.get("/spec.yaml").json()
+    assert "/instances/{id}/forks" in described["paths"]
+    assert "<code>/instances/{id}/forks</code>" in http.get("/swagger").text
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Invalid, 400),
+        (NotFound, 404),
+        (Conflict, 409),
+        (WrongState, 409),
+        (Exhausted, 409),
+        (Unsupported, 501),
+        (Broken, 500),
+        (RametError, 500),
+    ],
+)
+def test_the_kind_of_an_error_decides_the_status(error: type[RametError], status: int) -> None:
+    assert status_of(error("x")) == status
+
+
+def test_every_kind_of_error_has_a_status() -> None:
+    assert set(RametError.__subclasses__()) >= STATUS.keys()

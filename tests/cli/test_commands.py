@@ -1,0 +1,325 @@
+"""The commands against a served stand-in: what they print, and what they exit with."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import jwt
+import pytest
+
+from ramet.cli.main import run
+from ramet.core.spec import Exit, State
+from tests.api.stand_in import SECRET, Served
+
+IMAGE = "docker.io/library/alpine:latest"
+Ramet = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
+    monkeypatch.setenv("RAMET_HOST", served.unix_url)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        exit_code = run(arguments)
+        out, err = capfd.readouterr()
+        return exit_code, out, err
+
+    return call
+
+
+@contextmanager
+def spawned(served: Served, *arguments: str) -> "Iterator[subprocess.Popen[bytes]]":
+    """Run a command in a process of its own; whatever happens, it is over afterwards."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "ramet.cli", *arguments],
+        env={**os.environ, "RAMET_HOST": served.unix_url},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_run_prints_the_id_of_what_it_made(ramet: Ramet, served: Served) -> None:
+    options = (
+        "--name",
+        "web",
+        "--cpus",
+        "1",
+        "--memory",
+        "512MB",
+        "-e",
+        "A=b=c",
+        "-l",
+        "team=x",
+        "--no-network",
+    )
+    exit_code, out, _ = ramet("run", *options, "--entrypoint", "/bin/env", IMAGE, "ls", "-l")
+    record = served.fleet.get("web").record
+    assert (exit_code, out) == (0, record.id + "\n")
+    spec = record.spec
+    assert (spec.vcpu_count, spec.memory_bytes, spec.env, spec.tags) == (
+        1,
+        512 << 20,
+        {"A": "b=c"},
+        {"team": "x"},
+    )
+    assert (spec.entrypoint, spec.cmd, spec.has_network) == (("/bin/env",), ("ls", "-l"), False)
+
+
+def test_run_makes_up_a_name(ramet: Ramet, served: Served) -> None:
+    ramet("run", IMAGE)
+    ramet("run", IMAGE)
+    names = {view.record.name for view in served.fleet.list()}
+    assert len(names) == 2
+    assert all(name.count("-") == 2 for name in names)
+
+
+def test_run_imports_an_image_that_is_a_file_here(ramet: Ramet, served: Served, tmp_path: Path) -> None:
+    (tmp_path / "app.tar").touch()
+    assert ramet("run", "--name", "web", str(tmp_path / "app.tar"))[0] == 0
+    assert served.catalog.imported == [tmp_path / "app.tar"]
+    assert served.fleet.get("web").record.spec.image == "docker.io/library/app:latest"
+
+
+def test_run_takes_a_layout_but_no_other_folder_for_an_image(
+    ramet: Ramet, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "nope").mkdir()
+    assert ramet("run", "nope")[2].startswith("Error: There is no image 'nope'")
+    (tmp_path / "nope" / "oci-layout").touch()
+    assert ramet("run", "nope")[0] == 0
+    assert served.catalog.imported == [tmp_path / "nope"]
+
+
+def test_ps_shows_what_runs(ramet: Ramet, served: Served) -> None:
+    running = served.fleet.put("web")
+    served.fleet.put("done", State.STOPPED)
+    served.fleet.set("done", State.STOPPED, Exit(3))
+    _, out, _ = ramet("ps")
+    head, row = out.splitlines()
+    assert head.split() == ["NAME", "ID", "IMAGE", "STATE", "IP", "CREATED"]
+    assert row.split()[:5] == ["web", running.id[:12], "img", "Running", "10.100.0.7"]
+    assert "Stopped (3)" in ramet("ps", "-a")[1]
+    assert ramet("ps", "-q")[1] == running.id + "\n"
+    assert [found["name"] for found in json.loads(ramet("ps", "--state", "Stopped", "--json")[1])] == ["done"]
+
+
+def test_inspect_hides_the_values_of_the_environment(ramet: Ramet) -> None:
+    ramet("run", "--name", "web", "-e", "KEY=secret", IMAGE)
+    assert json.loads(ramet("inspect", "web")[1])["env"] == {"KEY": "***"}
+    assert json.loads(ramet("inspect", "--show-env", "web")[1])["env"] == {"KEY": "secret"}
+
+
+def test_exec_passes_streams_and_exit_code_on(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    assert ramet("exec", "web", "--", "fail", "oops", "3") == (3, "before ", "oops")
+    assert ramet("exec", "web", "nothing")[0] == 127
+
+
+def test_exec_leaves_the_command_its_options(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    options = ("-e", "K=v", "--cwd", "/tmp", "-u", "nobody", "--timeout", "1m30s")
+    assert ramet("exec", *options, "web", "echo", "-e", "--json", "--")[1] == "-e --json --\n"
+    command = served.fleet.commands[0].command
+    assert (command.env, command.cwd, command.user) == ({"K": "v"}, "/tmp", "nobody")
+    assert (command.timeout_s, command.has_stdin) == (90, False)
+
+
+def test_exec_passes_stdin_on_to_its_end(served: Served) -> None:
+    served.fleet.put("web")
+    sent = bytes(range(256)) * 1000
+    with spawned(served, "exec", "-i", "web", "cat") as process:
+        out, err = process.communicate(sent)
+        assert (process.returncode, out, err) == (0, sent, b"")
+
+
+def test_exec_passes_an_interrupt_on(served: Served) -> None:
+    served.fleet.put("web")
+    with spawned(served, "exec", "web", "hang") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hanging\n"
+        process.send_signal(signal.SIGINT)
+        process.communicate()
+        assert process.returncode == 128 + signal.SIGINT
+    assert served.fleet.commands[0].signals == [signal.SIGINT]
+
+
+def test_a_second_interrupt_gives_up_on_a_command_that_ignores_the_first(served: Served) -> None:
+    served.fleet.put("web")
+    with spawned(served, "exec", "web", "hang", "for-good") as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"hanging\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == b"got 2\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate()
+        assert (process.returncode, err) == (130, b"")
+
+
+def test_exec_where_nothing_runs_says_so(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web", State.STOPPED)
+    exit_code, out, err = ramet("exec", "web", "ls")
+    assert (exit_code, out) == (1, "")
+    assert err.splitlines() == [
+        "Error: web is Stopped, and commands run in running instances only",
+        "  ramet wait web --state Running",
+    ]
+
+
+def test_logs(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    assert ramet("logs", "--tail", "2", "-s", "vmm", "web")[1] == "vmm: line 198\nvmm: line 199\n"
+    assert len(ramet("logs", "web")[1].splitlines()) == 100
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(served: Served) -> None:
+    served.fleet.put("web")
+    with spawned(served, "logs", "-f", "web") as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        served.fleet.following.append("one more")
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
+
+
+def test_fork_prints_the_id_of_the_child(ramet: Ramet, served: Served) -> None:
+    source = served.fleet.put("web")
+    _, out, _ = ramet("fork", "web", "kid")
+    child = served.fleet.get("kid").record
+    assert (out, child.identity.parent) == (child.id + "\n", source.id)
+    assert json.loads(ramet("fork", "web", "--json")[1])["timings_ms"]["total"] == 80
+
+
+def test_many_forks_are_listed_and_a_failed_one_fails_the_command(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    exit_code, out, _ = ramet("fork", "web", "--count", "3")
+    assert exit_code == 0
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "web-1", "web-2", "web-3"]
+    served.fleet.failing.add("kid-2")
+    exit_code, out, _ = ramet("fork", "web", "--count", "2", "--name-prefix", "kid")
+    assert exit_code == 1
+    assert "the VMM did not start" in out.splitlines()[2]
+
+
+def test_stop_and_rm_go_on_after_a_failure(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("one")
+    served.fleet.put("two")
+    exit_code, out, err = ramet("stop", "nobody", "one")
+    assert (exit_code, out) == (1, "one\n")
+    assert "no instance nobody" in err
+    exit_code, out, err = ramet("rm", "two", "one")
+    assert (exit_code, out) == (1, "one\n")
+    assert "ramet rm -f two" in err
+    assert ramet("rm", "-f", "two")[:2] == (0, "two\n")
+    assert served.fleet.list() == []
+
+
+def test_wait_exits_by_what_came(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    assert ramet("wait", "web") == (0, "", "")
+    exit_code, out, err = ramet("wait", "web", "--state", "Stopped", "--timeout", "1s", "--json")
+    assert (exit_code, json.loads(out)["timed_out"]) == (1, True)
+    assert err == "Error: web is Running after 1s, not Stopped\n"
+
+
+def test_images(ramet: Ramet, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "app.tar").touch()
+    monkeypatch.chdir(tmp_path)
+    assert ramet("image", "import", "app.tar")[1] == "docker.io/library/app:latest\n"
+    assert served.catalog.imported == [tmp_path / "app.tar"]
+    assert ramet("image", "import", "--name", "mine", "app.tar", "--json")[0] == 0
+    assert [line.split()[0] for line in ramet("image", "list")[1].splitlines()[1:]] == list(
+        served.catalog.images
+    )
+    assert ramet("image", "rm", "mine", "nope")[:2] == (1, "mine\n")
+    assert "mine" not in ramet("image", "list", "-q")[1]
+
+
+def test_a_token_is_one_the_server_takes(
+    ramet: Ramet, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAMET_JWT_SECRET", SECRET)
+    _, out, _ = ramet("token", "--scope", "instance:read", "--duration", "1h")
+    monkeypatch.setenv("RAMET_HOST", served.url)
+    monkeypatch.setenv("RAMET_API_KEY", out.strip())
+    assert ramet("ps")[0] == 0
+    assert "does not allow image:read" in ramet("image", "list")[2]
+    claims = jwt.decode(out.strip(), SECRET, algorithms=["HS256"])
+    assert claims["exp"] - claims["iat"] == 3600
+
+
+def test_a_token_needs_a_good_secret(ramet: Ramet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("RAMET_JWT_SECRET", raising=False)
+    assert "no secret" in ramet("token")[2]
+    assert "shorter than 32 bytes" in ramet("token", "--secret", "short")[2]
+    (tmp_path / "secret").write_text(SECRET + "\n")
+    assert ramet("token", "--secret-file", str(tmp_path / "secret"))[0] == 0
+
+
+def test_version_says_both(ramet: Ramet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert ramet("version")[1].splitlines()[1] == "server  0.1.0 (API 0.3.0)"
+    monkeypatch.setenv("RAMET_HOST", f"unix://{tmp_path}/none")
+    assert ramet("version")[1].splitlines()[1] == "server  not reachable"
+
+
+def test_without_a_server_it_says_what_to_do(ramet: Ramet, tmp_path: Path) -> None:
+    exit_code, out, err = ramet("--host", f"unix://{tmp_path}/none", "ps")
+    assert (exit_code, out) == (1, "")
+    assert f"{tmp_path}/none" in err
+    assert "ramet serve" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("bogus",),
+        ("fork",),
+        ("fork", "web", "kid", "--count", "2"),
+        ("fork", "web", "--name-prefix", "kid"),
+        ("fork", "web", "--count", "1001"),
+        ("run", "-e", "NOVALUE", "image"),
+        ("exec", "web"),
+        ("serve", "--port", "1", "--listen", "127.0.0.1:2"),
+        ("logs", "--source", "kernel", "web"),
+    ],
+)
+def test_a_command_that_is_not_understood_exits_with_2(ramet: Ramet, arguments: tuple[str, ...]) -> None:
+    exit_code, out, err = ramet(*arguments)
+    assert (exit_code, out) == (2, "")
+    assert "Error: " in err
+
+
+def test_serve_passes_on_what_was_given(ramet: Ramet, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Daemon:
+        def serve(self, overrides: dict[str, object]) -> None:
+            print(overrides)
+
+    monkeypatch.setitem(sys.modules, "ramet.daemon.main", Daemon())
+    assert ramet("serve")[1] == "{}\n"
+    _, out, _ = ramet("serve", "--port", "4973", "--data-dir", "/data", "--config", "c.yaml")
+    assert (
+        out == "{'data_dir': PosixPath('/data'), 'listen': '127.0.0.1:4973', 'config': PosixPath('c.yaml')}\n"
+    )
+
+
+def test_ps_imports_nothing_heavy(served: Served) -> None:
+    code = (
+        "import sys; from ramet.cli.main import run; assert run(['ps']) == 0;"
+        " print(sorted(sys.modules), file=sys.stderr)"
+    )
+    env = {**os.environ, "RAMET_HOST": served.unix_url}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, text=True)
+    heavy = ("pydantic", "fastapi", "starlette", "rich", "websockets", "http.client", "asyncio", "jwt", "ssl")
+    assert [name for name in heavy if f"'{name}'" in done.stderr] == []
