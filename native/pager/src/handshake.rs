@@ -175,4 +175,37 @@ mod tests {
             assert!(refusal(&text).contains("2097152"));
         }
     }
+
+    #[test]
+    fn whatever_is_taken_is_within_the_session() {
+        // Mutations of a good handshake, by a xorshift generator: the same ones every time.
+        let mut seed: u64 = 0x9e37_79b9_7f4a_7c15;
+        let mut next = |below: usize| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            (seed % below as u64) as usize
+        };
+        let alphabet = b"0123456789[]{}\",:.-e \xff\0";
+        let mut taken = 0;
+        for _ in 0..20_000 {
+            let mut text = GOOD.as_bytes().to_vec();
+            for _ in 0..=next(3) {
+                let at = next(text.len());
+                match next(3) {
+                    0 => text[at] = alphabet[next(alphabet.len())],
+                    1 => text.insert(at, alphabet[next(alphabet.len())]),
+                    _ => drop(text.remove(at)),
+                }
+            }
+            if let Ok(Handshake::Whole(mappings)) = parse(&text, SESSION_BYTES) {
+                taken += 1;
+                for mapping in mappings {
+                    assert!(mapping.offset + mapping.size_bytes <= SESSION_BYTES);
+                    assert!(mapping.start + mapping.size_bytes <= ADDRESS_MAX);
+                }
+            }
+        }
+        assert!(taken > 100, "{taken}");
+    }
 }

@@ -25,10 +25,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
-use limits::{
-    DESCRIPTORS_PER_SESSION, DESCRIPTORS_RESERVED, SESSIONS_MAX, SESSION_ID_BYTES_MAX, WORKERS_MAX,
-    WORKERS_MIN,
-};
+use limits::{DESCRIPTORS_PER_SESSION, DESCRIPTORS_RESERVED, SESSIONS_MAX, WORKERS_MAX, WORKERS_MIN};
 
 const USAGE: &str = "usage: ramet-pager --version | --folder PATH --control-fd NUMBER
 
@@ -68,7 +65,6 @@ fn parse(arguments: &[String]) -> Option<Options> {
 
 fn serve(options: Options) -> std::io::Result<()> {
     sys::restrict_umask();
-    server::check_folder(&options.folder, SESSION_ID_BYTES_MAX)?;
     // SAFETY: whoever started us passed it for this and nothing here has used it; if it is no open
     // descriptor, its first use is an error.
     let control = unsafe { OwnedFd::from_raw_fd(options.control_fd) };

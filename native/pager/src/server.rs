@@ -3,9 +3,8 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
-use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -239,9 +238,12 @@ impl Server {
             let message = format!("{} sessions are open, which is the limit", self.sessions.len());
             return Err(Refusal::new("sessions_exhausted", message));
         }
+        let socket = self.folder.join(format!("{id}.session"));
+        if socket.as_os_str().len() > SOCKET_PATH_BYTES_MAX {
+            return Err(Refusal::new("bad_request", format!("{} is too long a path", socket.display())));
+        }
         let base =
             self.base(path).map_err(|error| Refusal::new("base_unusable", format!("{path}: {error}")))?;
-        let socket = self.folder.join(format!("{id}.session"));
         let failed = |error: Error| Refusal::new("internal_error", error.to_string());
         let session = Session::open(base, size_bytes, socket.clone()).map_err(failed)?;
         let token = self.watch(session.fd(), Watched::Session(id.clone())).map_err(failed)?;
@@ -344,14 +346,4 @@ impl Server {
             self.end(&id, &End::Failed("the VMM did not finish its handshake in time".to_owned()));
         }
     }
-}
-
-/// Says in time what binding a socket there would say for every session.
-pub fn check_folder(folder: &Path, id_bytes_max: usize) -> Result<()> {
-    let longest = folder.as_os_str().as_bytes().len() + "/.session".len() + id_bytes_max;
-    if longest > SOCKET_PATH_BYTES_MAX {
-        let message = format!("{} is too long a path for sockets in it", folder.display());
-        return Err(Error::new(ErrorKind::InvalidInput, message));
-    }
-    Ok(())
 }

@@ -267,6 +267,11 @@ pub fn set_nonblocking(fd: RawFd) -> Result<()> {
     check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK) }).map(drop)
 }
 
+pub fn is_nonblocking(fd: RawFd) -> Result<bool> {
+    // SAFETY: no pointers.
+    Ok(check(unsafe { libc::fcntl(fd, libc::F_GETFL) })? & libc::O_NONBLOCK != 0)
+}
+
 /// Reads without ever sleeping, even where another holder of the file took O_NONBLOCK away.
 ///
 /// RWF_NOWAIT serves for that since a userfaultfd has it (Linux 6.10); before, O_NONBLOCK is trusted.

@@ -92,6 +92,11 @@ impl Uffd {
                 messages.clone().for_each(close_brought_along);
                 Ok(messages.map(parse).collect())
             }
+            // The file is the VMM's too. Without the flag a poll reports an error for ever, and before Linux
+            // 6.10 a read would keep the worker.
+            Err(error) if error.kind() == ErrorKind::WouldBlock && !sys::is_nonblocking(self.fd())? => {
+                Err(Error::new(ErrorKind::InvalidData, "the VMM took O_NONBLOCK away"))
+            }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => {
                 Ok(Vec::new())
             }
