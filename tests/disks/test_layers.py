@@ -1,5 +1,6 @@
 """Layers are there as long as somebody needs them, and no longer."""
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_a_child_keeps_the_frozen_layer_of_a_deleted_source(tmp_path: Path) -> N
     first = store.create(SIZE)
     second = store.create_on(first, SIZE)
     child = store.create_on(first, SIZE)
-    store.move(first, second)
+    store.release(first)
     store.release(second)
     assert [path for path, _ in store.chain(child)] == [
         store.path(child),
@@ -36,6 +37,27 @@ def test_a_missing_layer_is_named(tmp_path: Path) -> None:
     store.path(first).unlink()
     with pytest.raises(LayerBroken, match=first):
         LayerStore(tmp_path).hold(top)
+
+
+def test_a_shortened_chain_lets_go_of_the_middle(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    bottom = store.create(SIZE)
+    top = store.create_on(bottom, SIZE)
+    store.release(bottom)
+    rebase: list[str | Path] = [
+        "qemu-img",
+        "rebase",
+        "-u",
+        "-F",
+        "raw",
+        "-b",
+        store.base(top),
+        store.path(top),
+    ]
+    subprocess.run(rebase, check=True)
+    store.rebased(top)
+    assert [path for path, _ in store.chain(top)] == [store.path(top), store.base(top)]
+    assert not store.path(bottom).exists()
 
 
 def test_what_a_crash_left_is_swept(tmp_path: Path) -> None:
@@ -61,7 +83,7 @@ def test_every_live_disk_is_always_whole(
             frozen = tops[index]
             tops[index] = store.create_on(frozen, SIZE)
             tops.append(store.create_on(frozen, SIZE))
-            store.move(frozen, tops[index])
+            store.release(frozen)
         else:
             store.release(tops.pop(index))
         for top in tops:

@@ -11,8 +11,7 @@ layer is *held* while it is some instance's top or below a held one; the rest is
 """
 
 import subprocess
-import threading
-from collections.abc import Iterable
+from collections import Counter
 from pathlib import Path
 from typing import Final, Literal
 
@@ -25,6 +24,7 @@ CHAIN_LENGTH_MAX: Final = 16
 
 _SUFFIX: Final = ".qcow2"
 _BASE_PREFIX: Final = "ext4-"
+_PART_SUFFIX: Final = ".part"
 
 
 class LayerBroken(Broken):
@@ -34,17 +34,21 @@ class LayerBroken(Broken):
 
 
 class LayerStore:
-    """The folder of all layers. Synchronous: every call is a few small file operations.
+    """The folder of all layers. For the event loop's thread, but for `ensure_base`.
 
-    Making a base for a size that was never asked for before runs mkfs.ext4 (about 20 ms), so `create` may be
-    called in a thread; all calls may be made at the same time.
+    Calls are a few small file operations and never look at layers that are not concerned.
+
+    Raises, on construction:
+        LayerBroken: a layer in the folder is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tops: set[LayerId] = set()
-        self._changing = threading.RLock()  # Held for microseconds: a new file is not yet held by anybody.
-        self._formatting = threading.Lock()
+        self._backing = {self.id_of(path): _read_backing(path) for path in folder.glob(f"*{_SUFFIX}")}
+        self._above: Counter[LayerId] = Counter()
+        for backing in self._backing.values():
+            self._count_above(backing, 1)
 
     def path(self, layer: LayerId) -> Path:
         return self._folder / f"{layer}{_SUFFIX}"
@@ -53,13 +57,31 @@ class LayerStore:
         """Return the id of the layer in file `path`."""
         return LayerId(path.name.removesuffix(_SUFFIX))
 
+    def ensure_base(self, size_bytes: int) -> Path:
+        """Return the formatted, empty disk of `size_bytes`, making it if there is none (about 20 ms).
+
+        May be called in any thread, and by several at once.
+
+        Raises:
+            LayerBroken: mkfs failed, or the disk is full.
+        """
+        base = self._folder / f"{_BASE_PREFIX}{size_bytes}.raw"
+        if not base.exists():
+            part = base.with_name(f"{base.name}.{mint_id()}{_PART_SUFFIX}")
+            try:
+                _format(part, size_bytes)
+                part.rename(base)
+            finally:
+                part.unlink(missing_ok=True)
+        return base
+
     def create(self, size_bytes: int) -> LayerId:
         """Make an empty, formatted disk of `size_bytes` and hold its top.
 
         Raises:
             LayerBroken: mkfs failed, or the disk is full.
         """
-        return self._create_on(self._base(size_bytes), "raw", size_bytes)
+        return self._create_on(self.ensure_base(size_bytes), "raw", size_bytes)
 
     def create_on(self, backing: LayerId, size_bytes: int) -> LayerId:
         """Make an empty layer on `backing`, which need not be frozen yet, and hold it.
@@ -75,27 +97,27 @@ class LayerStore:
         Raises:
             LayerBroken: its chain is not whole.
         """
-        with self._changing:
-            self.chain(layer)
-            self._tops.add(layer)
-
-    def move(self, old: LayerId, new: LayerId) -> None:
-        """Say that the instance which wrote to `old` writes to `new` on top of it."""
-        with self._changing:
-            self._tops.discard(old)
-            self._tops.add(new)
+        self.chain(layer)
+        self._tops.add(layer)
 
     def release(self, layer: LayerId) -> None:
         """Hold `layer` no more; it and what only it needed is deleted. Idempotent."""
-        with self._changing:
-            self._tops.discard(layer)
-            self.sweep()
+        self._tops.discard(layer)
+        self._delete_unneeded(layer)
+
+    def rebased(self, layer: LayerId) -> None:
+        """Learn that the backing of `layer` is another now, and delete what was only needed under it."""
+        former = self._backing[layer]
+        self._backing[layer] = _read_backing(self.path(layer))
+        self._count_above(self._backing[layer], 1)
+        self._count_above(former, -1)
+        self._delete_unneeded(self.id_of(former))
 
     def chain(self, layer: LayerId) -> tuple[tuple[Path, Literal["raw", "qcow2"]], ...]:
         """Return the files of a disk with their formats, topmost first.
 
         Raises:
-            LayerBroken: one is missing or damaged.
+            LayerBroken: one is missing.
         """
         path, files = self.path(layer), list[tuple[Path, Literal["raw", "qcow2"]]]()
         while True:
@@ -104,76 +126,80 @@ class LayerStore:
             if path.suffix != _SUFFIX:
                 return (*files, (path, "raw"))
             files.append((path, "qcow2"))
-            path = self._backing(path)
+            path = self._backing[self.id_of(path)]
 
     def base(self, layer: LayerId) -> Path:
         """Return the formatted, empty file at the bottom of the chain of `layer`."""
         return self.chain(layer)[-1][0]
 
     def sweep(self) -> list[Path]:
-        """Delete what nobody holds; returns the files deleted."""
-        with self._changing:
-            needed = {path for top in self._tops if self.path(top).exists() for path, _ in self.chain(top)}
-            gone = [path for path in self._files() if path not in needed]
-            for path in gone:
-                path.unlink()
-        return gone
+        """Delete what nobody holds, such as a crash left it; returns the files deleted."""
+        before = set(self._backing)
+        for layer in before:
+            self._delete_unneeded(layer)
+        parts = list(self._folder.glob(f"*{_PART_SUFFIX}"))
+        for part in parts:
+            part.unlink()
+        return sorted(self.path(layer) for layer in before - self._backing.keys()) + parts
 
     def statistics(self) -> dict[str, int]:
         """Return counts: `held` tops and `files`."""
-        return {"held": len(self._tops), "files": len(list(self._files()))}
+        return {"held": len(self._tops), "files": len(self._backing)}
 
-    def _files(self) -> Iterable[Path]:
-        return self._folder.glob(f"*{_SUFFIX}")
+    def _delete_unneeded(self, layer: LayerId) -> None:
+        """Delete `layer` if nobody needs it, then what it stood on, and so on down."""
+        while layer in self._backing and layer not in self._tops and not self._above[layer]:
+            backing = self._backing.pop(layer)
+            del self._above[layer]
+            self.path(layer).unlink(missing_ok=True)
+            self._count_above(backing, -1)
+            layer = self.id_of(backing)
 
-    def _backing(self, path: Path) -> Path:
-        try:
-            backing = read_backing(path)
-        except (ValueError, OSError) as error:
-            raise LayerBroken(f"disk layer {path.name} is damaged") from error
-        if backing is None:
-            raise LayerBroken(f"disk layer {path.name} names no backing")
-        return backing
+    def _count_above(self, backing: Path, change: int) -> None:
+        if backing.suffix == _SUFFIX:
+            self._above[self.id_of(backing)] += change
 
     def _create_on(self, backing: Path, form: Literal["raw", "qcow2"], size_bytes: int) -> LayerId:
         layer = LayerId(mint_id())
-        with self._changing:
-            try:
-                create_qcow2(self.path(layer), size_bytes, backing, form)
-            except OSError as error:
-                self.path(layer).unlink(missing_ok=True)
-                raise LayerBroken(f"no disk layer can be written: {error.strerror}") from error
-            self._tops.add(layer)
+        try:
+            create_qcow2(self.path(layer), size_bytes, backing, form)
+        except OSError as error:
+            self.path(layer).unlink(missing_ok=True)
+            raise LayerBroken(f"no disk layer can be written: {error.strerror}") from error
+        self._tops.add(layer)
+        self._backing[layer] = backing
+        self._count_above(backing, 1)
         return layer
 
-    def _base(self, size_bytes: int) -> Path:
-        base = self._folder / f"{_BASE_PREFIX}{size_bytes}.raw"
-        with self._formatting:
-            if not base.exists():
-                self._format(base, size_bytes)
-        return base
 
-    def _format(self, base: Path, size_bytes: int) -> None:
-        part = base.with_suffix(".part")
-        part.unlink(missing_ok=True)
-        with part.open("wb") as file:
-            file.truncate(size_bytes)
-        # No lazy initialisation: a guest would do it in the background, at a guest's price.
-        options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
-        command: list[str | Path] = [
-            "mkfs.ext4",
-            "-q",
-            "-F",
-            "-m",
-            "0",
-            "-O",
-            "^resize_inode",
-            "-E",
-            options,
-            part,
-        ]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode:
-            part.unlink(missing_ok=True)
-            raise LayerBroken(f"mkfs.ext4 failed: {done.stdout.strip()}")
-        part.rename(base)
+def _read_backing(path: Path) -> Path:
+    try:
+        backing = read_backing(path)
+    except (ValueError, OSError) as error:
+        raise LayerBroken(f"disk layer {path.name} is damaged: {error}") from error
+    if backing is None:
+        raise LayerBroken(f"disk layer {path.name} names no backing")
+    return backing
+
+
+def _format(path: Path, size_bytes: int) -> None:
+    """Make a sparse file with an empty ext4 in it."""
+    with path.open("wb") as file:
+        file.truncate(size_bytes)
+    # No lazy initialisation: a guest would do it in the background, at a guest's price.
+    options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    command: list[str | Path] = [
+        "mkfs.ext4",
+        "-q",
+        "-F",
+        "-m",
+        "0",
+        "-O",
+        "^resize_inode",
+        "-E",
+        options,
+        path,
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    if done.returncode:
+        raise LayerBroken(f"mkfs.ext4 failed: {done.stdout.strip()}")

@@ -24,7 +24,8 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
         RametError: it did not work, and nothing of it is left but the reserved endpoint.
     """
     async with undone_on_failure(site, record) as made:
-        layer = made.layer = await to_thread.run_sync(site.layers.create, record.spec.overlay_bytes)
+        await to_thread.run_sync(site.layers.ensure_base, record.spec.overlay_bytes)
+        layer = made.layer = site.layers.create(record.spec.overlay_bytes)
         prepare_folder(site, record)
         async with attached(site, record) as tap_fd:
             machine = make_machine(site, record, layer, tap_fd)

@@ -127,6 +127,6 @@ async def _remove_strays(site: Site, known: set[InstanceId]) -> None:
     for folder in site.folder.instances.iterdir():
         if folder.name not in known:
             await to_thread.run_sync(remove_folder, folder)
-    layers = await to_thread.run_sync(site.layers.sweep)
+    layers = site.layers.sweep()
     swept = await site.network.sweep()
     log.info("strays_removed", layers=len(layers), network=str(swept))

@@ -177,4 +177,4 @@ async def _shorten_chain(source: Source, layers: LayerStore) -> None:
     """Draw a long chain together, while the guest runs; what is no longer needed of it is deleted."""
     if len(layers.chain(source.layer)) > CHAIN_LENGTH_MAX:
         await source.vm.collapse_disk(layers.base(source.layer))
-        layers.sweep()
+        layers.rebased(source.layer)

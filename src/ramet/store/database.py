@@ -1,7 +1,7 @@
 """Records and journal, in one SQLite file.
 
-Called inline on the event loop: a write costs tens of microseconds (WAL, synchronous NORMAL). After a power cut
-the last transactions may be missing, which reconcile mends from the host, as nothing of a host survives a
+Called inline on the event loop: a write costs tens of microseconds (WAL, synchronous NORMAL). After a power
+cut the last transactions may be missing, which reconcile mends from the host, as nothing of a host survives a
 power cut but files; a killed daemon loses none.
 
 The journal says what is being made or unmade: an entry is written before the first host resource of an
