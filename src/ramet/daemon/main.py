@@ -7,23 +7,19 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
 
 import anyio
 import structlog
-import uvicorn
 from anyio.abc import TaskStatus
 
 import ramet
 from ramet.api.app import create_app
 from ramet.api.auth import TokenAuth
 from ramet.api.facts import HostFacts, RuntimeFacts
+from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.wiring import Running, running
-
-SHUTDOWN_TIMEOUT_S: Final = 5
-"""What open requests get when the daemon ends."""
 
 log = structlog.get_logger(__name__)
 
@@ -54,10 +50,12 @@ async def _serve(settings: Settings) -> None:
         tcp = _bind_tcp(settings.listen) if settings.listen else None
         async with running(settings) as parts, anyio.create_task_group() as group:
             facts = _host_facts(parts)
-            await group.start(_run_server, create_app(parts.fleet, parts.images, facts, auth=None), unix)
+            servers = [HttpServer(create_app(parts.fleet, parts.images, facts, auth=None), unix)]
             if tcp is not None:
-                auth = TokenAuth(settings.jwt_secret)
-                await group.start(_run_server, create_app(parts.fleet, parts.images, facts, auth=auth), tcp)
+                app = create_app(parts.fleet, parts.images, facts, auth=TokenAuth(settings.jwt_secret))
+                servers.append(HttpServer(app, tcp))
+            for server in servers:
+                await group.start(_run_server, server)
             log.info(
                 "daemon_started",
                 socket=str(settings.socket),
@@ -66,34 +64,15 @@ async def _serve(settings: Settings) -> None:
             )
             async for number in signals:
                 log.info("daemon_stopping", signal=number.name)
-                group.cancel_scope.cancel()
+                for server in servers:
+                    server.stop()
                 break
 
 
-class _Server(uvicorn.Server):
-    """A server that leaves signals to the daemon."""
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-async def _run_server(app: object, listener: socket.socket, *, task_status: TaskStatus[None]) -> None:
-    config = uvicorn.Config(
-        app,  # type: ignore[arg-type]  # An ASGI application; uvicorn's alias is stricter than Starlette's.
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
-        ws="websockets-sansio",
-    )
-    server = _Server(config)
-    try:
-        async with anyio.create_task_group() as group:
-            group.start_soon(server.serve, [listener])
-            task_status.started()
-    finally:
-        server.should_exit = True
+async def _run_server(server: HttpServer, *, task_status: TaskStatus[None]) -> None:
+    async with anyio.create_task_group() as group:
+        group.start_soon(server.serve)
+        task_status.started()
 
 
 def _host_facts(parts: Running) -> HostFacts:
@@ -156,7 +135,7 @@ def _set_up_logging(settings: Settings) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso"),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(colors=False)
+            structlog.dev.ConsoleRenderer(colors=False, exception_formatter=structlog.dev.plain_traceback)
             if sys.stderr.isatty()
             else structlog.processors.JSONRenderer(),
         ],
