@@ -60,3 +60,43 @@ def test_the_examples_of_a_page_work(page: str, tmp_path_factory: pytest.TempPat
     assert done.stdout.count("warm\n") == 2, done.stdout  # The source's state, and the child's.
     assert "web-copy\n" in done.stdout
     assert "hello\n" in done.stdout
+
+
+OFFICIAL_CLIENT = """
+from hypeman import Hypeman
+from hypeman.lib.exec import exec
+import os
+client = Hypeman(base_url="http://127.0.0.1:4973", api_key=os.environ["TOKEN"])
+instance = client.instances.create(name="web", image="box:1", size="256MB", vcpus=1, cmd=["sleep", "100000"])
+assert instance.state == "Running", instance
+child = client.instances.fork("web", name="another", from_running=True)
+assert (child.state, child.name) == ("Running", "another")
+assert child.network.ip != instance.network.ip
+assert {i.name for i in client.instances.list()} == {"web", "another"}
+assert client.instances.wait(child.id, state="Running").state == "Running"
+done = exec(client, child.id, ["hostname"])
+assert (done.output, done.exit_code) == (b"another\\n", 0), done
+assert client.instances.stop(child.id).state == "Stopped"
+client.instances.delete(child.id)
+client.instances.delete("web")
+assert [image.name for image in client.images.list()] == ["docker.io/library/box:1"]
+print("official client: done")
+"""
+
+
+def test_the_official_client_works_unmodified_over_tcp(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path_factory.mktemp("c")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    (folder / "official.py").write_text(OFFICIAL_CLIENT)
+    monkeypatch.setenv("RAMET_JWT_SECRET", "0123456789abcdef" * 4)
+    monkeypatch.setenv("RAMET_LISTEN", "127.0.0.1:4973")
+    commands = """
+        python examples/make_image.py box
+        ramet image import box --name box:1
+        TOKEN=$(ramet token) python official.py
+    """
+    done = run_session(folder, commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert "official client: done" in done.stdout
