@@ -39,7 +39,7 @@ OWN_NAMESPACE: Final = "RAMET_DEMO_NAMESPACE"
 SERVICE_PORT: Final = 8080
 START_TIMEOUT_S: Final = 60.0
 ANSWER_TIMEOUT_S: Final = 30.0
-PING_INTERVAL_S: Final = 0.02
+PING_INTERVAL_S: Final = 0.05
 PROGRESS_INTERVAL_S: Final = 0.5
 FIELDS_OF_ITS_OWN: Final = ("ip", "mac", "hostname", "machine_id", "random")
 
