@@ -32,6 +32,7 @@ KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disab
 """IPv6 is off: after a fork its link-local address would keep the parent's MAC."""
 
 NAME_PREFIX: Final = "ramet-"
+LAYER_NODE_PREFIX: Final = "n-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Sockets:
 
 def node_name(layer: Path) -> str:
     """Return the name of the block node of `layer`; QEMU allows 31 characters."""
-    name = f"n-{layer.stem}"
+    name = f"{LAYER_NODE_PREFIX}{layer.stem}"
     assert len(name) <= 31, name
     return name
 

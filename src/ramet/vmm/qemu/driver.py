@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -27,7 +27,15 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
-from ramet.vmm.qemu.command import NAME_PREFIX, OVERLAY_DEVICE, Sockets, command_line, file_node, node_name
+from ramet.vmm.qemu.command import (
+    LAYER_NODE_PREFIX,
+    NAME_PREFIX,
+    OVERLAY_DEVICE,
+    Sockets,
+    command_line,
+    file_node,
+    node_name,
+)
 from ramet.vmm.qemu.memory import Copier, find_guest_memory
 from ramet.vmm.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 
@@ -174,8 +182,17 @@ class QemuVm(LiveCapture, Restored):
             if node in await self._backings():
                 await self._monitor.execute("blockdev-del", node_name=node)
 
-    async def _nodes_below(self, top: str, until: str) -> list[str]:
-        """Return the names of the overlay's nodes between two of them, topmost first."""
+    async def forget_prepared_disks(self) -> None:
+        """Close what an earlier daemon prepared and did not live to switch to."""
+        top = node_name(await self.top_layer())
+        used = {top, *await self._nodes_below(top, until=None)}
+        for node in await self._backings():
+            # A layer's name tells it from the disks that are not ours to drop, and from nameless nodes.
+            if node.startswith(LAYER_NODE_PREFIX) and node not in used and node in await self._backings():
+                await self._monitor.execute("blockdev-del", node_name=node)
+
+    async def _nodes_below(self, top: str, until: str | None) -> list[str]:
+        """Return the names of the overlay's nodes below `top` (and above `until`), topmost first."""
         backings = await self._backings()
         found: list[str] = []
         node = backings[top]
@@ -305,6 +322,9 @@ class QemuDriver(LiveFork):
         except VmmFailed:
             await vm.detach()
             raise
+        # A file too many stays open if QEMU refuses; the guest must not end for that.
+        with suppress(VmmFailed):
+            await vm.forget_prepared_disks()
         return vm
 
     async def end(self, runtime: Runtime) -> None:
