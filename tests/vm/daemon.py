@@ -1,0 +1,143 @@
+"""A daemon as a process of its own, and what lies on the host because of it."""
+
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ramet.client import Client, Endpoint, NotReachable
+from ramet.disks.qcow2 import read_backing
+from ramet.wire_api.exec import ExecStart
+from tests.net.namespaces import run_ip
+from tests.vm.site import vmm_pids
+from tests.vm.wire import nft
+
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT_S = 60.0
+END_TIMEOUT_S = 30.0
+POLL_INTERVAL_S = 0.05
+TABLE = "ramet_rmtbr0"
+
+
+@dataclass
+class Leftovers:
+    """What is there, by kind. In a quiet moment it is what the records say, and nothing more."""
+
+    vmm_count: int
+    tap_count: int
+    admitted_count: int
+    folder_count: int
+    record_count: int
+    journal_count: int
+    strange_layers: set[str] = field(default_factory=set)
+    deleted_open: set[str] = field(default_factory=set)
+
+
+class Daemon:
+    """`ramet serve` on `folder`, in the caller's network namespace."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = folder / "data"
+        socket = folder / "api.sock"
+        self._arguments = ["serve", "--data-dir", str(self.data), "--socket", str(socket)]
+        self.client = Client(Endpoint(str(socket)))
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, dying_at: str | None = None) -> None:
+        """Start it, perhaps one that kills itself at a point, and wait until it answers."""
+        module = ["ramet.cli"] if dying_at is None else ["tests.vm.dying_daemon", dying_at]
+        with (self.folder / "daemon.log").open("ab") as log:
+            command = [sys.executable, "-m", *module, *self._arguments]
+            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        until = time.monotonic() + START_TIMEOUT_S
+        while True:
+            try:
+                self.client.health()
+                return
+            except NotReachable:
+                assert self._process.poll() is None, self.log()
+                assert time.monotonic() < until, self.log()
+                time.sleep(POLL_INTERVAL_S)
+
+    def kill(self) -> None:
+        """Kill it, wherever it is."""
+        assert self._process is not None
+        self._process.kill()
+        self.wait_killed()
+
+    def wait_killed(self) -> None:
+        """Wait until it has been killed, by whomever."""
+        assert self._process is not None
+        assert self._process.wait(END_TIMEOUT_S) == -signal.SIGKILL, self.log()
+        self._process = None
+
+    def stop(self) -> None:
+        """End it as an operator does; does nothing if it does not run."""
+        if self._process is not None:
+            self._process.terminate()
+            assert self._process.wait(END_TIMEOUT_S) == 0, self.log()
+            self._process = None
+
+    def log(self) -> str:
+        return (self.folder / "daemon.log").read_text()[-4000:]
+
+    def sh(self, name: str, script: str) -> str:
+        """Run a shell script in a guest and return its output; it must succeed."""
+        output = b""
+        with self.client.exec(name, ExecStart(("sh", "-ec", script), stdin=False)) as connection:
+            for _, data in connection.output():
+                output += data
+        assert connection.exit_code == 0, output
+        return output.decode()
+
+    def pid_of(self, instance: str) -> int:
+        (pid,) = [
+            pid
+            for pid in vmm_pids(self.data)
+            if f"guest=ramet-{instance}".encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        return pid
+
+    def wait_for_names(self, names: Sequence[str]) -> None:
+        """Wait until these instances are there and no others."""
+        until = time.monotonic() + END_TIMEOUT_S
+        while sorted(instance.name for instance in self.client.list()) != sorted(names):
+            assert time.monotonic() < until, self.client.list()
+            time.sleep(POLL_INTERVAL_S)
+
+    def leftovers(self) -> Leftovers:
+        """Look at what is on the host."""
+        pids = vmm_pids(self.data)
+        with sqlite3.connect(self.data / "state.db") as database:
+            (journal_count,) = database.execute("SELECT count(*) FROM journal").fetchone()
+            records = [row[0] for row in database.execute("SELECT record ->> 'layer' FROM instances")]
+        database.close()
+        deleted = set()
+        for pid in pids:
+            for fd in Path(f"/proc/{pid}/fd").iterdir():
+                target = str(fd.readlink())
+                if target.endswith(".qcow2 (deleted)"):
+                    deleted.add(f"{pid}: {target}")
+        needed = set[Path]()
+        for layer in records:
+            path: Path | None = self.data / "layers" / f"{layer}.qcow2"
+            while path is not None and path.suffix == ".qcow2":
+                needed.add(path)
+                path = read_backing(path)
+        found = set((self.data / "layers").glob("*.qcow2"))
+        return Leftovers(
+            vmm_count=len(pids),
+            tap_count=len(re.findall(r"^\d+: rmt\d+", run_ip("-o link show type tun"), re.MULTILINE)),
+            admitted_count=nft("list", "set", "bridge", TABLE, "guests").count('"rmt'),
+            folder_count=len(list((self.data / "instances").iterdir())),
+            record_count=len(records),
+            journal_count=journal_count,
+            strange_layers={path.name for path in needed ^ found},
+            deleted_open=deleted,
+        )
