@@ -137,11 +137,24 @@ async def test_a_base_cut_short_ends_the_vmm(
     vmm = await serve(client, new_vmm, "hostile", short, SIZE_BYTES)
     assert await vmm.read(0, PAGE_BYTES) == page_content(0)
     os.truncate(short, PAGE_BYTES)
-    # What was data is a hole now. That reads as zeroes or ends the VMM, but never ends the pager.
-    try:
-        assert await vmm.read(40 * PAGE_BYTES, PAGE_BYTES) == bytes(PAGE_BYTES)
-    except EOFError:
-        assert "filling" in await failure_of(client, "hostile")
+    with pytest.raises(EOFError):
+        await vmm.read(40 * PAGE_BYTES, PAGE_BYTES)
+    assert "cut short" in await failure_of(client, "hostile")
+    await check_unharmed(bystander)
+
+
+async def test_data_that_is_gone_when_it_is_copied_ends_the_vmm(
+    client: PagerClient, new_vmm: NewVmm, bystander: VmmProcess, folder: Path
+) -> None:
+    short = folder / "short"
+    short.write_bytes(b"".join(page_content(page) for page in range(PAGE_COUNT)))
+    first = await serve(client, new_vmm, "first", short, SIZE_BYTES)
+    vmm = await serve(client, new_vmm, "hostile", short, SIZE_BYTES)
+    assert await first.read(0, SIZE_BYTES) == short.read_bytes()  # Now it is known where data is.
+    os.truncate(short, PAGE_BYTES)
+    with pytest.raises(EOFError):
+        await vmm.read(40 * PAGE_BYTES, PAGE_BYTES)
+    assert "filling" in await failure_of(client, "hostile")
     await check_unharmed(bystander)
 
 

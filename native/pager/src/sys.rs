@@ -287,10 +287,10 @@ pub fn read_nowait(fd: RawFd, buffer: &mut [u8]) -> Result<usize> {
     }
 }
 
-/// The first byte at or after `from` that is data (SEEK_DATA) or a hole (SEEK_HOLE); None: no such byte.
-pub fn seek(file: &File, from: u64, whence: libc::c_int) -> Result<Option<u64>> {
+/// The first byte at or after `from` that is data; None: there is none.
+pub fn seek_data(file: &File, from: u64) -> Result<Option<u64>> {
     // SAFETY: no pointers.
-    let found = unsafe { libc::lseek(file.as_raw_fd(), from as libc::off_t, whence) };
+    let found = unsafe { libc::lseek(file.as_raw_fd(), from as libc::off_t, libc::SEEK_DATA) };
     match u64::try_from(found) {
         Ok(position) => Ok(Some(position)),
         Err(_) => match Error::last_os_error() {
