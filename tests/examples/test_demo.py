@@ -12,6 +12,7 @@ import pytest
 pytestmark = pytest.mark.vm
 
 PROJECT = Path(__file__).parents[2]
+PYTHON_EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 EXAMPLE = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.DOTALL)
 
 # In a network namespace of its own: a daemon, then the commands, then the daemon's orderly end.
@@ -66,10 +67,11 @@ OFFICIAL_CLIENT = """
 from hypeman import Hypeman
 from hypeman.lib.exec import exec
 import os
-client = Hypeman(base_url="http://127.0.0.1:4973", api_key=os.environ["TOKEN"])
+token = os.environ["TOKEN"]
+client = Hypeman(base_url="http://127.0.0.1:4973", api_key=token)
 instance = client.instances.create(name="web", image="box:1", size="256MB", vcpus=1, cmd=["sleep", "100000"])
 assert instance.state == "Running", instance
-child = client.instances.fork("web", name="another", from_running=True)
+{readme}
 assert (child.state, child.name) == ("Running", "another")
 assert child.network.ip != instance.network.ip
 assert {i.name for i in client.instances.list()} == {"web", "another"}
@@ -89,7 +91,8 @@ def test_the_official_client_works_unmodified_over_tcp(
 ) -> None:
     folder = tmp_path_factory.mktemp("c")
     (folder / "examples").symlink_to(PROJECT / "examples")
-    (folder / "official.py").write_text(OFFICIAL_CLIENT)
+    [readme] = PYTHON_EXAMPLE.findall((PROJECT / "README.md").read_text())
+    (folder / "official.py").write_text(OFFICIAL_CLIENT.replace("{readme}", readme))
     monkeypatch.setenv("RAMET_JWT_SECRET", "0123456789abcdef" * 4)
     monkeypatch.setenv("RAMET_LISTEN", "127.0.0.1:4973")
     commands = """

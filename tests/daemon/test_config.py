@@ -1,0 +1,66 @@
+"""Settings come from flags, environment and file, in this order, and what cannot be is refused by name."""
+
+from pathlib import Path
+
+import pytest
+
+from ramet.daemon.config import SettingsInvalid, load_settings
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAMET_KERNEL_PACKAGE", "RAMET_KITS_DIR", "RAMET_LISTEN", "RAMET_JWT_SECRET"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_a_flag_beats_the_environment_and_that_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text("data_dir: /file\nsocket: /file.sock\nlog_level: debug\n")
+    monkeypatch.setenv("RAMET_DATA_DIR", "/environment")
+    monkeypatch.setenv("RAMET_SOCKET", "/environment.sock")
+    settings = load_settings({"data_dir": "/flag"}, file)
+    assert (settings.data_dir, settings.socket) == (Path("/flag"), Path("/environment.sock"))
+    assert settings.log_level == "debug"
+
+
+def test_the_network_is_nested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAMET_NETWORK__SUBNET_CIDR", "10.9.0.0/24")
+    monkeypatch.setenv("RAMET_NETWORK__ALLOW_HOST_PORTS", '["udp/53"]')
+    bridge = load_settings({}).network.bridge()
+    assert str(bridge.subnet) == "10.9.0.0/24"
+    assert bridge.allow_host_ports == (("udp", 53),)
+
+
+def test_tcp_without_a_secret_is_refused() -> None:
+    with pytest.raises(SettingsInvalid, match="secret"):
+        load_settings({"listen": "127.0.0.1:4973"})
+    assert load_settings({"listen": "127.0.0.1:4973", "jwt_secret": "s" * 32}).listen == "127.0.0.1:4973"
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("colour: red\n", "colour"),
+        ("log_level: loud\n", "log_level"),
+        ("network:\n  subnet_cidr: everywhere\n", "network.subnet_cidr"),
+        ("network:\n  subnett: 10.0.0.0/8\n", "network.subnett"),
+    ],
+)
+def test_what_cannot_be_is_named(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsInvalid, match=named):
+        load_settings({}, file)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsInvalid, match="nowhere"):
+        load_settings({}, tmp_path / "nowhere.yaml")
+
+
+def test_a_port_that_is_none_is_refused() -> None:
+    settings = load_settings({"network": {"allow_host_ports": ["domain"]}})
+    with pytest.raises(SettingsInvalid, match="domain"):
+        settings.network.bridge()
