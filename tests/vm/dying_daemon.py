@@ -12,10 +12,13 @@ import sys
 from collections.abc import Callable
 from typing import Any, Literal
 
+from ramet.snapshots import capture
+
 POINTS: dict[str, tuple[str, str, Literal["before", "after"]]] = {
     "journal written": ("ramet.effects.performer", "SitePerformer.mint", "after"),
     "folder made": ("ramet.effects.fork", "prepare_folder", "after"),
     "TAP made": ("ramet.net.network", "Network.attach", "after"),
+    "chain drawn together": ("ramet.vmm.qemu.driver", "QemuVm.collapse_disk", "after"),
     "new layer opened": ("ramet.vmm.qemu.driver", "QemuVm.prepare_disk", "after"),
     "memory copied ahead": ("ramet.vmm.qemu.driver", "QemuVm.copy_ahead", "after"),
     "workload frozen": ("ramet.guest.channel", "Channel.freeze", "after"),
@@ -67,6 +70,8 @@ def main() -> None:
         owner = getattr(owner, part)
     importlib.import_module("ramet.daemon.main")  # So that all who import the original by name have done so.
     setattr(owner, name, _dying(getattr(owner, name), when))
+    if path == "QemuVm.collapse_disk":
+        setattr(capture, "CHAIN_LENGTH_MAX", 1)  # noqa: B010  # Other modules see it as a constant.
     from ramet.cli.main import main as ramet
 
     ramet()

@@ -133,6 +133,27 @@ def test_a_daemon_killed_while_it_deletes_finishes_that_when_it_is_back(daemon: 
     daemon.client.delete("doomed")
 
 
+@pytest.mark.parametrize("is_daemon_alive", [True, False])
+def test_a_vmm_that_is_killed_stops_its_instance_and_no_other(daemon: Daemon, is_daemon_alive: bool) -> None:
+    daemon.sh("source", "echo safe >/dev/shm/state; echo safe >/var/state")
+    doomed = daemon.client.fork("source", "doomed")
+    child = daemon.client.fork("doomed", "child")
+    if not is_daemon_alive:
+        daemon.kill()
+    os.kill(daemon.pid_of(doomed.id), 9)
+    if not is_daemon_alive:
+        daemon.start()
+
+    assert daemon.client.wait("doomed", "Stopped", "30s").state == "Stopped"
+    assert daemon.client.get("doomed").state_error
+    for name in ("source", "child"):
+        _check_whole(daemon, name, "safe")
+    daemon.client.delete("doomed")
+    _check_whole(daemon, "child", "safe")
+    daemon.client.delete(child.id)
+    _check_only(daemon, 1)
+
+
 def test_a_daemon_that_ends_in_good_order_leaves_guests_and_comes_back_to_them(daemon: Daemon) -> None:
     daemon.sh("source", "echo last >/dev/shm/state; echo last >/var/state")
 

@@ -17,7 +17,7 @@ from ramet.vmm.port import Capture
 from ramet.vmm.qemu.driver import QemuVm
 from ramet.wire.messages import IdentityAnswer
 from tests.vm.images import ECHO_PORT
-from tests.vm.site import Children, Site, http_get
+from tests.vm.site import GATEWAY, Children, Site, http_get
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -68,17 +68,36 @@ async def test_every_child_is_itself_with_its_parents_past(
     assert len({site.ip_of(name) for name in states}) == CHILD_COUNT + 1
 
 
+async def test_a_child_has_the_hosts_time_a_route_and_files_that_say_who_it_is(
+    site: Site, source: str, children: Children
+) -> None:
+    # A clock far behind stands for a capture that is old.
+    await site.sh(source, "date -s @1000000000")
+    try:
+        await children.fork(source, "punctual")
+    finally:
+        await site.sh(source, f"date -s @{time.time():.0f}")
+
+    before = time.time()
+    guest_time = int(await site.sh("punctual", "date +%s"))
+    assert before - 2 <= guest_time <= time.time() + 1
+    assert await site.sh("punctual", "cat /etc/hostname") == "punctual\n"
+    assert f"{site.ip_of('punctual')}" in await site.sh("punctual", "cat /etc/hosts; ip address show eth0")
+    assert site.ip_of(source) not in await site.sh("punctual", "cat /etc/hosts; ip address; ip route")
+    assert f"default via {GATEWAY} dev eth0" in await site.sh("punctual", "ip route")
+
+
 async def test_children_draw_randomness_of_their_own_from_their_first_draw_on(
     site: Site, source: str, children: Children, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def only_thaw(
         socket_path: Path, identity: GuestIdentity, *, timeout_s: float
-    ) -> tuple[Channel, IdentityAnswer | None]:
+    ) -> tuple[Channel, IdentityAnswer]:
         if not identity.hostname.startswith("bare-"):
             return await identify_child(socket_path, identity, timeout_s=timeout_s)
         channel = await open_channel(socket_path, timeout_s=timeout_s)
         await channel.thaw()
-        return channel, None
+        return channel, IdentityAnswer(None, None, "", ran_before_identity=False)
 
     monkeypatch.setattr(fork, "identify_child", only_thaw)
     await site.sh(source, "touch /dev/shm/draw; echo >/dev/shm/tick")
