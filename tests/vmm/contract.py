@@ -175,6 +175,7 @@ class ForkContract:
         top = bench.tops[child.runtime.pid]
         long = [path for path, _ in bench.layers.chain(top)]
         await child.collapse_disk(bench.layers.base(top))
+        bench.layers.rebased(top)
         short = [path for path, _ in bench.layers.chain(top)]
         assert short == [long[0], long[-1]]
         assert await child.top_layer() == long[0]
@@ -195,6 +196,7 @@ class ForkContract:
             await bench.run(child, bench.store("round", str(index)))
             (await bench.capture(child)).close()
             await child.collapse_disk(base)
+            bench.layers.rebased(bench.tops[child.runtime.pid])
             assert len(bench.layers.chain(bench.tops[child.runtime.pid])) == 2
         assert await bench.run(child, bench.fetch("round")) == "1"
         await bench.end(child)

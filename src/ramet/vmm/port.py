@@ -205,7 +205,7 @@ class Driver(ABC):
 
     @abstractmethod
     async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> Vm:
-        """Take hold of a VMM found on this host.
+        """Take hold of a VMM found on this host; a layer it was left prepared with is closed.
 
         Raises:
             VmmFailed: the process is gone or does not answer in time.

@@ -115,6 +115,11 @@ class FakeVm(LiveCapture, Restored):
         except VmmFailed as error:
             raise VmmFailed(f"the VMM did not start: {self._last_words() or error}") from error
 
+    async def forget_strays(self) -> None:
+        """Close what was prepared by a daemon that did not live to use it."""
+        for layer in (await self._do("query"))["prepared"]:
+            await self._do("forget_disk", layer=layer)
+
     async def wait_exited(self) -> ExitReason:
         await self._process.wait_exited()
         await self._monitor.lost.wait()  # Its last words are read by then.
@@ -264,6 +269,7 @@ class FakeDriver(LiveFork):
             vm = FakeVm(process, folder, self.faults, self._timeout_s)
             try:
                 await vm.connect()
+                await vm.forget_strays()
             except BaseException:
                 await vm.detach()
                 raise

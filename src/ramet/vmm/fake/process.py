@@ -46,7 +46,7 @@ class FakeVmm:
         self._listeners = {name: socket.socket(fileno=options[f"{name}_fd"]) for name in ("monitor", "agent")}
         self._peers: dict[str, socket.socket] = {}
         self._received = b""
-        self._prepared: Path | None = None
+        self._prepared: set[Path] = set()
         self._memory: mmap.mmap | None = None
         if options["memory_fd"] is not None:
             self._memory = mmap.mmap(options["memory_fd"], 0, mmap.MAP_PRIVATE)
@@ -159,27 +159,30 @@ class FakeVmm:
 
     def do_query(self) -> dict[str, Any]:
         """Tell everything that can be seen from outside."""
-        return {"paused": self._paused, "top": str(self._guest.layers[0]), "memory": self._guest.memory}
+        return {
+            "paused": self._paused,
+            "top": str(self._guest.layers[0]),
+            "prepared": [str(layer) for layer in self._prepared],
+            "memory": self._guest.memory,
+        }
 
     def do_prepare_disk(self, layer: str) -> None:
         """Open a layer, to be used later."""
-        if self._prepared is not None:
-            raise ValueError("a layer is prepared already")
         with Path(layer).open("rb"):
-            self._prepared = Path(layer)
+            self._prepared.add(Path(layer))
 
     def do_forget_disk(self, layer: str) -> None:
         """Close a prepared layer."""
-        if self._prepared != Path(layer):
+        if Path(layer) not in self._prepared:
             raise ValueError(f"{layer} is not prepared, or in use")
-        self._prepared = None
+        self._prepared.remove(Path(layer))
 
     def do_switch_disk(self, layer: str) -> None:
         """Write to the prepared layer from now on."""
-        if not self._paused or self._prepared != Path(layer):
+        if not self._paused or Path(layer) not in self._prepared:
             raise ValueError("switched without being paused and prepared")
         self._guest.layers = [Path(layer), *self._guest.layers]
-        self._prepared = None
+        self._prepared.remove(Path(layer))
 
     def do_collapse_disk(self, base: str) -> None:
         """Draw the chain together."""

@@ -1,0 +1,159 @@
+"""A daemon that comes back finds every guest running, and nothing half-made."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+from ramet.core.spec import State
+from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults
+from ramet.vmm.port import VmmFailed
+from tests.effects.world import Daemon, World
+
+pytestmark = [pytest.mark.anyio, pytest.mark.netns]
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+async def crash(world: World, scenario: str, call: str, when: str) -> None:
+    """Have a daemon killed in a call."""
+    argv = [sys.executable, "-m", "tests.effects.crash", world.folder, world.images, scenario, call, when]
+    done = await anyio.run_process(
+        [str(part) for part in argv], check=False, cwd=ROOT, stderr=subprocess.STDOUT
+    )
+    assert done.returncode == -signal.SIGKILL, done.stdout.decode()
+
+
+async def check_only(world: World, daemon: Daemon, names: set[str]) -> None:
+    """These instances run and are well, and the host has nothing of any other."""
+    views = {view.record.name: view.record for view in daemon.fleet.list()}
+    assert views.keys() == names
+    for name in names:
+        assert views[name].state is State.RUNNING
+        assert await daemon.is_well(name)
+    ids = {record.id for record in views.values()}
+    found = world.leftovers()
+    assert set(world.processes().values()) == ids
+    assert len(found["processes"]) == len(found["taps"]) == len(found["admissions"]) == len(ids)
+    assert found["folders"] == found["records"] == ids
+    assert not found["journal"]
+    layers = daemon.site.layers
+    chains = [layers.chain(record.layer) for record in views.values() if record.layer is not None]
+    assert found["layers"] == {path.name for chain in chains for path, form in chain if form == "qcow2"}
+
+
+async def test_guests_run_on_when_the_daemon_leaves_and_comes_back(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.run("src", "set", "who", "src")
+        await daemon.fleet.fork("src", ["child"])
+        boot_id = (await daemon.memory("src"))["boot_id"]
+    async with world.daemon() as daemon:
+        await check_only(world, daemon, {"src", "child"})
+        assert (await daemon.memory("src"))["boot_id"] == boot_id
+        assert await daemon.run("child", "get", "who") == "src"
+        assert (await daemon.fleet.fork("child", ["grandchild"]))[0].error is None
+        assert (await daemon.fleet.stop("src")).record.state is State.STOPPED
+        for name in ("src", "child", "grandchild"):
+            await daemon.fleet.delete(name)
+        await check_only(world, daemon, set())
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", [*CAPTURE_CALLS[1:], "start_waiting", "load"])
+async def test_a_daemon_killed_in_a_fork_loses_no_guest_and_leaves_nothing_half_made(
+    world: World, call: str, when: str
+) -> None:
+    await crash(world, "fork", call, when)
+    assert len(world.processes()) >= 2
+    async with world.daemon() as daemon:
+        await check_only(world, daemon, {"src", "old"})
+        assert await daemon.run("src", "get", "who") == "src"
+        assert {outcome.error for outcome in await daemon.fleet.fork("src", ["a", "b"])} == {None}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_guest_that_was_paused_runs_again_before_anything_else_is_done(
+    world: World, when: str
+) -> None:
+    await crash(world, "fork", "switch_disk", when)
+    faults = Faults()
+    async with world.daemon(faults):
+        assert faults.calls.index("resume") < faults.calls.index("top_layer")
+        assert set(faults.calls[: faults.calls.index("resume")]) <= {"find", "adopt", "is_paused"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_a_daemon_killed_in_a_create_leaves_nothing(world: World, when: str) -> None:
+    await crash(world, "create", "boot", when)
+    async with world.daemon() as daemon:
+        await check_only(world, daemon, set())
+        assert (await daemon.fleet.create("src", daemon.spec)).record.state is State.RUNNING
+
+
+@pytest.mark.parametrize(("call", "when"), [("kill", "before"), ("kill", "after"), ("forget", "before")])
+async def test_a_daemon_killed_in_a_delete_goes_on_with_it(world: World, call: str, when: str) -> None:
+    await crash(world, "delete", call, when)
+    async with world.daemon() as daemon:
+        while daemon.fleet.list():
+            await anyio.lowlevel.checkpoint()
+        await check_only(world, daemon, set())
+
+
+@pytest.mark.parametrize("call", [*CAPTURE_CALLS[1:-1], "start_waiting", "load"])
+async def test_a_daemon_that_leaves_in_the_middle_of_a_fork_leaves_nothing_half_made(
+    world: World, call: Call
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        source = daemon.fleet.get("src").record.id
+        hold = daemon.faults.hold(call)
+        async with anyio.create_task_group() as group:
+            group.start_soon(daemon.fleet.fork, "src", ["a", "b"])
+            await hold.wait_reached()
+            group.cancel_scope.cancel()
+    assert set(world.processes().values()) == {source}
+    assert await world.ask_guest(source) == "running"
+    async with world.daemon() as daemon:
+        await check_only(world, daemon, {"src"})
+
+
+async def test_a_guest_that_ended_while_the_daemon_was_away_is_stopped(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        rig = daemon.site.rigs[daemon.fleet.get("src").record.id]
+    os.kill(rig.vm.runtime.pid, signal.SIGKILL)
+    async with world.daemon() as daemon:
+        outcome = await daemon.fleet.wait("src", State.STOPPED, 5)
+        assert "while the daemon was away" in outcome.state_error
+        await daemon.fleet.delete("src")
+        await check_only(world, daemon, set())
+
+
+async def test_a_guest_that_cannot_be_adopted_is_ended_and_shown_as_stopped(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+    faults = Faults()
+    faults.fail("adopt", VmmFailed("on demand"))
+    async with world.daemon(faults) as daemon:
+        assert (await daemon.fleet.wait("src", State.STOPPED, 5)).state is State.STOPPED
+        assert not world.processes()
+
+
+async def test_an_instance_whose_disk_is_lost_is_shown_and_keeps_nobody_from_starting(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.fleet.stop("src")
+        layer = daemon.fleet.get("src").record.layer
+        assert layer is not None
+        daemon.site.layers.path(layer).unlink()
+    async with world.daemon() as daemon:
+        record = daemon.fleet.get("src").record
+        assert record.state is State.UNKNOWN
+        assert "missing" in record.state_error
+        await daemon.fleet.delete("src")
+        await check_only(world, daemon, set())

@@ -1,0 +1,171 @@
+"""A host with real files, database, layers and network, and fake VMMs; and daemons on it, one after another.
+
+What `leftovers` returns is everything the host knows of instances, from the host itself and not from what the
+daemon believes.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from ramet.boot.kit import BootKit
+from ramet.core.ids import InstanceId
+from ramet.core.spec import InstanceSpec
+from ramet.disks.layers import LayerStore
+from ramet.effects.performer import SitePerformer
+from ramet.effects.reconcile import reconcile
+from ramet.effects.site import Site, Stages
+from ramet.guest.channel import open_channel
+from ramet.images import Catalog, ImageLimits
+from ramet.instance.fleet import Fleet
+from ramet.instance.fleet_types import ExecCommand
+from ramet.net.bridge import BridgeConfig
+from ramet.net.network import Network
+from ramet.store.database import Database
+from ramet.store.paths import DataFolder
+from ramet.vmm.fake.driver import FakeDriver
+from ramet.vmm.fake.faults import Faults
+
+MEMORY_BYTES = 1 << 20
+OVERLAY_BYTES = 4 << 20
+
+
+def new_folder() -> Path:
+    """Return a folder with a short path, for the sockets in it."""
+    return Path(tempfile.mkdtemp(prefix="ramet-world-"))
+
+
+@dataclass
+class Daemon:
+    """A running daemon, without its API."""
+
+    fleet: Fleet
+    site: Site
+    faults: Faults
+    spec: InstanceSpec
+
+    async def run(self, ref: str, *argv: str) -> str:
+        """Run a command in a guest, which must succeed; returns what it wrote."""
+        session = await self.fleet.open_exec(ref, ExecCommand(argv, has_stdin=False))
+        written = b"".join([chunk async for _, chunk in session.output()])
+        end = await session.wait()
+        assert end.code == 0, (argv, end)
+        return written.decode()
+
+    async def memory(self, ref: str) -> dict[str, Any]:
+        """Return all that a guest knows."""
+        found: dict[str, Any] = json.loads(await self.run(ref, "memory"))
+        return found
+
+    async def is_well(self, ref: str) -> bool:
+        """Tell whether a guest runs and its workload is not frozen."""
+        rig = self.site.rigs[self.fleet.get(ref).record.id]
+        health = await (await rig.channel()).health()
+        return health.workload.state == "running" and not await rig.vm.is_paused()
+
+
+class World:
+    """The host."""
+
+    def __init__(self, folder: Path, images: Path) -> None:
+        self.folder, self.images = folder, images
+
+    @asynccontextmanager
+    async def daemon(self, faults: Faults | None = None) -> AsyncIterator[Daemon]:
+        """Run a daemon inside; it leaves without ending its guests, as on SIGTERM."""
+        faults = faults or Faults()
+        async with AsyncExitStack() as stack:
+            data = DataFolder(self.folder / "data")
+            stack.callback(data.close)
+            database = Database(data.database)
+            stack.callback(database.close)
+            catalog = Catalog(self.images, ImageLimits())
+            await catalog.open()
+            network = Network(BridgeConfig())
+            stack.push_async_callback(network.close)
+            driver = FakeDriver(data.instances, faults)
+            kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
+            layers = LayerStore(data.layers)
+            site = Site(data, database, network, layers, catalog, driver, kit, Stages(driver.accelerator))
+            stack.push_async_callback(_let_go, site)
+            found = await reconcile(site)
+            async with anyio.create_task_group() as group:
+                performer = SitePerformer(site, group)
+                fleet = Fleet(performer)
+                performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
+                await group.start(fleet.run, found)
+                digest = catalog.resolve("demo:1").digest
+                spec = InstanceSpec("demo:1", digest, "fake", 1, MEMORY_BYTES, OVERLAY_BYTES)
+                yield Daemon(fleet, site, faults, spec)
+                group.cancel_scope.cancel()
+
+    def leftovers(self) -> dict[str, set[str]]:
+        """Return what is on the host, by kind."""
+        data = self.folder / "data"
+        database = sqlite3.connect(data / "state.db")
+        journal = {
+            f"{row[0]} {row[1]}" for row in database.execute("SELECT operation, instance FROM journal")
+        }
+        records = {row[0] for row in database.execute("SELECT id FROM instances")}
+        database.close()
+        links = json.loads(subprocess.run(["ip", "-j", "link"], capture_output=True, check=True).stdout)
+        rules = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, check=True).stdout
+        return {
+            "processes": {str(pid) for pid in self.processes()},
+            "layers": {path.name for path in (data / "layers").glob("*.qcow2")},
+            "folders": {path.name for path in (data / "instances").iterdir()},
+            "journal": journal,
+            "records": records,
+            "taps": {link["ifname"] for link in links if link["ifname"].startswith("rmt0")},
+            "admissions": _elements(json.loads(rules)),
+        }
+
+    def processes(self) -> dict[int, InstanceId]:
+        """Return the fake VMMs of this host, by pid."""
+        found = {}
+        for entry in Path("/proc").iterdir():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
+            except (OSError, ValueError):
+                continue
+            if b"ramet-fake-vmm" in arguments and str(self.folder).encode() in arguments[-2] and state != "Z":
+                found[int(entry.name)] = InstanceId(Path(json.loads(arguments[-2])["folder"]).name)
+        return found
+
+    async def ask_guest(self, instance: InstanceId) -> str:
+        """Return the state of a guest's workload, asked past any daemon."""
+        path = self.folder / "data" / "instances" / instance / "agent.sock"
+        async with await open_channel(path, timeout_s=10) as channel:
+            return (await channel.health()).workload.state
+
+    async def aclose(self) -> None:
+        for pid in self.processes():
+            os.kill(pid, 9)
+        shutil.rmtree(self.folder)
+
+
+async def _let_go(site: Site) -> None:
+    with anyio.CancelScope(shield=True):
+        for rig in site.rigs.values():
+            await rig.close()
+            await rig.vm.detach()
+
+
+def _elements(ruleset: dict[str, Any]) -> set[str]:
+    found = set()
+    for entry in ruleset["nftables"]:
+        for kind in ("set", "map"):
+            for element in entry.get(kind, {}).get("elem", []):
+                found.add(f"{entry[kind]['name']} {json.dumps(element)}")
+    return found
