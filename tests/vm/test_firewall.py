@@ -6,6 +6,7 @@ import pytest
 
 from tests.vm.images import HTTP_PORT
 from tests.vm.site import FAR_ADDRESS, GATEWAY, METADATA_ADDRESS, NEAR_ADDRESS, Children, Site, http_get
+from tests.vm.wire import wire_watched
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
@@ -71,6 +72,9 @@ async def test_a_guest_that_takes_its_neighbours_address_is_not_heard(
         f"ip address add {wanted}/16 dev eth0; ip link set eth0 up",
     )
 
-    stolen = await site.run("thief", "ping", "-c", "2", "-w", "3", GATEWAY)
+    port = site.parts.network.endpoint(site.id_of("thief")).tap_name
+    with wire_watched() as seen:
+        stolen = await site.run("thief", "ping", "-c", "1", "-W", "2", GATEWAY)
     assert stolen.exit_code == 1
+    assert port not in {seen_port for seen_port, _ in seen.macs | seen.ips}
     assert (await site.get_state("honest"))["hostname"] == "honest"
