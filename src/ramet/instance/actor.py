@@ -28,12 +28,14 @@ from ramet.instance.transitions import (
     ActionFailed,
     AwaitGuest,
     Boot,
+    DeleteAsked,
     Destroy,
     DestroyFailed,
     Emit,
     Event,
     Failed,
     Fork,
+    StopAsked,
     step,
 )
 
@@ -81,6 +83,7 @@ class Actor:
         self.failure: RametError | None = None
         """Why making it failed, for the one who asked."""
         self.is_gone = False
+        self._is_over = False  # Gone, or the daemon leaves.
         self._performer, self._on_gone = performer, on_gone
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._changed = asyncio.Event()
@@ -97,13 +100,22 @@ class Actor:
             QueueFull: the actor does not keep up.
             InstanceNotFound: it is gone, or went before its turn came.
         """
-        if self.is_gone:
+        if self._is_over:
             raise self._gone()
         if self._queue.qsize() >= QUEUE_LENGTH_MAX:
             raise QueueFull(f"instance {self.record.name} has {QUEUE_LENGTH_MAX} requests waiting")
         accepted: asyncio.Future[InstanceRecord] = asyncio.get_running_loop().create_future()
         self._queue.put_nowait(_Request(event, accepted))
         return await accepted
+
+    async def inform(self, event: Event) -> None:
+        """Tell what happened; returns when the record says so, durably, even if nobody acts any more."""
+        if self._is_over:
+            self._take(_Request(event, None), None)
+            return
+        noted: asyncio.Future[InstanceRecord] = asyncio.get_running_loop().create_future()
+        self._queue.put_nowait(_Request(event, noted))
+        await noted
 
     async def wait_until(self, condition: Callable[[InstanceRecord], bool]) -> InstanceRecord:
         """Return the record as soon as `condition` holds for it, or the instance is gone."""
@@ -119,12 +131,15 @@ class Actor:
                     self._take(await self._queue.get(), children)
                 children.cancel_scope.cancel()
         finally:
+            self._is_over = True
             while not self._queue.empty():
-                accepted = self._queue.get_nowait().accepted
-                if accepted is not None and not accepted.done():
-                    accepted.set_exception(self._gone())
+                request = self._queue.get_nowait()
+                if not isinstance(request.event, StopAsked | DeleteAsked):
+                    self._take(request, None)  # It has happened.
+                elif request.accepted is not None and not request.accepted.done():
+                    request.accepted.set_exception(self._gone())
 
-    def _take(self, request: _Request, children: TaskGroup) -> None:
+    def _take(self, request: _Request, children: TaskGroup | None) -> None:
         accepted = request.accepted
         try:
             record, actions = step(self.record, request.event)
@@ -142,11 +157,13 @@ class Actor:
             self._notify()
         if accepted is not None and not accepted.done():
             accepted.set_result(record)
+        if children is None:
+            return  # Nobody acts any more.
         for action in actions:
             children.start_soon(self._perform, action, children)
 
     def _save(self, record: InstanceRecord, *, is_refusable: bool) -> None:
-        if record is self.record or record.state is State.CREATED:
+        if self.is_gone or record is self.record or record.state is State.CREATED:
             return
         try:
             self._performer.save(record)

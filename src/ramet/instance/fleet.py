@@ -228,10 +228,7 @@ class Fleet:
         Harmless if the instance is gone.
         """
         if instance in self._actors:
-            try:
-                await self._actors[instance].ask(event)
-            except InstanceNotFound:
-                return
+            await self._actors[instance].inform(event)
 
     # Inside
 
