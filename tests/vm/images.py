@@ -26,10 +26,11 @@ while :; do
     else
         read -r nothing <&3
     fi
+    read -r before </proc/sys/kernel/hostname
     read -r drawn </proc/sys/kernel/random/uuid
-    read -r host </proc/sys/kernel/hostname
+    read -r after </proc/sys/kernel/hostname
     count=$((count + 1))
-    echo "$count $host $drawn" >>/dev/shm/drawn
+    echo "$count $before $drawn $after" >>/dev/shm/drawn
 done
 """
 
