@@ -10,6 +10,7 @@ import anyio
 import pytest
 
 from ramet.core.spec import State
+from ramet.instance.transitions import ActionFailed
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults
 from ramet.vmm.port import VmmFailed
 from tests.effects.world import Daemon, World
@@ -155,5 +156,20 @@ async def test_an_instance_whose_disk_is_lost_is_shown_and_keeps_nobody_from_sta
         record = daemon.fleet.get("src").record
         assert record.state is State.UNKNOWN
         assert "missing" in record.state_error
+        await daemon.fleet.delete("src")
+        await check_only(world, daemon, set())
+
+
+async def test_a_guest_of_which_we_lost_track_is_neither_ended_nor_forgotten_by_a_restart(
+    world: World,
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.fleet.tell(daemon.fleet.get("src").record.id, ActionFailed(VmmFailed("lost track")))
+        assert daemon.fleet.get("src").record.state is State.UNKNOWN
+    async with world.daemon() as daemon:
+        record = daemon.fleet.get("src").record
+        assert (record.state, record.state_error) == (State.UNKNOWN, "lost track")
+        assert await world.ask_guest(record.id) == "running"
         await daemon.fleet.delete("src")
         await check_only(world, daemon, set())

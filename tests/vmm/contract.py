@@ -344,6 +344,21 @@ class ForkContract:
         with pytest.raises(VmmFailed):
             await pause.__aexit__(None, None, None)
 
+    async def test_a_layer_that_was_left_prepared_is_closed_when_its_vm_is_adopted(
+        self, bench: Bench, source: LiveVm
+    ) -> None:
+        child = await bench.fork(source)
+        await bench.run(child, bench.store("before", "yes"))
+        left = bench.layers.create_on(bench.tops[child.runtime.pid], 64 << 20)
+        await child.prepare_disk(bench.layers.path(left))
+        await child.detach()
+        bench.vms.remove(child)
+        instance = InstanceId(child.agent_socket.parent.name)
+        adopted = await bench.open_driver().adopt(instance, child.agent_socket.parent, child.runtime)
+        assert str(bench.layers.path(left)) not in open_files(child.runtime.pid)
+        assert await bench.run(adopted, bench.fetch("before")) == "yes"
+        await adopted.kill()
+
     async def test_a_vm_that_cannot_be_adopted_can_be_ended(self, bench: Bench, source: LiveVm) -> None:
         child = await bench.fork(source)
         await child.detach()

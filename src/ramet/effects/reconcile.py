@@ -73,7 +73,7 @@ async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> d
             await site.driver.end(found[instance])
             return
         record = records.get(instance)
-        if record is None or record.state not in _ALIVE:
+        if record is None or record.state not in _ALIVE | {State.UNKNOWN}:
             log.info("stray_vmm_ended", instance=instance)
             await vm.kill()
             return
@@ -110,7 +110,11 @@ async def _adopt(site: Site, record: InstanceRecord, vm: Vm | None) -> tuple[Ins
         layer = site.layers.id_of(await vm.top_layer())
     assert layer is not None, "a running instance has a disk"
     rig = site.rigs[record.id] = Rig(record.id, vm, layer)
-    site.layers.hold(layer)
+    try:
+        site.layers.hold(layer)
+    except LayerBroken as error:
+        log.warning("running_instance_has_lost_its_disk", instance=record.id, error=str(error))
+        return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), None
     if record.is_deleting:
         return replace(record, is_deleting=False, state=State.UNKNOWN, layer=layer), DeleteAsked()
     if record.state is State.RUNNING:

@@ -235,7 +235,7 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return stopped, (Release(),)
         case ActionFailed(error) if record.state is not State.CREATED:
             return replace(record, state=State.UNKNOWN, state_error=str(error)), ()
-        case Found(runtime, layer):
+        case Found(runtime, layer) if record.state in _ALIVE:
             found = replace(record, runtime=runtime, layer=layer)
             if record.state is State.SHUTDOWN:
                 return found, (Watch(), ShutDown())

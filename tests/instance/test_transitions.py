@@ -1,0 +1,177 @@
+"""`step` decides alone, whatever comes in whatever order."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ramet.core.errors import Broken
+from ramet.core.ids import InstanceId, LayerId
+from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, Runtime, State
+from ramet.instance.fleet_types import WrongState
+from ramet.instance.transitions import (
+    ActionFailed,
+    AwaitGuest,
+    Begin,
+    BeginFork,
+    Boot,
+    Booted,
+    DeleteAsked,
+    Destroy,
+    DestroyFailed,
+    Event,
+    Failed,
+    Fork,
+    Forked,
+    Found,
+    LayerSwitched,
+    Ready,
+    Release,
+    ShutDown,
+    StopAsked,
+    VmmExited,
+    Watch,
+    step,
+)
+
+RUNTIME = Runtime(1, 2, "boot")
+LAYER = LayerId("layer")
+ERROR = Broken("it broke")
+NEW = InstanceRecord(
+    InstanceSpec("demo:1", "sha256:0", "fake", 1, 1, 1),
+    InstanceIdentity(InstanceId("i"), "name", 2, "0" * 32, 0.0),
+    State.CREATED,
+)
+
+ALLOWED: dict[State, set[State]] = {
+    State.CREATED: {State.INITIALIZING, State.RUNNING, State.STOPPED},
+    State.INITIALIZING: {State.RUNNING, State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
+    State.RUNNING: {State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
+    State.SHUTDOWN: {State.STOPPED, State.UNKNOWN},
+    State.STOPPED: {State.SHUTDOWN, State.UNKNOWN},
+    State.UNKNOWN: {State.SHUTDOWN},
+}
+"""Where each state may lead in one step."""
+
+EVENTS: list[Event] = [
+    Booted(RUNTIME, LAYER, 1.0),
+    Ready(),
+    Forked(RUNTIME, LAYER, 1.0),
+    Failed(ERROR, 1.0),
+    LayerSwitched(LayerId("next")),
+    StopAsked(),
+    DeleteAsked(),
+    VmmExited(Exit(0), "", 2.0),
+    VmmExited(None, "it crashed", 2.0),
+    Found(RUNTIME, LAYER),
+    DestroyFailed(ERROR),
+    ActionFailed(ERROR),
+]
+
+
+def after(*events: Event) -> InstanceRecord:
+    record = NEW
+    for event in events:
+        record, _ = step(record, event)
+    return record
+
+
+RUNNING = after(Begin(), Booted(RUNTIME, LAYER, 1.0), Ready())
+
+
+@given(st.sampled_from([Begin(), BeginFork(InstanceId("source"))]), st.lists(st.sampled_from(EVENTS)))
+def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event]) -> None:
+    record = NEW
+    for event in [first, *events]:
+        try:
+            changed, actions = step(record, event)
+        except WrongState:
+            assert isinstance(event, StopAsked | DeleteAsked)  # Only what is asked for can be refused.
+            continue
+        if changed is record:
+            assert actions == () or isinstance(event, Begin | BeginFork)
+            continue
+        assert changed.state is record.state or changed.state in ALLOWED[record.state]
+        assert changed.generation == record.generation + 1
+        assert (changed.spec, changed.identity) == (record.spec, record.identity)
+        assert changed.is_deleting <= (changed.state is State.SHUTDOWN)
+        assert record.state is State.CREATED or changed.state is not State.CREATED
+        assert (changed.runtime is None) or changed.state is not State.STOPPED
+        record = changed
+
+
+@given(st.lists(st.sampled_from(EVENTS)))
+def test_an_instance_is_destroyed_only_when_asked_and_by_one_action_at_a_time(events: list[Event]) -> None:
+    record, destructions = RUNNING, 0
+    for event in events:
+        try:
+            record, actions = step(record, event)
+        except WrongState:
+            continue
+        if isinstance(event, DestroyFailed):
+            destructions = 0
+        found = sum(isinstance(action, Destroy) for action in actions)
+        assert not found or isinstance(event, DeleteAsked)
+        destructions += found
+        assert destructions <= 1
+
+
+@given(st.lists(st.sampled_from(EVENTS)))
+def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event]) -> None:
+    record = RUNNING
+    for event in events:
+        try:
+            record, _ = step(record, event)
+        except WrongState:
+            continue
+    if not record.is_deleting:
+        record, actions = step(record, DeleteAsked())
+        assert actions == (Destroy(),)
+    assert record.is_deleting
+
+
+@pytest.mark.parametrize(
+    ("record", "event", "state", "actions"),
+    [
+        (NEW, Begin(), State.CREATED, (Boot(),)),
+        (NEW, BeginFork(InstanceId("s")), State.CREATED, (Fork(InstanceId("s")),)),
+        (NEW, Booted(RUNTIME, LAYER, 1.0), State.INITIALIZING, (Watch(), AwaitGuest())),
+        (NEW, Forked(RUNTIME, LAYER, 1.0), State.RUNNING, (Watch(),)),
+        (NEW, Failed(ERROR, 1.0), State.STOPPED, ()),
+        (after(Booted(RUNTIME, LAYER, 1.0)), Ready(), State.RUNNING, ()),
+        (after(Booted(RUNTIME, LAYER, 1.0)), Failed(ERROR, 1.0), State.SHUTDOWN, (ShutDown(),)),
+        (RUNNING, StopAsked(), State.SHUTDOWN, (ShutDown(),)),
+        (RUNNING, VmmExited(Exit(3), "", 1.0), State.STOPPED, (Release(),)),
+        (RUNNING, DeleteAsked(), State.SHUTDOWN, (Destroy(),)),
+        (RUNNING, ActionFailed(ERROR), State.UNKNOWN, ()),
+        (RUNNING, Found(RUNTIME, LAYER), State.RUNNING, (Watch(),)),
+        (
+            replace(RUNNING, state=State.SHUTDOWN),
+            Found(RUNTIME, LAYER),
+            State.SHUTDOWN,
+            (Watch(), ShutDown()),
+        ),
+    ],
+)
+def test_what_an_event_leads_to(
+    record: InstanceRecord, event: Event, state: State, actions: tuple[object, ...]
+) -> None:
+    changed, found = step(record, event)
+    assert (changed.state, found) == (state, actions)
+
+
+@pytest.mark.parametrize("asked", [StopAsked(), DeleteAsked()])
+def test_an_instance_that_is_being_made_or_deleted_refuses_requests(asked: Event) -> None:
+    for record in (NEW, after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked())):
+        with pytest.raises(WrongState):
+            step(record, asked)
+
+
+def test_the_layer_a_capture_leaves_is_kept_even_while_the_instance_is_being_deleted() -> None:
+    assert after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked(), LayerSwitched(LayerId("next"))).layer == "next"
+
+
+def test_why_an_instance_failed_is_not_overwritten_by_how_its_vmm_ended() -> None:
+    record = after(Booted(RUNTIME, LAYER, 1.0), Failed(ERROR, 1.0), VmmExited(None, "killed", 2.0))
+    assert record.state_error == "it broke"
