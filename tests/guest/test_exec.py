@@ -9,6 +9,7 @@ import pytest
 
 from ramet.core.errors import Invalid
 from ramet.guest import exec as exec_module
+from ramet.guest import process as process_module
 from ramet.guest.channel import Channel, open_channel
 from ramet.guest.errors import (
     ExecInvalid,
@@ -293,7 +294,7 @@ async def test_a_guest_that_does_not_start_or_end_it_in_time_is_unreachable(
     with pytest.raises(GuestUnreachable, match="did not end"):
         await run(channel, ["sleep"], timeout_s=0.01)
     guest.answers["exec"] = lambda session, frame, request: None
-    monkeypatch.setattr(exec_module, "REQUEST_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(process_module, "REQUEST_TIMEOUT_S", 0.05)
     with pytest.raises(GuestUnreachable, match="did not start"):
         await run(channel, ["sleep"])
 

@@ -1,7 +1,7 @@
 """Names are held from minting to the end, and instances are found by what people write."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 
 import anyio
@@ -17,6 +17,7 @@ from ramet.instance.fleet_types import (
     InstanceAmbiguous,
     InstanceNotFound,
     NameTaken,
+    PathStat,
     WrongState,
 )
 from ramet.instance.transitions import Action, Emit
@@ -46,6 +47,19 @@ class Host(Recorder):
         return {}
 
     async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
+        raise NotImplementedError
+
+    async def stat_path(self, record: InstanceRecord, path: str, *, follow_links: bool) -> PathStat:
+        raise NotImplementedError
+
+    def open_archive(
+        self, record: InstanceRecord, path: str, *, follow_links: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        raise NotImplementedError
+
+    async def put_archive(
+        self, record: InstanceRecord, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
+    ) -> None:
         raise NotImplementedError
 
     def logs(

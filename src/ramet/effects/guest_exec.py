@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 from ramet.effects.site import Rig
 from ramet.guest.exec import Exec, Output, open_exec
-from ramet.instance.fleet_types import ExecCommand, ExecEnd
+from ramet.instance.fleet_types import ExecCommand, ExecEnd, WindowSize
 
 
 class GuestExec:
@@ -21,6 +21,9 @@ class GuestExec:
 
     async def send_signal(self, number: int) -> None:
         self._process.signal(number)
+
+    async def resize(self, size: WindowSize) -> None:
+        await self._process.resize(size.rows, size.cols)
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
         async for which, chunk in self._process.output():
@@ -50,5 +53,6 @@ async def start_exec(rig: Rig, command: ExecCommand) -> GuestExec:
         user=command.user,
         timeout_s=command.timeout_s,
         stdin=command.has_stdin,
+        tty=None if command.tty is None else (command.tty.rows, command.tty.cols),
     )
     return GuestExec(process)

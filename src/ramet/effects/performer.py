@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Final
 
@@ -15,9 +16,10 @@ from ramet.effects.boot import boot
 from ramet.effects.end import destroy, release, shut_down, watch
 from ramet.effects.fork import LiveForkUnsupported, fork
 from ramet.effects.guest_exec import start_exec
+from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.logs import read_logs
 from ramet.effects.site import Rig, Site, Timings
-from ramet.instance.fleet_types import ExecCommand, ExecSession, WrongState
+from ramet.instance.fleet_types import ExecCommand, ExecSession, PathStat, WrongState
 from ramet.instance.transitions import (
     Action,
     AwaitGuest,
@@ -95,10 +97,20 @@ class SitePerformer:
         return {} if timings is None else timings.phases_ms
 
     async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
-        rig = self._site.rigs.get(record.id)
-        if rig is None:
-            raise WrongState(f"instance {record.name} has just stopped", state=record.state)
-        return await start_exec(rig, command)
+        return await start_exec(self._rig(record), command)
+
+    async def stat_path(self, record: InstanceRecord, path: str, *, follow_links: bool) -> PathStat:
+        return await stat_path(self._rig(record), path, follow_links=follow_links)
+
+    def open_archive(
+        self, record: InstanceRecord, path: str, *, follow_links: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        return open_archive(self._rig(record), path, follow_links=follow_links)
+
+    async def put_archive(
+        self, record: InstanceRecord, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
+    ) -> None:
+        await put_archive(self._rig(record), path, chunks, keep_owner=keep_owner)
 
     def logs(
         self,
@@ -111,6 +123,12 @@ class SitePerformer:
     ) -> AsyncIterator[str]:
         folder = self._site.instance_folder(record.id)
         return read_logs(folder, source, tail, follow=follow, is_alive=is_alive)
+
+    def _rig(self, record: InstanceRecord) -> Rig:
+        rig = self._site.rigs.get(record.id)
+        if rig is None:
+            raise WrongState(f"instance {record.name} has just stopped", state=record.state)
+        return rig
 
     # What an actor asks
 

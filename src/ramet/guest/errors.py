@@ -1,6 +1,6 @@
 """What may go wrong between the host and a guest."""
 
-from ramet.core.errors import Broken, Exhausted, Invalid, Unsupported
+from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, Unsupported
 
 
 class GuestUnreachable(Broken):
@@ -66,3 +66,57 @@ class StreamsExhausted(Exhausted):
     """Too many requests and execs are open on one guest."""
 
     code = "guest_streams_exhausted"
+
+
+class GuestTooOld(Unsupported):
+    """The program in the guest was started by an older ramet and cannot do that."""
+
+    code = "guest_too_old"
+
+
+class PathInvalid(Invalid):
+    """No file can have that path."""
+
+    code = "path_invalid"
+
+
+class PathNotFound(NotFound):
+    """The guest has nothing at that path."""
+
+    code = "path_not_found"
+
+
+class PathNotDirectory(Invalid):
+    """Something in the guest is not a directory and would have to be one."""
+
+    code = "not_a_directory"
+
+
+class PathIsDirectory(Conflict):
+    """A directory in the guest stands where a file is to be written."""
+
+    code = "is_a_directory"
+
+
+class PathBusy(Conflict):
+    """A file of the guest cannot be replaced: it is mounted there, or runs."""
+
+    code = "path_busy"
+
+
+class GuestReadOnly(Conflict):
+    """That file system of the guest cannot be written to."""
+
+    code = "read_only"
+
+
+class GuestDiskFull(Exhausted):
+    """The guest has no room for what is written."""
+
+    code = "guest_disk_full"
+
+
+class BadArchive(Invalid):
+    """It is not a tar archive, it ends too early, or it would write outside its directory."""
+
+    code = "bad_archive"

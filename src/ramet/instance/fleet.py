@@ -8,6 +8,7 @@ through the actors to the performer.
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Final, Literal, Protocol
 
 import anyio
@@ -25,6 +26,7 @@ from ramet.instance.fleet_types import (
     InstanceNotFound,
     InstanceView,
     NameTaken,
+    PathStat,
     WaitOutcome,
     WrongState,
 )
@@ -66,6 +68,22 @@ class Host(Performer, Protocol):
 
     async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
         """Start a command in the guest. Raises Broken, Invalid."""
+        ...
+
+    async def stat_path(self, record: InstanceRecord, path: str, *, follow_links: bool) -> PathStat:
+        """Tell what is at a path of the guest. Raises Broken."""
+        ...
+
+    def open_archive(
+        self, record: InstanceRecord, path: str, *, follow_links: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read a path of the guest as a tar stream. Raises NotFound, Invalid, Broken."""
+        ...
+
+    async def put_archive(
+        self, record: InstanceRecord, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
+    ) -> None:
+        """Unpack a tar stream into a directory of the guest. Raises NotFound, Invalid, Broken."""
         ...
 
     def logs(
@@ -156,10 +174,49 @@ class Fleet:
             Invalid: the command cannot be run like that.
             Broken: the guest does not answer.
         """
-        record = self._actor(ref).record
-        if record.state is not State.RUNNING:
-            raise WrongState(f"instance {record.name} is {record.state}, not Running", state=record.state)
-        return await self._host.open_exec(record, command)
+        return await self._host.open_exec(self._running(ref), command)
+
+    async def stat_path(self, ref: str, path: str, *, follow_links: bool) -> PathStat:
+        """Tell what is at `path` of a guest; of a symbolic link itself, or of what it leads to.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous, WrongState: as `open_exec`.
+            Broken: the guest does not answer.
+        """
+        return await self._host.stat_path(self._running(ref), path, follow_links=follow_links)
+
+    def open_archive(
+        self, ref: str, path: str, *, follow_links: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read `path` of a guest, with all below it, as a POSIX pax tar stream in chunks.
+
+        Names in it are relative; the first is the last part of `path`, "." where that is none ("/", "a/.").
+        `follow_links`: if `path` itself is a symbolic link, what it leads to; links below it stay links.
+        Entering fails if there is nothing to read; leaving early ends the copy in the guest.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous, WrongState: as `open_exec`, before entering.
+            NotFound: there is no such path (`path_not_found`).
+            Broken: the guest does not answer, or could not read on.
+        """
+        return self._host.open_archive(self._running(ref), path, follow_links=follow_links)
+
+    async def put_archive(
+        self, ref: str, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
+    ) -> None:
+        """Unpack a tar stream into the directory `path` of a guest, which exists.
+
+        Each file appears whole or not at all; what was unpacked before a failure stays. `keep_owner`: owners
+        as in the archive, otherwise all is the workload's user's.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous, WrongState: as `open_exec`.
+            NotFound: there is no such path (`path_not_found`).
+            Invalid: it is not a directory, or the stream is not an archive that may be unpacked there.
+            Exhausted: the guest's disk is full (`guest_disk_full`).
+            Broken: the guest does not answer, or could not write on.
+        """
+        await self._host.put_archive(self._running(ref), path, chunks, keep_owner=keep_owner)
 
     # Changing
 
@@ -299,6 +356,12 @@ class Fleet:
         if not begins:
             raise InstanceNotFound(f"there is no instance {ref!r}", remedy="ramet ps -a")
         return begins[0]
+
+    def _running(self, ref: str) -> InstanceRecord:
+        record = self._actor(ref).record
+        if record.state is not State.RUNNING:
+            raise WrongState(f"instance {record.name} is {record.state}, not Running", state=record.state)
+        return record
 
     def _view(self, record: InstanceRecord) -> InstanceView:
         ip, mac = self._host.addresses(record)

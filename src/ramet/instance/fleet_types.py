@@ -2,10 +2,18 @@
 
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol
 
-from ramet.core.errors import Conflict, NotFound, RametError
+from ramet.core.errors import Conflict, Invalid, NotFound, RametError
 from ramet.core.spec import Exit, InstanceRecord, State
+
+WINDOW_SIDE_MAX: Final = 65_535
+
+
+class WindowSizeInvalid(Invalid):
+    """No terminal has that size."""
+
+    code = "window_size_invalid"
 
 
 class InstanceNotFound(NotFound):
@@ -61,8 +69,51 @@ class WaitOutcome:
 
 
 @dataclass(frozen=True, slots=True)
+class WindowSize:
+    """The size of a terminal, in characters.
+
+    Raises:
+        Invalid: a side is not in 1..=WINDOW_SIDE_MAX.
+    """
+
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if not (1 <= self.rows <= WINDOW_SIDE_MAX and 1 <= self.cols <= WINDOW_SIDE_MAX):
+            raise WindowSizeInvalid(
+                f"{self.rows} rows and {self.cols} columns are not the size of a terminal",
+                remedy=f"use 1 to {WINDOW_SIDE_MAX} for each",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class PathStat:
+    """What is at a path of a guest.
+
+    `mode`: permission bits, 0o7777 at most. `error`: why it cannot be told; None if it exists, or if there is
+    simply nothing. Where nothing is, the numbers are 0.
+    """
+
+    exists: bool
+    is_dir: bool = False
+    is_file: bool = False
+    is_symlink: bool = False
+    link_target: str | None = None
+    mode: int = 0
+    size_bytes: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ExecCommand:
-    """A command to run in a guest. `timeout_s` 0: none. None means the workload's own."""
+    """A command to run in a guest. `timeout_s` 0: none. None means the workload's own.
+
+    With a `tty` it runs on a terminal of that size, and all it writes is stdout.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -70,6 +121,7 @@ class ExecCommand:
     user: str | None = None
     timeout_s: float = 0.0
     has_stdin: bool = True
+    tty: WindowSize | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +149,10 @@ class ExecSession(Protocol):
 
     async def close_stdin(self) -> None: ...
     async def send_signal(self, number: int) -> None: ...
+
+    async def resize(self, size: WindowSize) -> None:
+        """Change the size of its terminal. Without effect if it has none, or has ended."""
+        ...
 
     def output(self) -> AsyncIterator[tuple[int, bytes]]:
         """Yield (1, stdout bytes) and (2, stderr bytes) until the command has ended."""

@@ -19,6 +19,8 @@ WorkloadState = Literal["starting", "running", "frozen", "exited"]
 NUMBER_MAX: Final = 1e15
 """No duration is longer than that many seconds; an integer of a thousand digits is not a float."""
 
+TERMINAL_SIDE_MAX: Final = 65_535
+
 _WORKLOAD_STATES: Final = ("starting", "running", "frozen", "exited")
 _encode_json = json.JSONEncoder(ensure_ascii=True, separators=(",", ":"), allow_nan=False).encode
 
@@ -254,8 +256,26 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class TerminalSize:
+    """The size of a terminal in characters, 1 to 65,535 each."""
+
+    rows: int
+    cols: int
+
+    def to_json(self) -> dict[str, object]:
+        return {"rows": self.rows, "cols": self.cols}
+
+    @classmethod
+    def from_json(cls, message: Mapping[str, object]) -> "TerminalSize":
+        size = cls(parse_int(message, "rows"), parse_int(message, "cols"))
+        if not (1 <= size.rows <= TERMINAL_SIDE_MAX and 1 <= size.cols <= TERMINAL_SIDE_MAX):
+            raise ProtocolError(f"a terminal of {size.rows} rows and {size.cols} columns")
+        return size
+
+
+@dataclass(frozen=True, slots=True)
 class ExecRequest:
-    """What to run. `cwd` and `user` None mean the workload's; `timeout_s` 0 means none."""
+    """What to run. `cwd` and `user` None mean the workload's; `timeout_s` 0 means none; `tty` None: pipes."""
 
     argv: tuple[str, ...]
     env: Mapping[str, str] = field(default_factory=dict)
@@ -263,6 +283,7 @@ class ExecRequest:
     user: str | None = None
     timeout_s: float = 0.0
     stdin: bool = False
+    tty: TerminalSize | None = None
 
     def to_json(self) -> dict[str, object]:
         message: dict[str, object] = {"argv": list(self.argv), "env": dict(self.env), "stdin": self.stdin}
@@ -272,6 +293,8 @@ class ExecRequest:
             message["user"] = self.user
         if self.timeout_s:
             message["timeout_s"] = self.timeout_s
+        if self.tty is not None:
+            message["tty"] = self.tty.to_json()
         return message
 
     @classmethod
@@ -283,6 +306,43 @@ class ExecRequest:
             user=parse_text_or_none(message, "user"),
             timeout_s=parse_number(message, "timeout_s", 0.0),
             stdin=parse_bool(message, "stdin", False),
+            tty=None if message.get("tty") is None else TerminalSize.from_json(parse_object(message, "tty")),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PathReport:
+    """What is at a path; `mode` is its permission bits. `error`: why nobody can tell."""
+
+    exists: bool
+    is_dir: bool = False
+    is_file: bool = False
+    is_symlink: bool = False
+    link_target: str | None = None
+    mode: int = 0
+    size_bytes: int = 0
+    uid: int = 0
+    gid: int = 0
+    mtime_ns: int = 0
+    error: str | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+    @classmethod
+    def from_json(cls, message: Mapping[str, object]) -> "PathReport":
+        return cls(
+            exists=parse_bool(message, "exists"),
+            is_dir=parse_bool(message, "is_dir"),
+            is_file=parse_bool(message, "is_file"),
+            is_symlink=parse_bool(message, "is_symlink"),
+            link_target=parse_text_or_none(message, "link_target"),
+            mode=parse_int(message, "mode"),
+            size_bytes=parse_int(message, "size_bytes"),
+            uid=parse_int(message, "uid"),
+            gid=parse_int(message, "gid"),
+            mtime_ns=parse_int(message, "mtime_ns"),
+            error=parse_text_or_none(message, "error"),
         )
 
 
