@@ -13,7 +13,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,10 +36,11 @@ from ramet.images.offload import run_stoppable
 from ramet.images.record import (
     Content,
     Image,
+    Names,
     content_to_bytes,
     load_content,
-    load_tags,
-    save_tags,
+    load_names,
+    save_names,
     sync,
     write_synced,
 )
@@ -70,11 +71,11 @@ class Catalog:
         self._limits = limits
         self._platform = platform
         self._contents: dict[Digest, Content] = {}
-        self._tags: dict[str, Digest] = {}
+        self._names = Names()
         self._features: ErofsFeatures | None = None
         self._busy: dict[Digest, tuple[anyio.Lock, int]] = {}
         self._conversions = anyio.Semaphore(CONVERSION_COUNT_MAX)
-        self._tags_lock = anyio.Lock()
+        self._names_lock = anyio.Lock()
 
     async def open(self) -> None:
         """Read what is there, and remove what an interrupted import or removal left behind.
@@ -82,7 +83,7 @@ class Catalog:
         Raises:
             CatalogCorrupt: a record cannot be read; the text says which.
         """
-        self._contents, self._tags = await run_stoppable(lambda _: self._load())
+        self._contents, self._names = await run_stoppable(lambda _: self._load())
 
     async def import_path(
         self,
@@ -119,17 +120,26 @@ class Catalog:
         *,
         wanted: Reference | None,
         stem: str = "",
+        labels: Mapping[str, str] | None = None,
         progress: Callable[[ImportProgress], None] | None = None,
     ) -> Image:
-        """Add an image from `source`, as `import_path`; `stem` names it where nothing else does."""
+        """Add an image from `source`, as `import_path`.
+
+        Args:
+            stem: names the image where nothing else does.
+            labels: key-value pairs of the name; None leaves those it has.
+        """
         selection = await run_stoppable(lambda _: select(source, wanted, self._platform, self._limits))
         names = _names(selection, wanted, stem)
         async with self._alone(selection.digest):
             if selection.digest not in self._contents:
                 async with self._conversions:
                     await self._convert(source, selection, progress)
-            self._tags.update(dict.fromkeys(names, selection.digest))
-            await self._save_tags()
+            self._names.tags.update(dict.fromkeys(names, selection.digest))
+            self._names.pins.update(dict.fromkeys(selection.indexes, selection.digest))
+            if labels is not None:
+                self._names.labels.update(dict.fromkeys(names, dict(labels)))
+            await self._save_names()
             image = self._image(selection.digest, names[0] if names else None)
         if progress is not None:
             progress(_after(selection, Phase.READY))
@@ -164,8 +174,8 @@ class Catalog:
         async with self._alone(digest):
             if digest not in self._contents:
                 raise _not_found(ref)
-            self._tags[target.name] = digest
-            await self._save_tags()
+            self._names.tags[target.name] = digest
+            await self._save_names()
             return self._image(digest, target.name)
 
     async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None:
@@ -180,13 +190,14 @@ class Catalog:
         """
         digest, name = self._resolve(ref)
         async with self._alone(digest):
-            if digest not in self._contents or (name is not None and self._tags.get(name) != digest):
+            if digest not in self._contents or (name is not None and self._names.tags.get(name) != digest):
                 raise _not_found(ref)
             kept = [tag for tag in self._tags_of(digest) if name is not None and tag != name]
             if kept:
                 assert name is not None
-                del self._tags[name]
-                await self._save_tags()
+                del self._names.tags[name]
+                self._names.labels.pop(name, None)
+                await self._save_names()
                 return
             if in_use(digest):
                 raise ImageInUse(
@@ -197,9 +208,8 @@ class Catalog:
             grave = self._tmp / mint_id()
             self._place(digest).rename(grave)
             del self._contents[digest]
-            for tag in [tag for tag, found in self._tags.items() if found == digest]:
-                del self._tags[tag]
-            await self._save_tags()
+            self._names = self._names.of(self._contents)
+            await self._save_names()
             await run_stoppable(lambda _: shutil.rmtree(grave))
 
     # Importing
@@ -258,10 +268,11 @@ class Catalog:
             if count > 1:
                 self._busy[digest] = (lock, count - 1)
 
-    async def _save_tags(self) -> None:
-        async with self._tags_lock:
-            tags = dict(self._tags)
-            await run_stoppable(lambda _: save_tags(self._folder / "tags.json", tags, self._tmp / mint_id()))
+    async def _save_names(self) -> None:
+        async with self._names_lock:
+            names = self._names.of(self._contents)
+            file = self._folder / "tags.json"
+            await run_stoppable(lambda _: save_names(file, names, self._tmp / mint_id()))
 
     # Looking up
 
@@ -271,11 +282,12 @@ class Catalog:
             reference = parse_reference(ref)
         except InvalidReference:
             reference = None
-        if reference is not None and reference.digest is None and reference.name in self._tags:
-            return self._tags[reference.name], reference.name
+        if reference is not None and reference.digest is None and reference.name in self._names.tags:
+            return self._names.tags[reference.name], reference.name
         if reference is not None and reference.digest is not None:
-            if reference.digest in self._contents:
-                return reference.digest, None
+            digest = self._names.pins.get(reference.digest, reference.digest)
+            if digest in self._contents:
+                return digest, None
             raise _not_found(ref)
         if _PREFIX.fullmatch(ref) is not None:
             found = [
@@ -303,10 +315,11 @@ class Catalog:
             created_at=content.created_at,
             rootfs=self._place(digest) / ROOTFS_FILE,
             tags=tags,
+            labels={tag: self._names.labels[tag] for tag in tags if tag in self._names.labels},
         )
 
     def _tags_of(self, digest: Digest) -> tuple[str, ...]:
-        return tuple(sorted(tag for tag, found in self._tags.items() if found == digest))
+        return tuple(sorted(tag for tag, found in self._names.tags.items() if found == digest))
 
     # On disk
 
@@ -321,7 +334,7 @@ class Catalog:
     def _place(self, digest: Digest) -> Path:
         return self._content / digest.replace(":", "-")
 
-    def _load(self) -> tuple[dict[Digest, Content], dict[str, Digest]]:
+    def _load(self) -> tuple[dict[Digest, Content], Names]:
         self._content.mkdir(parents=True, exist_ok=True)
         self._tmp.mkdir(exist_ok=True)
         self._tmp.chmod(0o700)  # Staged files keep their setuid bits.
@@ -339,8 +352,7 @@ class Catalog:
             if self._place(content.digest) != place:
                 raise CatalogCorrupt(f"{place} holds {content.digest}", remedy=f"remove {place}")
             contents[content.digest] = content
-        tags = load_tags(self._folder / "tags.json")
-        return contents, {name: digest for name, digest in tags.items() if digest in contents}
+        return contents, load_names(self._folder / "tags.json").of(contents)
 
 
 def _names(selection: Selection, wanted: Reference | None, stem: str) -> tuple[str, ...]:

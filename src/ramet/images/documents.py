@@ -5,12 +5,13 @@ value whose type was not checked here.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from ramet.images.errors import InvalidManifest, InvalidReference, UnsupportedMediaType
+from ramet.images.errors import InvalidManifest, InvalidPlatform, InvalidReference, UnsupportedMediaType
 from ramet.images.reference import Digest, parse_digest
 
 OCI_INDEX: Final = "application/vnd.oci.image.index.v1+json"
@@ -130,6 +131,19 @@ class Platform:
 
 
 LINUX_AMD64: Final = Platform("linux", "amd64")
+_PLATFORM: Final = re.compile(r"(linux)/(amd64|arm64)(?:/(v[0-9]{1,2}))?")
+
+
+def parse_platform(text: str) -> Platform:
+    """Return the platform that `text` is, such as "linux/amd64" or "linux/arm64/v8".
+
+    Raises:
+        InvalidPlatform: it is none.
+    """
+    found = _PLATFORM.fullmatch(text)
+    if found is None:
+        raise InvalidPlatform(f"{text[:60]!r} is no platform", remedy="write it like linux/amd64")
+    return Platform(found[1], found[2], found[3] or "")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Every way in which an image can be refused, each with a stable code.
 
 Whoever made the image caused most of these, so they are `Invalid`: asking again with the same bytes
-fails again. The few others say that this host could not do its part.
+fails again. The others say that a registry or this host could not do its part.
 """
 
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound
@@ -101,6 +101,78 @@ class StorageFull(Exhausted):
     """The disk that holds the images is full."""
 
     code = "storage_full"
+
+
+class InvalidPlatform(Invalid):
+    """The text is no platform that images are made for."""
+
+    code = "invalid_platform"
+
+
+class RegistryDenied(Invalid):
+    """The registry wants other credentials, or hides what it does not show to these."""
+
+    code = "registry_denied"
+
+
+class NotInRegistry(ImageNotFound):
+    """The registry has no such repository, tag or digest."""
+
+    code = "image_not_in_registry"
+
+
+class RegistryBusy(Exhausted):
+    """The registry allows no more requests for now; `retry_after_s` says for how long."""
+
+    code = "registry_rate_limited"
+
+
+class RegistryUnreachable(Broken):
+    """The registry cannot be connected to, or breaks off again and again."""
+
+    code = "registry_unreachable"
+
+
+class RegistryStalled(Broken):
+    """The registry is connected and sends nothing, or next to nothing."""
+
+    code = "registry_stalled"
+
+
+class RegistryAnswerInvalid(Broken):
+    """The registry answered with what its protocol does not allow."""
+
+    code = "registry_answer_invalid"
+
+
+class CredentialsUnreadable(Broken):
+    """Docker's config.json or a credential helper could not be used."""
+
+    code = "credentials_unreadable"
+
+
+class PullInProgress(Conflict):
+    """The same image is being pulled with other credentials."""
+
+    code = "pull_in_progress"
+
+
+class PullInterrupted(Conflict):
+    """The daemon ended during a pull whose credentials it did not keep."""
+
+    code = "pull_interrupted"
+
+
+class PullCancelled(Conflict):
+    """The image was removed while it was being pulled."""
+
+    code = "pull_cancelled"
+
+
+class ImageNotReady(Conflict):
+    """The image is still being pulled."""
+
+    code = "image_not_ready"
 
 
 class ConversionFailed(Broken):

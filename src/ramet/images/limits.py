@@ -19,6 +19,7 @@ HEADER_BYTES_MAX: Final = MIB  # All tar headers of one entry, as in Go's archiv
 PATH_BYTES_MAX: Final = 3584  # PATH_MAX, less room for the name of the staging folder.
 PATH_DEPTH_MAX: Final = 256
 ARCHIVE_MEMBER_COUNT_MAX: Final = 65_536
+FREE_BYTES_MIN: Final = GIB  # Instances write to the same disk; a guest whose disk fails is worse than no image.
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,7 @@ class ImageLimits:
         entry_count_max: tar entries in all layers.
         layer_count_max: layers in the manifest.
         document_bytes_max: length of one index, manifest or config.
+        free_bytes_min: of the disk, left alone by whatever is pulled or unpacked.
     """
 
     layer_bytes_max: int = LAYER_BYTES_MAX
@@ -38,3 +40,4 @@ class ImageLimits:
     entry_count_max: int = ENTRY_COUNT_MAX
     layer_count_max: int = LAYER_COUNT_MAX
     document_bytes_max: int = DOCUMENT_BYTES_MAX
+    free_bytes_min: int = FREE_BYTES_MIN

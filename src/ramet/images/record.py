@@ -5,8 +5,8 @@ An image exists when its image.json does; a tag is only a name for one, and with
 
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Final
@@ -30,6 +30,7 @@ class Image:
         rootfs: the root disk: a read-only EROFS image, the same file for all VMs.
         created_at: when it was first imported; with a time zone.
         tags: all full references that name it, sorted.
+        labels: a user's key-value pairs, by the name they were given to.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Image:
     created_at: datetime
     rootfs: Path
     tags: tuple[str, ...]
+    labels: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +95,29 @@ def load_content(file: Path) -> Content:
         raise CatalogCorrupt(f"{file} cannot be read: {error}", remedy=f"remove {file.parent}") from error
 
 
-def load_tags(file: Path) -> dict[str, Digest]:
-    """Return the tags in `file`; none where it does not exist yet.
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What tags.json holds.
+
+    Attributes:
+        tags: images by full reference.
+        pins: images by digest of an index that they were found through.
+        labels: a user's key-value pairs, by full reference.
+    """
+
+    tags: dict[str, Digest] = field(default_factory=dict)
+    pins: dict[Digest, Digest] = field(default_factory=dict)
+    labels: dict[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def of(self, contents: Container[Digest]) -> "Names":
+        """Return what of it names one of `contents`."""
+        tags = {name: found for name, found in self.tags.items() if found in contents}
+        pins = {index: found for index, found in self.pins.items() if found in contents}
+        return Names(tags, pins, {name: pairs for name, pairs in self.labels.items() if name in tags})
+
+
+def load_names(file: Path) -> Names:
+    """Return the names in `file`; none where it does not exist yet.
 
     Raises:
         CatalogCorrupt: it is not what we wrote.
@@ -103,19 +126,30 @@ def load_tags(file: Path) -> dict[str, Digest]:
         value = parse_object(file.read_bytes(), "file of tags")
         if value.get("schema") != SCHEMA:
             raise InvalidManifest(f"tags.json is of another schema than {SCHEMA}")
-        return {name: digest(found, "tag") for name, found in string_map(value.get("tags"), "tags").items()}
+        labels = as_object(value.get("labels") or {}, "labels")
+        pins = string_map(value.get("pins"), "pins")
+        return Names(
+            {name: digest(found, "tag") for name, found in string_map(value.get("tags"), "tags").items()},
+            {digest(index, "pin"): digest(found, "pin") for index, found in pins.items()},
+            {name: string_map(pairs, "labels") for name, pairs in labels.items()},
+        )
     except FileNotFoundError:
-        return {}
+        return Names()
     except InvalidManifest as error:
         raise CatalogCorrupt(
             f"{file} cannot be read: {error}", remedy=f"remove {file} and tag the images anew"
         ) from error
 
 
-def save_tags(file: Path, tags: Mapping[str, Digest], scratch: Path) -> None:
+def save_names(file: Path, names: Names, scratch: Path) -> None:
     """Replace `file`, whole; `scratch` is a name on the same file system that does not exist yet."""
-    content = json.dumps({"schema": SCHEMA, "tags": dict(tags)}, indent=1, sort_keys=True).encode() + b"\n"
-    write_synced(scratch, content)
+    value = {
+        "schema": SCHEMA,
+        "tags": names.tags,
+        "pins": names.pins,
+        "labels": {name: dict(pairs) for name, pairs in names.labels.items()},
+    }
+    write_synced(scratch, json.dumps(value, indent=1, sort_keys=True).encode() + b"\n")
     scratch.replace(file)
     sync(file.parent)
 

@@ -1,7 +1,7 @@
 """Where blobs come from, kept apart from what they become.
 
 A source offers images by name and opens blobs by digest; it is never trusted, since all that is read from
-it is verified here. A layout folder and an archive are sources, and a registry's downloads can be another.
+it is verified here. A layout folder, an archive and a registry's downloads are sources.
 """
 
 from collections.abc import Iterable
@@ -75,12 +75,14 @@ class Selection:
     Attributes:
         digest: the manifest's; the image's identity.
         names: what the source calls it, as `Candidate.names`.
+        indexes: digests of the indexes it was found through, outermost first.
     """
 
     digest: Digest
     names: tuple[str, ...]
     manifest: Manifest
     document: ConfigDocument
+    indexes: tuple[Digest, ...] = ()
 
 
 def select(source: Source, wanted: Reference | None, platform: Platform, limits: ImageLimits) -> Selection:
@@ -106,7 +108,8 @@ def select(source: Source, wanted: Reference | None, platform: Platform, limits:
         raise ImageTooLarge(
             f"The image has {len(selected.manifest.layers)} layers, more than {limits.layer_count_max}"
         )
-    return Selection(selected.chain[-1], candidate.names, selected.manifest, selected.document)
+    *indexes, digest = selected.chain
+    return Selection(digest, candidate.names, selected.manifest, selected.document, tuple(indexes))
 
 
 def group_by_name(descriptors: Iterable[Descriptor], stem: str) -> tuple[Candidate, ...]:
