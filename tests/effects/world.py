@@ -10,7 +10,7 @@ import shutil
 import sqlite3
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +35,7 @@ from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.fake.driver import FakeDriver
 from ramet.vmm.fake.faults import Faults
+from ramet.vmm.fake.nursery import Nursery
 
 MEMORY_BYTES = 1 << 20
 OVERLAY_BYTES = 4 << 20
@@ -75,10 +76,12 @@ class Daemon:
 
 
 class World:
-    """The host."""
+    """The host. `nursery` makes its VMMs, if any; `prepare` is given the parts of each daemon that starts."""
 
     def __init__(self, folder: Path, images: Path) -> None:
         self.folder, self.images = folder, images
+        self.nursery: Nursery | None = None
+        self.prepare: Callable[[Site], None] = lambda site: None
 
     @asynccontextmanager
     async def daemon(self, faults: Faults | None = None) -> AsyncIterator[Daemon]:
@@ -93,11 +96,12 @@ class World:
             await catalog.open()
             network = Network(BridgeConfig())
             stack.push_async_callback(network.close)
-            driver = FakeDriver(data.instances, faults)
+            driver = FakeDriver(data.instances, faults, nursery=self.nursery)
             kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
             layers = LayerStore(data.layers)
             site = Site(data, database, network, layers, catalog, driver, kit, Stages(driver.accelerator))
             stack.push_async_callback(_let_go, site)
+            self.prepare(site)
             found = await reconcile(site)
             async with anyio.create_task_group() as group:
                 performer = SitePerformer(site, group)

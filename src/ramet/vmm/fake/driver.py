@@ -20,11 +20,12 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.fake.faults import Faults
+from ramet.vmm.fake.nursery import Nursery
 from ramet.vmm.fake.process import DEVICES_FORMAT, pack_memory
 from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
 
 COMMAND_TIMEOUT_S: Final = 20.0
-_MARK: Final = "ramet-fake-vmm"
+MARK: Final = "ramet-fake-vmm"
 _SOURCE: Final = Path(__file__).parents[3]
 _START: Final = (
     f"import sys; sys.path.insert(0, {str(_SOURCE)!r}); from ramet.vmm.fake.process import main; main()"
@@ -227,6 +228,7 @@ class FakeDriver(LiveFork):
         instances_folder: the folder under which every VM has its own; VMMs are found by it.
         faults: what is to go wrong, in any call, whenever it is armed.
         timeout_s: how long a VMM may take to answer.
+        nursery: forks the VMMs, where many are started; without, each is a Python of its own.
     """
 
     name = "fake"
@@ -234,10 +236,14 @@ class FakeDriver(LiveFork):
     accelerator = "kvm"
 
     def __init__(
-        self, instances_folder: Path, faults: Faults | None = None, timeout_s: float = COMMAND_TIMEOUT_S
+        self,
+        instances_folder: Path,
+        faults: Faults | None = None,
+        timeout_s: float = COMMAND_TIMEOUT_S,
+        nursery: Nursery | None = None,
     ) -> None:
         self.faults = faults or Faults()
-        self._instances_folder, self._timeout_s = instances_folder, timeout_s
+        self._instances_folder, self._timeout_s, self._nursery = instances_folder, timeout_s, nursery
 
     async def boot(self, machine: Machine) -> FakeVm:
         return await self._start(machine, None)
@@ -249,7 +255,7 @@ class FakeDriver(LiveFork):
         async with self.faults.around("find"):
             found: dict[InstanceId, Runtime] = {}
             for pid, arguments in list_command_lines():
-                if len(arguments) < 3 or arguments[-2] != _MARK:
+                if len(arguments) < 3 or arguments[-2] != MARK:
                     continue
                 folder = Path(json.loads(arguments[-1])["folder"])
                 if folder.parent == self._instances_folder:
@@ -308,14 +314,16 @@ class FakeDriver(LiveFork):
             "agent_fd": listeners[1].fileno(),
             "memory_fd": memory_fd,
         }
-        argv = [sys.executable, "-I", "-S", "-c", _START, _MARK, json.dumps(options)]
+        argv = [sys.executable, "-I", "-S", "-c", _START, MARK, json.dumps(options)]
         passed = [listener.fileno() for listener in listeners]
         passed += [] if memory_fd is None else [memory_fd]
         passed += [] if machine.nic is None else [machine.nic.tap_fd]
+        output = machine.folder / "vmm.log"
         try:
-            process = HeldProcess.start(
-                argv, output=machine.folder / "vmm.log", cwd=machine.folder, pass_fds=passed
-            )
+            if self._nursery is not None:
+                process = HeldProcess(self._nursery.start(options, output=output, fds=passed))
+            else:
+                process = HeldProcess.start(argv, output=output, cwd=machine.folder, pass_fds=passed)
         except OSError as error:
             raise VmmFailed(f"the VMM cannot be started: {error}") from error
         finally:
