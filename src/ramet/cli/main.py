@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "stop": "ramet.cli.lifecycle",
     "rm": "ramet.cli.lifecycle",
     "image": "ramet.cli.images",
+    "doctor": "ramet.cli.doctor",
     "token": "ramet.cli.server",
     "version": "ramet.cli.server",
 }

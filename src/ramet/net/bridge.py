@@ -105,7 +105,7 @@ class Bridge:
                 routes = route.routes()
                 found = next((link for link in links.values() if link.name == config.name), None)
                 names = {index: link.name for index, link in links.items()}
-                _refuse_clash(config, names, addresses, routes)
+                refuse_clash(config, names, addresses, routes)
                 if found is not None:
                     self._refuse_foreign(found, addresses)
                 uplink = self._find_uplink(links, routes)
@@ -168,12 +168,22 @@ class Bridge:
             _write_switch(own_ipv6 / "disable_ipv6", "1")
 
 
-def _refuse_clash(
+def refuse_clash(
     config: BridgeConfig,
     names: dict[int, str],
     addresses: list[tuple[int, IPv4Interface]],
     routes: list[netlink.Route],
 ) -> None:
+    """Refuse a subnet of which the host uses addresses elsewhere.
+
+    Args:
+        names: of the interfaces, by index.
+        addresses: (index of the interface, address) of all interfaces.
+        routes: all IPv4 routes.
+
+    Raises:
+        SubnetClash: the first address or route that overlaps.
+    """
     taken = [(index, address.network) for index, address in addresses]
     taken += [
         (route.interface, route.destination)

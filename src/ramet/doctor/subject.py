@@ -1,0 +1,23 @@
+"""What of the settings the checks need."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ramet.net.bridge import BridgeConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The installation that is looked at.
+
+    Attributes:
+        data_dir: the data folder, which need not exist yet.
+        socket: the API's unix socket.
+        kernel_package: the .deb the guests' kernel is taken from, None for an installed one.
+        bridge: the guests' bridge.
+    """
+
+    data_dir: Path = Path("/var/lib/ramet")
+    socket: Path = Path("/run/ramet/api.sock")
+    kernel_package: Path | None = None
+    bridge: BridgeConfig = field(default_factory=BridgeConfig)
