@@ -36,6 +36,12 @@ class StateUnreadable(Broken):
     code = "state_unreadable"
 
 
+class StateUnwritable(Broken):
+    """The state file takes no more: the disk is full, or failing."""
+
+    code = "state_unwritable"
+
+
 @dataclass(frozen=True, slots=True)
 class JournalEntry:
     """An operation that was begun and not ended. `facts` names host resources, JSON-able."""
@@ -51,6 +57,8 @@ class Database:
 
     Raises, on construction:
         StateUnreadable: it cannot be used; it is left as it is.
+
+    Every call raises `StateUnwritable` where the file cannot be read or written; nothing was changed then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,13 +84,14 @@ class Database:
         if self._connection.in_transaction:
             yield
             return
-        self._connection.execute("BEGIN IMMEDIATE")
+        self._execute("BEGIN IMMEDIATE")
         try:
             yield
+            self._execute("COMMIT")
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            if self._connection.in_transaction:  # A full disk may have ended it already.
+                self._connection.rollback()
             raise
-        self._connection.execute("COMMIT")
 
     def load(self) -> list[InstanceRecord]:
         """Return all records.
@@ -91,10 +100,10 @@ class Database:
             StateUnreadable: one of them does not parse; it is named.
         """
         records = []
-        for instance, text in self._connection.execute("SELECT id, record FROM instances ORDER BY rowid"):
+        for instance, text in self._execute("SELECT id, record FROM instances ORDER BY rowid"):
             try:
                 records.append(InstanceRecord.from_json(text))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise StateUnreadable(
                     f"{self._path}: the record of instance {instance} is damaged"
                 ) from error
@@ -102,7 +111,7 @@ class Database:
 
     def save(self, record: InstanceRecord) -> None:
         """Insert or replace a record."""
-        self._connection.execute(
+        self._execute(
             "INSERT INTO instances VALUES (?, ?, ?) "
             "ON CONFLICT (id) DO UPDATE SET name = excluded.name, record = excluded.record",
             (record.id, record.name, record.to_json()),
@@ -110,11 +119,11 @@ class Database:
 
     def forget(self, instance: InstanceId) -> None:
         """Remove a record; harmless if there is none."""
-        self._connection.execute("DELETE FROM instances WHERE id = ?", (instance,))
+        self._execute("DELETE FROM instances WHERE id = ?", (instance,))
 
     def begin(self, operation: str, instance: InstanceId, **facts: object) -> int:
         """Write a journal entry; returns its id."""
-        cursor = self._connection.execute(
+        cursor = self._execute(
             "INSERT INTO journal (operation, instance, facts) VALUES (?, ?, ?)",
             (operation, instance, json.dumps(facts)),
         )
@@ -123,12 +132,20 @@ class Database:
 
     def end(self, entry: int) -> None:
         """Remove a journal entry; harmless if it is gone."""
-        self._connection.execute("DELETE FROM journal WHERE id = ?", (entry,))
+        self._execute("DELETE FROM journal WHERE id = ?", (entry,))
 
     def unfinished(self) -> list[JournalEntry]:
         """Return the journal, oldest first."""
-        rows = self._connection.execute("SELECT id, operation, instance, facts FROM journal ORDER BY id")
+        rows = self._execute("SELECT id, operation, instance, facts FROM journal ORDER BY id")
         return [JournalEntry(row[0], row[1], InstanceId(row[2]), json.loads(row[3])) for row in rows]
+
+    def _execute(self, statement: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
+        try:
+            return self._connection.execute(statement, parameters)
+        except sqlite3.Error as error:
+            raise StateUnwritable(
+                f"the state file {self._path} cannot be used: {error}", remedy="make room on its disk"
+            ) from error
 
     def close(self) -> None:
         self._connection.close()
