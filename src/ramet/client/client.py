@@ -85,8 +85,11 @@ class Client:
         events = EventLines()
         path = calls.logs_path(ref, source=source, tail=tail, follow=follow)
         for data in self._stream(path):
-            for line in events.feed(data):
-                yield json.loads(line)
+            try:
+                lines = [str(json.loads(line)) for line in events.feed(data)]
+            except (NotHttp, ValueError, RecursionError) as error:
+                raise _broken(self.endpoint, error) from error
+            yield from lines
 
     def exec(self, ref: str, start: ExecStart) -> "ExecConnection":
         """Start a command in a guest; use the result in a `with`."""

@@ -4,11 +4,16 @@
 our server sends needs little of it, and a parser without I/O can drive an async client as well.
 """
 
+import re
 from collections.abc import Mapping
 from typing import Final
 
 HEAD_BYTES_MAX: Final = 64 << 10
 LINE_BYTES_MAX: Final = 256  # Of a chunk's size.
+
+_STATUS: Final = re.compile(r"[1-5][0-9]{2}")
+_LENGTH: Final = re.compile(r"[0-9]{1,18}")
+_CHUNK_BYTES: Final = re.compile(rb"[0-9a-fA-F]{1,15}")
 
 
 class NotHttp(Exception):
@@ -72,7 +77,7 @@ class Answer:
         first, *lines = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
         del self._buffer[: end + 4]
         parts = first.split(" ", 2)
-        if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not parts[1].isdecimal():
+        if len(parts) < 2 or not parts[0].startswith("HTTP/1.") or not _STATUS.fullmatch(parts[1]):
             raise NotHttp(f"not an HTTP answer: {first[:60]!r}")
         self.status = int(parts[1])
         for line in lines:
@@ -83,7 +88,7 @@ class Answer:
         if self.status == 204 or self.status == 304:
             self._left_bytes = 0
         elif length is not None and not self._is_chunked:
-            if not length.isdecimal():
+            if not _LENGTH.fullmatch(length):
                 raise NotHttp("the answer's length is no number")
             self._left_bytes = int(length)
         self._until_end = not self._is_chunked and self._left_bytes is None
@@ -123,10 +128,9 @@ class Answer:
                 raise NotHttp("the size of a chunk is too long")
             return False
         digits = bytes(self._buffer[:end]).split(b";")[0].strip()
-        try:
-            size_bytes = int(digits, 16)
-        except ValueError as error:
-            raise NotHttp("the size of a chunk is no number") from error
+        if not _CHUNK_BYTES.fullmatch(digits):
+            raise NotHttp("the size of a chunk is no number")
+        size_bytes = int(digits, 16)
         if size_bytes == 0:
             self.is_complete = True  # Trailers, if any, are nothing to us.
             return False
@@ -142,13 +146,16 @@ class EventLines:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[str]:
-        """Return the data of the events that `data` completes, still as JSON; comments are dropped."""
+        """Return the data of the events that `data` completes, still as JSON; comments are dropped.
+
+        Raises:
+            NotHttp: it is no text.
+        """
         self._buffer += data
         *whole, rest = bytes(self._buffer).split(b"\n\n")
         self._buffer[:] = rest
-        return [
-            line[5:].strip().decode()
-            for event in whole
-            for line in event.split(b"\n")
-            if line.startswith(b"data:")
-        ]
+        lines = [line[5:].strip() for event in whole for line in event.split(b"\n") if line[:5] == b"data:"]
+        try:
+            return [line.decode() for line in lines]
+        except UnicodeDecodeError as error:
+            raise NotHttp("an event is no text") from error

@@ -6,9 +6,13 @@ a power of 1024, as its users have come to expect of memory and disks. Durations
 """
 
 import re
+from decimal import Decimal
 from typing import Final
 
 from ramet.core.errors import Invalid
+
+TEXT_LENGTH_MAX: Final = 64
+"""Nobody writes a longer one, and the patterns below take time by its square."""
 
 _PREFIX: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", re.IGNORECASE)
@@ -22,10 +26,10 @@ def parse_size(text: str) -> int:
     Raises:
         Invalid: `text` is not a size.
     """
-    match = _SIZE.fullmatch(text)
+    match = _SIZE.fullmatch(text) if len(text) <= TEXT_LENGTH_MAX else None
     if match is None:
-        raise Invalid(f"{text!r} is not a size", remedy="write it like 512MB, 1GB or 2G")
-    return int(float(match[1]) * _PREFIX[match[2].upper()])
+        raise Invalid(f"{text[:TEXT_LENGTH_MAX]!r} is not a size", remedy="write it like 512MB, 1GB or 2G")
+    return int(Decimal(match[1]) * _PREFIX[match[2].upper()])
 
 
 def format_size(size_bytes: int) -> str:
@@ -44,7 +48,9 @@ def parse_duration(text: str) -> float:
     """
     if text == "0":
         return 0.0
-    parts = _DURATION.findall(text)
+    parts = _DURATION.findall(text) if len(text) <= TEXT_LENGTH_MAX else []
     if not parts or "".join(number + unit for number, unit in parts) != text:
-        raise Invalid(f"{text!r} is not a duration", remedy="write it like 90s, 5m or 1h30m")
+        raise Invalid(
+            f"{text[:TEXT_LENGTH_MAX]!r} is not a duration", remedy="write it like 90s, 5m or 1h30m"
+        )
     return sum(float(number) * _DURATION_S[unit] for number, unit in parts)

@@ -5,18 +5,25 @@ Below the daemon nobody reads the environment or a settings file: each part gets
 
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
+import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
     YamlConfigSettingsSource,
 )
 
 from ramet.core.errors import Invalid
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
+
+FILE_BYTES_MAX: Final = 1 << 20
+PLACE_LENGTH_MAX: Final = 80
+
+_REMEDY: Final = "docs/daemon.md lists the settings"
 
 
 class SettingsInvalid(Invalid):
@@ -51,6 +58,12 @@ class NetworkSettings(BaseModel, extra="forbid"):
         )
 
 
+class HypervisorSettings(BaseModel, extra="forbid"):
+    """What runs the guests: `default` for an instance that names none."""
+
+    default: Literal["qemu", "qemu-microvm"] = "qemu"
+
+
 class Settings(BaseSettings):
     """All settings.
 
@@ -67,6 +80,7 @@ class Settings(BaseSettings):
     jwt_secret: str = ""
     kernel_package: Path | None = None
     kits_dir: Path | None = None
+    hypervisor: HypervisorSettings = HypervisorSettings()
     network: NetworkSettings = NetworkSettings()
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -88,8 +102,8 @@ def load_settings(overrides: dict[str, object], file: Path | None = None) -> Set
     Raises:
         SettingsInvalid: one of them cannot be.
     """
-    if file is not None and not file.exists():
-        raise SettingsInvalid(f"there is no settings file {file}")
+    if file is not None:
+        _check_file(file)
 
     class FromFile(Settings):
         model_config = SettingsConfigDict(**{**Settings.model_config, "yaml_file": file})
@@ -98,13 +112,40 @@ def load_settings(overrides: dict[str, object], file: Path | None = None) -> Set
         settings = FromFile(**overrides)  # type: ignore[arg-type]  # What comes in is judged by the model.
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        raise SettingsInvalid(f"setting {place}: {first['msg']}") from error
+        place = ".".join(str(part)[:PLACE_LENGTH_MAX] for part in first["loc"])
+        raise SettingsInvalid(f"setting {_line(place)}: {_line(first['msg'])}", remedy=_REMEDY) from error
+    except SettingsError as error:
+        raise SettingsInvalid(_line(str(error)), remedy=_REMEDY) from error
     if settings.listen is not None and not settings.jwt_secret:
         raise SettingsInvalid(
             "the API does not listen on TCP without a secret", remedy="set RAMET_JWT_SECRET, or drop --listen"
         )
     return settings
+
+
+def _check_file(file: Path) -> None:
+    """Raise SettingsInvalid unless `file` is YAML of the right shape; its values are judged later."""
+    try:
+        if file.stat().st_size > FILE_BYTES_MAX:
+            raise SettingsInvalid(f"the settings file {file} is larger than {FILE_BYTES_MAX} bytes")
+        found = yaml.safe_load(file.read_bytes())
+    except FileNotFoundError as error:
+        raise SettingsInvalid(f"there is no settings file {file}") from error
+    except OSError as error:
+        raise SettingsInvalid(f"the settings file {file} cannot be read: {error.strerror}") from error
+    # ValueError is a date or number that looks like one and is none.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        what = _line(str(getattr(error, "problem", None) or error))
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark is not None else ""
+        raise SettingsInvalid(f"the settings file {file}{where} is not YAML: {what}") from error
+    if found is not None and not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
+        raise SettingsInvalid(f"the settings file {file} is not a list of `name: value`")
+
+
+def _line(text: str) -> str:
+    """Return `text` on one line."""
+    return " ".join(text.split())
 
 
 def _parse_port(text: str) -> tuple[Literal["tcp", "udp"], int]:

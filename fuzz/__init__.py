@@ -1,0 +1,1 @@
+"""Fuzzing: what a stranger can send us, sent in every shape a machine can think of (docs/fuzzing.md)."""

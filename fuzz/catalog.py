@@ -1,0 +1,54 @@
+"""What we wrote to disk ourselves, and find damaged."""
+
+import sqlite3
+import tempfile
+from pathlib import Path
+
+from ramet.images.errors import CatalogCorrupt
+from ramet.images.record import content_to_bytes, load_content, load_names
+from ramet.store.database import Database, StateUnreadable
+
+
+def catalog(data: bytes) -> None:
+    """A damaged record, tag file or image description is told as such, and is never half believed.
+
+    The first byte chooses which.
+    """
+    if not data:
+        return
+    with tempfile.TemporaryDirectory(prefix="ramet-fuzz-") as folder:
+        file = Path(folder) / "file"
+        try:
+            match data[0] % 4:
+                case 0:
+                    file.write_bytes(data[1:])
+                    content = load_content(file)
+                    file.write_bytes(content_to_bytes(content))
+                    assert load_content(file) == content
+                case 1:
+                    file.write_bytes(data[1:])
+                    load_names(file)
+                case 2:
+                    _record(file, data[1:])
+                case _:
+                    file.write_bytes(data[1:])
+                    state = Database(file)
+                    try:
+                        state.load()
+                        state.unfinished()
+                    finally:
+                        state.close()
+        except (CatalogCorrupt, StateUnreadable):
+            pass
+
+
+def _record(file: Path, text: bytes) -> None:
+    state = Database(file)
+    try:
+        with sqlite3.connect(file) as rows:
+            rows.execute("INSERT INTO instances VALUES ('id', 'name', ?)", (text.decode("utf-8", "replace"),))
+        rows.close()
+        for record in state.load():
+            assert type(record).from_json(record.to_json()) == record
+    finally:
+        state.close()
