@@ -108,12 +108,6 @@ class Network:
         """
         return self._pool.reserve_nowait(instance)
 
-    def unreserve(self, instance: InstanceId) -> None:
-        """Free the slot of an instance of which nothing was ever attached. Arithmetic only."""
-        assert instance not in self._attached, "what was attached is released"
-        if instance in self._pool:
-            self._pool.release(instance)
-
     def give_back(self, instance: InstanceId) -> None:
         """Hold no more what was only reserved: there never was a TAP. Harmless if it holds nothing."""
         assert instance not in self._attached, "what was attached must be released"
