@@ -114,14 +114,17 @@ class Network:
         if instance in self._pool:
             self._pool.release(instance)
 
-    def adopt(self, instance: InstanceId, slot: int) -> Endpoint:
-        """Hold `slot` for `instance`, which may be running: its admission is kept. For startup.
+    def adopt(self, instance: InstanceId, slot: int, *, is_attached: bool = True) -> Endpoint:
+        """Hold `slot` for `instance`, as its stored record says. For startup.
+
+        With `is_attached` it may have a TAP, and its admission is kept; without, it has neither.
 
         Raises:
             SlotHeld: another instance has it, or the subnet does not.
         """
         endpoint = self._pool.adopt(instance, slot)
-        self._attached[instance] = endpoint
+        if is_attached:
+            self._attached[instance] = endpoint
         return endpoint
 
     def endpoint(self, instance: InstanceId) -> Endpoint:
