@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "wire.messages",
         }
     ),
+    "setup": frozenset({"core", "linux", "wire_api.scopes"}),
     "doctor": frozenset({"core", "linux", "net.bridge", "net.errors", "boot.locate"}),
     "api": frozenset({"core", "wire_api", "instance", "images", "snapshots"}),
     "client": frozenset({"core", "wire_api"}),

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "rm": "ramet.cli.lifecycle",
     "image": "ramet.cli.images",
     "doctor": "ramet.cli.doctor",
+    "setup": "ramet.cli.setup",
     "token": "ramet.cli.server",
     "version": "ramet.cli.server",
 }

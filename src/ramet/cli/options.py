@@ -12,9 +12,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def connect(context: click.Context) -> Client:
     """Return the client of the server that `--host` or the environment names."""
-    endpoint = Endpoint.from_environment()
-    host = context.find_root().obj
-    return Client(Endpoint.parse(host, endpoint.api_key) if host else endpoint)
+    return Client(Endpoint.from_environment(context.find_root().obj))
 
 
 def json_option(function: F) -> F:

@@ -1,7 +1,8 @@
 """Where the server is: a unix socket, or a host and port with a token."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Final, Self
 from urllib.parse import urlsplit
 
@@ -43,13 +44,26 @@ class Endpoint:
         raise _invalid(url)
 
     @classmethod
-    def from_environment(cls) -> Self:
-        """Read RAMET_HOST and RAMET_API_KEY; without them, the socket of this host.
+    def from_environment(cls, url: str | None = None) -> Self:
+        """Read RAMET_HOST and RAMET_API_KEY, then the client's file; without all, the socket of this host.
+
+        The file is RAMET_CLI_CONFIG, by default ~/.config/ramet/cli.toml; its token goes to its host only.
+
+        Args:
+            url: where the server is, instead of what RAMET_HOST says.
 
         Raises:
-            Invalid: RAMET_HOST is none.
+            Invalid: the place named is none, or the file cannot be read.
         """
-        return cls.parse(os.environ.get("RAMET_HOST") or DEFAULT_HOST, os.environ.get("RAMET_API_KEY"))
+        chosen, token = url or os.environ.get("RAMET_HOST"), os.environ.get("RAMET_API_KEY")
+        if chosen and token:
+            return cls.parse(chosen, token)
+        host, kept_token = read_client_file()
+        endpoint = cls.parse(chosen or host or DEFAULT_HOST, token)
+        if token is None and kept_token is not None and host is not None:
+            same = cls.parse(host, None) == endpoint
+            return replace(endpoint, api_key=kept_token) if same else endpoint
+        return endpoint
 
     def __str__(self) -> str:
         if self.socket_path is not None:
@@ -67,6 +81,38 @@ class Endpoint:
     def headers(self) -> dict[str, str]:
         """What every request carries."""
         return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
+
+
+def read_client_file() -> tuple[str | None, str | None]:
+    """Return host and token of the client's file, None for what it does not say.
+
+    Raises:
+        Invalid: it is there and cannot be read.
+    """
+    folder = os.environ.get("XDG_CONFIG_HOME") or os.path.expanduser("~/.config")
+    path = Path(os.environ.get("RAMET_CLI_CONFIG") or f"{folder}/ramet/cli.toml")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None, None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path) from error
+    import tomllib  # Only here: most calls have no such file.
+
+    try:
+        found = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _unreadable(path) from error
+    host, token = found.get("host"), found.get("api_key")
+    if not isinstance(host, str | None) or not isinstance(token, str | None):
+        raise _unreadable(path)
+    return host, token
+
+
+def _unreadable(path: Path) -> Invalid:
+    return Invalid(
+        f"{path} cannot be read as the client's settings", remedy="ramet setup --force writes it anew"
+    )
 
 
 def _invalid(url: str) -> Invalid:
