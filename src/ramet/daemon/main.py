@@ -20,6 +20,7 @@ from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.wiring import Running, running
+from ramet.linux.service import ServiceNotice, ServiceSilent
 
 log = structlog.get_logger(__name__)
 
@@ -43,6 +44,7 @@ def serve(overrides: dict[str, object]) -> None:
 
 
 async def _serve(settings: Settings) -> None:
+    notice = ServiceNotice.from_environment()
     with (
         _bound_unix(settings.socket) as unix,
         anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
@@ -62,11 +64,20 @@ async def _serve(settings: Settings) -> None:
                 listen=settings.listen,
                 data=str(settings.data_dir),
             )
+            _tell(notice, "READY=1")
             async for number in signals:
+                _tell(notice, "STOPPING=1")
                 log.info("daemon_stopping", signal=number.name)
                 for server in servers:
                     server.stop()
                 break
+
+
+def _tell(notice: ServiceNotice, text: str) -> None:
+    try:
+        notice.say(text)
+    except ServiceSilent as error:  # Its affair; guests need us all the same.
+        log.warning("service_manager_silent", error=str(error))
 
 
 async def _run_server(server: HttpServer, *, task_status: TaskStatus[None]) -> None:
