@@ -22,6 +22,7 @@ from typing import Final
 import anyio
 
 from ramet.core.ids import mint_id
+from ramet.images import steps
 from ramet.images.convert import ImportProgress, Phase, open_source, unpack
 from ramet.images.documents import LINUX_AMD64, Platform
 from ramet.images.errors import (
@@ -30,9 +31,11 @@ from ramet.images.errors import (
     ImageInUse,
     ImageNotFound,
     InvalidReference,
+    StorageFull,
 )
 from ramet.images.limits import ImageLimits
 from ramet.images.offload import run_stoppable
+from ramet.images.pulls import Pulls
 from ramet.images.record import (
     Content,
     Image,
@@ -45,8 +48,10 @@ from ramet.images.record import (
     write_synced,
 )
 from ramet.images.reference import Digest, Reference, parse_reference
+from ramet.images.registry.config import RegistryConfig
 from ramet.images.rootfs import ErofsFeatures, detect_features, make_rootfs
 from ramet.images.source import Selection, Source, select
+from ramet.images.steps import PullStep
 from ramet.images.unpack import Unpacked
 
 CONVERSION_COUNT_MAX: Final = 2  # At once; each is one busy thread or mkfs.erofs.
@@ -64,9 +69,20 @@ class Catalog:
         folder: made if it is missing; on a file system with owners, devices and xattrs.
         limits: bounds on each image.
         platform: of the images to choose.
+        registries: how images are pulled.
+
+    Attributes:
+        pulls: what is pulled into it; somebody runs `pulls.run()`.
     """
 
-    def __init__(self, folder: Path, limits: ImageLimits, *, platform: Platform = LINUX_AMD64) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: ImageLimits,
+        *,
+        platform: Platform = LINUX_AMD64,
+        registries: RegistryConfig | None = None,
+    ) -> None:
         self._folder = folder
         self._limits = limits
         self._platform = platform
@@ -76,6 +92,7 @@ class Catalog:
         self._busy: dict[Digest, tuple[anyio.Lock, int]] = {}
         self._conversions = anyio.Semaphore(CONVERSION_COUNT_MAX)
         self._names_lock = anyio.Lock()
+        self.pulls = Pulls(self, folder, limits, registries or RegistryConfig(), platform)
 
     async def open(self) -> None:
         """Read what is there, and remove what an interrupted import or removal left behind.
@@ -120,6 +137,7 @@ class Catalog:
         *,
         wanted: Reference | None,
         stem: str = "",
+        platform: Platform | None = None,
         labels: Mapping[str, str] | None = None,
         progress: Callable[[ImportProgress], None] | None = None,
     ) -> Image:
@@ -127,9 +145,11 @@ class Catalog:
 
         Args:
             stem: names the image where nothing else does.
+            platform: of the image to choose, if not the catalog's.
             labels: key-value pairs of the name; None leaves those it has.
         """
-        selection = await run_stoppable(lambda _: select(source, wanted, self._platform, self._limits))
+        chosen = platform or self._platform
+        selection = await run_stoppable(lambda _: select(source, wanted, chosen, self._limits))
         names = _names(selection, wanted, stem)
         async with self._alone(selection.digest):
             if selection.digest not in self._contents:
@@ -138,12 +158,16 @@ class Catalog:
             self._names.tags.update(dict.fromkeys(names, selection.digest))
             self._names.pins.update(dict.fromkeys(selection.indexes, selection.digest))
             if labels is not None:
-                self._names.labels.update(dict.fromkeys(names, dict(labels)))
+                self._names.labels.update({name: dict(labels) for name in names})
             await self._save_names()
             image = self._image(selection.digest, names[0] if names else None)
         if progress is not None:
             progress(_after(selection, Phase.READY))
         return image
+
+    def has(self, digest: Digest) -> bool:
+        """Tell whether the image with this manifest is here."""
+        return digest in self._contents
 
     def resolve(self, ref: str) -> Image:
         """Return the image that `ref` names: a name, a digest, or 12 or more digits of one.
@@ -181,6 +205,8 @@ class Catalog:
     async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None:
         """Remove the name `ref`, and with an image's last name its content; a digest removes all at once.
 
+        A pull of `ref` ends; one that failed is forgotten.
+
         Args:
             in_use: tells whether an instance or snapshot needs the content; asked at the last moment.
 
@@ -188,7 +214,13 @@ class Catalog:
             ImageInUse: the content would have to go and is needed.
             ImageNotFound, AmbiguousDigest, InvalidReference: as `resolve`.
         """
-        digest, name = self._resolve(ref)
+        was_pulled = await self.pulls.cancel(ref)
+        try:
+            digest, name = self._resolve(ref)
+        except ImageNotFound:
+            if was_pulled:
+                return
+            raise
         async with self._alone(digest):
             if digest not in self._contents or (name is not None and self._names.tags.get(name) != digest):
                 raise _not_found(ref)
@@ -226,11 +258,13 @@ class Catalog:
             staging.chmod(0o755)  # Of the image's root folder, unless a layer says otherwise.
             result.mkdir()
             unpacked: Unpacked = await run_stoppable(
-                lambda check: unpack(source, selection, staging, self._limits, check, report)
+                lambda check: unpack(source, selection, staging, self._limits, self._guarded(check), report)
             )
+            steps.reached(PullStep.UNPACKED)
             report(_after(selection, Phase.CONVERTING))
             rootfs = result / ROOTFS_FILE
             await make_rootfs(staging, rootfs, selection.digest, unpacked.mtime_s_max, self._features)
+            steps.reached(PullStep.CONVERTED)
             content = Content(
                 digest=selection.digest,
                 size_bytes=rootfs.stat().st_size,
@@ -239,10 +273,26 @@ class Catalog:
                 layers=tuple(layer.digest for layer in selection.manifest.layers),
             )
             await run_stoppable(lambda _: _seal(result, content))
+            steps.reached(PullStep.SEALED)
             # No await between these two: what is on disk is in memory, even if we are cancelled.
             result.rename(self._place(selection.digest))
             self._contents[selection.digest] = content
             await run_stoppable(lambda _: sync(self._content))
+            steps.reached(PullStep.PUBLISHED)
+
+    def _guarded(self, check: Callable[[], None]) -> Callable[[], None]:
+        """Return `check`, which also refuses to use up the disk's reserve."""
+
+        def guarded() -> None:
+            check()
+            found = os.statvfs(self._folder)
+            if found.f_bavail * found.f_frsize < self._limits.free_bytes_min:
+                raise StorageFull(
+                    f"The disk that holds the images has less than {self._limits.free_bytes_min} bytes left",
+                    remedy="remove images with: ramet image rm NAME, or make room otherwise",
+                )
+
+        return guarded
 
     @asynccontextmanager
     async def _scratch(self) -> AsyncIterator[Path]:
@@ -343,6 +393,7 @@ class Catalog:
                 shutil.rmtree(left)
             else:
                 left.unlink()
+        self.pulls.open()
         contents = {}
         for place in sorted(self._content.iterdir()):
             if not (place / IMAGE_FILE).exists():

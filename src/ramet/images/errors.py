@@ -157,6 +157,12 @@ class PullInProgress(Conflict):
     code = "pull_in_progress"
 
 
+class TooManyPulls(Exhausted):
+    """As many images are being pulled as we keep track of."""
+
+    code = "too_many_pulls"
+
+
 class PullInterrupted(Conflict):
     """The daemon ended during a pull whose credentials it did not keep."""
 

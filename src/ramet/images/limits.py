@@ -19,7 +19,7 @@ HEADER_BYTES_MAX: Final = MIB  # All tar headers of one entry, as in Go's archiv
 PATH_BYTES_MAX: Final = 3584  # PATH_MAX, less room for the name of the staging folder.
 PATH_DEPTH_MAX: Final = 256
 ARCHIVE_MEMBER_COUNT_MAX: Final = 65_536
-FREE_BYTES_MIN: Final = GIB  # Instances write to the same disk; a guest whose disk fails is worse than no image.
+FREE_BYTES_MIN: Final = GIB  # Guests write to the same disk, and a full one fails them.
 
 
 @dataclass(frozen=True, slots=True)

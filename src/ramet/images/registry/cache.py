@@ -1,0 +1,283 @@
+"""Downloaded layers on disk, whole and half, by digest.
+
+    blobs/sha256-<hex>          whole; its digest was right when it was finished
+    blobs/sha256-<hex>.part     the beginning of one
+
+Nothing here is trusted for where it lies: a half file is hashed again before it is continued, and a whole
+one before its first use by a process. So a crash, or a hand on the folder, costs a download and no more.
+What no pull uses is bounded: the longest unused goes first.
+"""
+
+import errno
+import hashlib
+import os
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import BinaryIO, Final
+
+import anyio
+from anyio import to_thread
+
+from ramet.core.errors import RametError
+from ramet.images.blobs import CHUNK_BYTES
+from ramet.images.documents import Descriptor
+from ramet.images.errors import ConversionFailed, DigestMismatch, StorageFull
+from ramet.images.offload import run_stoppable
+from ramet.images.reference import Digest
+
+PART: Final = ".part"
+CHECK_STEP_BYTES: Final = 16 << 20  # Written between two looks at the room that is left.
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class BlobCache:
+    """The blobs in one folder. All calls from one event loop.
+
+    Args:
+        folder: made if it is missing.
+        bytes_max: of what no pull uses.
+        free_bytes_min: of the disk, which are left alone.
+    """
+
+    def __init__(self, folder: Path, bytes_max: int, free_bytes_min: int) -> None:
+        self._folder = folder
+        self._bytes_max = bytes_max
+        self._free_bytes_min = free_bytes_min
+        self._held: dict[Digest, int] = {}
+        self._locks: dict[Digest, anyio.Lock] = {}
+        self._verified: set[Digest] = set()
+
+    def open(self) -> None:
+        """Make the folder. Blocks."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+
+    def path(self, digest: Digest) -> Path:
+        """Return where a whole blob lies."""
+        return self._folder / digest.replace(":", "-")
+
+    @asynccontextmanager
+    async def holding(self, digests: Iterable[Digest]) -> AsyncIterator[None]:
+        """Keep these blobs, whole or half, while inside; afterwards the bound holds again."""
+        held = set(digests)
+        for digest in held:
+            self._held[digest] = self._held.get(digest, 0) + 1
+        try:
+            yield
+        finally:
+            for digest in held:
+                self._held[digest] -= 1
+                if not self._held[digest]:
+                    del self._held[digest]
+                    self._locks.pop(digest, None)
+            self.trim(self._bytes_max)
+
+    @asynccontextmanager
+    async def alone(self, digest: Digest) -> AsyncIterator[None]:
+        """Nobody else writes this blob meanwhile; it is held."""
+        assert digest in self._held
+        async with self._locks.setdefault(digest, anyio.Lock()):
+            yield
+
+    async def has(self, descriptor: Descriptor) -> bool:
+        """Tell whether the blob is here, whole and right; one that is not goes away."""
+        path = self.path(descriptor.digest)
+        if not path.exists():
+            return False
+        if descriptor.digest not in self._verified:
+            with path.open("rb") as file:
+                hashed = await hash_file(file, descriptor)
+            if hashed.hexdigest() != descriptor.digest.partition(":")[2]:
+                path.unlink()
+                return False
+            self._verified.add(descriptor.digest)
+        os.utime(path)  # Its age is the time of its last use.
+        return True
+
+    async def open_part(self, descriptor: Descriptor) -> "Part":
+        """Open the beginning of a blob, perhaps of no bytes, to add to it; the caller closes it.
+
+        Raises:
+            StorageFull, ConversionFailed: the file cannot be made or read.
+        """
+        path = self.path(descriptor.digest)
+        try:
+            part = Part(self, _part_of(path), descriptor)
+            try:
+                await part.reread()
+            except BaseException:
+                part.close()
+                raise
+        except OSError as error:
+            raise storage_error(error) from error
+        return part
+
+    def require(self, size_bytes: int) -> None:
+        """Make sure that `size_bytes` more leave the disk its reserve, by letting go of unused blobs.
+
+        Raises:
+            StorageFull: they do not.
+        """
+        if self._spare_bytes() < size_bytes:
+            self.trim(0)
+        if self._spare_bytes() < size_bytes:
+            raise StorageFull(
+                f"The disk of the images has too little room: {size_bytes} more bytes would leave less than"
+                f" the {self._free_bytes_min} kept free",
+                remedy="remove images with: ramet image rm NAME, or make room otherwise",
+                needed_bytes=size_bytes,
+            )
+
+    def trim(self, bytes_max: int) -> None:
+        """Let go of the longest unused blobs until the rest of the unused has at most `bytes_max` bytes."""
+        held = {self.path(digest).name for digest in self._held}
+        idle = []
+        for path in self._folder.iterdir():
+            if path.name.removesuffix(PART) not in held:
+                found = path.stat()
+                idle.append((found.st_mtime_ns, found.st_size, path))
+        total_bytes = sum(size_bytes for _, size_bytes, _ in idle)
+        for _, size_bytes, path in sorted(idle):
+            if total_bytes <= bytes_max:
+                break
+            path.unlink()
+            total_bytes -= size_bytes
+
+    def take(self, path: Path, digest: Digest) -> None:
+        """Make the half file `path`, which is whole and right, the blob."""
+        path.rename(self.path(digest))
+        self._verified.add(digest)
+
+    def doubt(self, digests: Iterable[Digest]) -> None:
+        """Hash these blobs again before their next use."""
+        self._verified.difference_update(digests)
+
+    def missing_bytes(self, descriptors: Iterable[Descriptor]) -> int:
+        """Return how many bytes of these blobs are not here."""
+        total_bytes = 0
+        for descriptor in descriptors:
+            path = self.path(descriptor.digest)
+            found = [other.stat().st_size for other in (path, _part_of(path)) if other.exists()]
+            total_bytes += max(0, descriptor.size_bytes - max(found, default=0))
+        return total_bytes
+
+    def _spare_bytes(self) -> int:
+        found = os.statvfs(self._folder)
+        return found.f_bavail * found.f_frsize - self._free_bytes_min
+
+
+class Part:
+    """The beginning of a blob: `size_bytes` of it so far."""
+
+    def __init__(self, cache: BlobCache, path: Path, descriptor: Descriptor) -> None:
+        self.size_bytes = 0
+        self._cache = cache
+        self._path = path
+        self._descriptor = descriptor
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._hash = _new_hash(descriptor)
+        self._unchecked_bytes = 0
+
+    def close(self) -> None:
+        self._file.close()
+
+    async def reread(self) -> None:
+        """Hash what was there before; a file longer than the blob begins anew."""
+        self.size_bytes = os.fstat(self._file.fileno()).st_size
+        if self.size_bytes > self._descriptor.size_bytes:
+            self.restart()
+        self._hash = await hash_file(self._file, self._descriptor)
+        os.utime(self._path)
+
+    def restart(self) -> None:
+        """Forget all bytes so far."""
+        self._file.seek(0)
+        self._file.truncate()
+        self.size_bytes = 0
+        self._hash = _new_hash(self._descriptor)
+
+    async def add(self, data: bytes) -> None:
+        """Write what comes next.
+
+        Raises:
+            DigestMismatch: the blob would be longer than promised.
+            StorageFull, ConversionFailed: it cannot be written.
+        """
+        if self.size_bytes + len(data) > self._descriptor.size_bytes:
+            raise DigestMismatch(
+                f"The blob {self._descriptor.digest} is longer than the {self._descriptor.size_bytes} bytes"
+                " promised",
+                expected=self._descriptor.digest,
+            )
+        self._unchecked_bytes += len(data)
+        if self._unchecked_bytes >= CHECK_STEP_BYTES:
+            self._unchecked_bytes = 0
+            self._cache.require(len(data))
+
+        def write() -> None:
+            self._file.write(data)
+            self._hash.update(data)
+
+        try:
+            # In a thread: a megabyte is half a millisecond of hashing, which no guest should wait for.
+            await to_thread.run_sync(write)
+        except OSError as error:
+            raise storage_error(error) from error
+        self.size_bytes += len(data)
+
+    async def finish(self) -> None:
+        """Make it the blob, which it now is; a wrong one loses its bytes.
+
+        Raises:
+            DigestMismatch: it is another than promised.
+            StorageFull, ConversionFailed: it cannot be written.
+        """
+        found = f"{self._descriptor.digest.partition(':')[0]}:{self._hash.hexdigest()}"
+        if found != self._descriptor.digest:
+            self.restart()
+            raise DigestMismatch(
+                f"A blob has the digest {found} and should have {self._descriptor.digest}",
+                expected=self._descriptor.digest,
+                found=found,
+            )
+
+        def sync() -> None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+        try:
+            await to_thread.run_sync(sync)
+            self._cache.take(self._path, self._descriptor.digest)
+        except OSError as error:
+            raise storage_error(error) from error
+
+
+async def hash_file(file: BinaryIO, descriptor: Descriptor) -> "hashlib._Hash":
+    """Return the hash of all that `file` holds, with the descriptor's algorithm."""
+    hashed = _new_hash(descriptor)
+
+    def read(check: Callable[[], None]) -> None:
+        file.seek(0)
+        while piece := file.read(CHUNK_BYTES):
+            check()
+            hashed.update(piece)
+
+    await run_stoppable(read)
+    return hashed
+
+
+def storage_error(error: OSError) -> RametError:
+    """Return what a failure to write below the images means to a user."""
+    if error.errno in _FULL:
+        return StorageFull(
+            "The disk that holds the images is full", remedy="remove images with: ramet image rm NAME"
+        )
+    return ConversionFailed(f"The folder of the images cannot be used: {error.strerror}")
+
+
+def _new_hash(descriptor: Descriptor) -> "hashlib._Hash":
+    return hashlib.new(descriptor.digest.partition(":")[0])
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(path.name + PART)
