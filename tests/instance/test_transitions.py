@@ -29,9 +29,13 @@ from ramet.instance.transitions import (
     Ready,
     Release,
     ShutDown,
+    Start,
+    StartAsked,
     StopAsked,
+    Thaw,
     VmmExited,
     Watch,
+    is_starting,
     step,
 )
 
@@ -49,7 +53,7 @@ ALLOWED: dict[State, set[State]] = {
     State.INITIALIZING: {State.RUNNING, State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
     State.RUNNING: {State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
     State.SHUTDOWN: {State.STOPPED, State.UNKNOWN},
-    State.STOPPED: {State.SHUTDOWN, State.UNKNOWN},
+    State.STOPPED: {State.INITIALIZING, State.SHUTDOWN, State.UNKNOWN},
     State.UNKNOWN: {State.SHUTDOWN},
 }
 """Where each state may lead in one step."""
@@ -60,6 +64,7 @@ EVENTS: list[Event] = [
     Forked(RUNTIME, LAYER, 1.0),
     Failed(ERROR, 1.0),
     LayerSwitched(LayerId("next")),
+    StartAsked(),
     StopAsked(),
     DeleteAsked(),
     VmmExited(Exit(0), "", 2.0),
@@ -78,6 +83,8 @@ def after(*events: Event) -> InstanceRecord:
 
 
 RUNNING = after(Begin(), Booted(RUNTIME, LAYER, 1.0), Ready())
+STOPPED = after(Booted(RUNTIME, LAYER, 1.0), Ready(), VmmExited(Exit(3), "it crashed", 2.0))
+STARTING = step(STOPPED, StartAsked())[0]
 
 
 @given(st.sampled_from([Begin(), BeginFork(InstanceId("source"))]), st.lists(st.sampled_from(EVENTS)))
@@ -87,7 +94,9 @@ def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event
         try:
             changed, actions = step(record, event)
         except WrongState:
-            assert isinstance(event, StopAsked | DeleteAsked)  # Only what is asked for can be refused.
+            assert isinstance(
+                event, StartAsked | StopAsked | DeleteAsked
+            )  # Only what is asked for can be refused.
             continue
         if changed is record:
             assert actions == () or isinstance(event, Begin | BeginFork)
@@ -125,6 +134,8 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
             record, _ = step(record, event)
         except WrongState:
             continue
+    if is_starting(record):
+        record, _ = step(record, Failed(ERROR, 9.0))  # However it ends.
     if not record.is_deleting:
         record, actions = step(record, DeleteAsked())
         assert actions == (Destroy(),)
@@ -145,13 +156,19 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (RUNNING, VmmExited(Exit(3), "", 1.0), State.STOPPED, (Release(),)),
         (RUNNING, DeleteAsked(), State.SHUTDOWN, (Destroy(),)),
         (RUNNING, ActionFailed(ERROR), State.UNKNOWN, ()),
-        (RUNNING, Found(RUNTIME, LAYER), State.RUNNING, (Watch(),)),
+        (RUNNING, Found(RUNTIME, LAYER), State.RUNNING, (Watch(), Thaw())),
         (
             replace(RUNNING, state=State.SHUTDOWN),
             Found(RUNTIME, LAYER),
             State.SHUTDOWN,
             (Watch(), ShutDown()),
         ),
+        (STOPPED, StartAsked(), State.INITIALIZING, (Start(),)),
+        (STARTING, Booted(RUNTIME, LAYER, 3.0), State.INITIALIZING, (Watch(), AwaitGuest())),
+        (STARTING, Found(RUNTIME, LAYER), State.INITIALIZING, (Watch(), Thaw(), AwaitGuest())),
+        (STARTING, Failed(ERROR, 3.0), State.STOPPED, ()),
+        (STARTING, VmmExited(None, "the daemon ended", 3.0), State.STOPPED, (Release(),)),
+        (STARTING, ActionFailed(ERROR), State.INITIALIZING, ()),
     ],
 )
 def test_what_an_event_leads_to(
@@ -161,9 +178,33 @@ def test_what_an_event_leads_to(
     assert (changed.state, found) == (state, actions)
 
 
-@pytest.mark.parametrize("asked", [StopAsked(), DeleteAsked()])
-def test_an_instance_that_is_being_made_or_deleted_refuses_requests(asked: Event) -> None:
-    for record in (NEW, after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked())):
+def test_a_start_forgets_how_the_run_before_ended_and_keeps_who_the_instance_is() -> None:
+    assert (STOPPED.exit, STOPPED.state_error, STOPPED.stopped_at) == (Exit(3), "it crashed", 2.0)
+    assert (STARTING.exit, STARTING.state_error, STARTING.stopped_at) == (None, "", None)
+    assert (STARTING.identity, STARTING.layer) == (STOPPED.identity, STOPPED.layer)
+    failed, _ = step(STARTING, Failed(ERROR, 3.0))
+    assert (failed.state_error, failed.stopped_at, failed.layer) == ("it broke", 3.0, STOPPED.layer)
+    assert step(failed, StartAsked())[1] == (Start(),)
+
+
+def test_what_a_start_replaces_stays_replaced_and_what_it_does_not_name_stays() -> None:
+    first, _ = step(STOPPED, StartAsked(entrypoint=("sh", "-c"), cmd=("true",)))
+    stopped = replace(first, state=State.STOPPED)
+    second, _ = step(stopped, StartAsked(cmd=()))
+    assert (second.spec.entrypoint, second.spec.cmd) == (("sh", "-c"), ())
+
+
+@pytest.mark.parametrize(
+    "record", [NEW, RUNNING, STARTING, replace(STOPPED, state=State.UNKNOWN), replace(STOPPED, layer=None)]
+)
+def test_only_what_is_stopped_and_has_a_disk_can_be_started(record: InstanceRecord) -> None:
+    with pytest.raises(WrongState):
+        step(record, StartAsked())
+
+
+@pytest.mark.parametrize("asked", [StartAsked(), StopAsked(), DeleteAsked()])
+def test_an_instance_that_is_being_made_started_or_deleted_refuses_requests(asked: Event) -> None:
+    for record in (NEW, STARTING, after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked())):
         with pytest.raises(WrongState):
             step(record, asked)
 

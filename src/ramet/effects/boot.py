@@ -1,20 +1,17 @@
 """Booting an instance: folder, disk, endpoint, VMM, in this order, and back if any of it fails."""
 
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import anyio
 from anyio import to_thread
 
-from ramet.core.errors import Broken
 from ramet.core.ids import LayerId
 from ramet.core.spec import InstanceRecord
-from ramet.effects.machine import make_machine, write_config_disk
+from ramet.effects.folder import prepare_folder, remove_folder
+from ramet.effects.machine import make_machine
 from ramet.effects.site import Rig, Site
-from ramet.store.paths import write_whole
 
 
 async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
@@ -23,6 +20,7 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
     Raises:
         RametError: it did not work, and nothing of it is left but the reserved endpoint.
     """
+    driver = site.driver_of(record)
     async with undone_on_failure(site, record) as made:
         await to_thread.run_sync(site.layers.ensure_base, record.spec.overlay_bytes)
         layer = made.layer = site.layers.create(record.spec.overlay_bytes)
@@ -30,25 +28,9 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
         async with attached(site, record) as tap_fd:
             machine = make_machine(site, record, layer, tap_fd)
             async with site.stages.vmm_start:
-                vm = await site.driver.boot(machine)
+                vm = await driver.boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         return rig, layer
-
-
-def prepare_folder(site: Site, record: InstanceRecord) -> None:
-    """Make the folder of an instance, with its config disk and its spec.
-
-    Raises:
-        Broken: the disk is full.
-        Invalid: the guest cannot be told what it should.
-    """
-    folder = site.instance_folder(record.id)
-    try:
-        folder.mkdir(mode=0o700)
-        write_config_disk(site, record, folder / "config.img")
-        write_whole(folder / "spec.json", record.to_json().encode(), durable=False)
-    except OSError as error:
-        raise Broken(f"the folder of instance {record.name} cannot be written: {error.strerror}") from error
 
 
 @asynccontextmanager
@@ -95,9 +77,3 @@ async def undone_on_failure(site: Site, record: InstanceRecord) -> AsyncIterator
                     undo.push_async_callback(rig.vm.kill)
                     undo.push_async_callback(rig.close)
         raise
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove the folder of an instance, if there is one."""
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from ramet.core.errors import RametError
 from ramet.core.spec import Exit, InstanceRecord
-from ramet.effects.boot import remove_folder
+from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
 from ramet.effects.site import Rig, Site
 from ramet.instance.transitions import VmmExited
 from ramet.vmm.port import ExitReason
@@ -35,7 +35,7 @@ async def watch(site: Site, rig: Rig) -> VmmExited:
     """Wait for the end of a VMM and tell how it came about."""
     reason = await rig.vm.wait_exited()
     folder = site.instance_folder(rig.instance)
-    end, guest_reason = await to_thread.run_sync(read_exit, folder / "console.log")
+    end, guest_reason = await to_thread.run_sync(read_exit, folder / CONSOLE_FILE)
     text = guest_reason or ("" if end is not None else _REASONS.get(reason, ""))
     return VmmExited(end, text, time.time())
 
@@ -48,6 +48,7 @@ def read_exit(console: Path) -> tuple[Exit | None, str]:
             tail = file.read()
     except FileNotFoundError:
         return None, ""
+    tail = tail.rpartition(STARTED_LINE)[2]
     failed = _FAILED_LINE.findall(tail)
     if failed:
         return None, f"the guest could not start: {failed[-1].decode(errors='replace').strip()}"
@@ -75,12 +76,25 @@ async def shut_down(rig: Rig) -> None:
 
 
 async def release(site: Site, record: InstanceRecord) -> None:
-    """Give back what only a running instance needs: TAP and channel. Slot, disk and logs stay."""
-    rig = site.rigs.pop(record.id, None)
+    """Give back what only a running instance needs: TAP and channel. Slot, disk and logs stay. Idempotent."""
+    rig = site.rigs.get(record.id)
     if rig is not None:
         await rig.close()
+        async with rig.capturing:  # What is still being captured of it fails now, and tells its last layer.
+            await rig.close()
+        site.rigs.pop(record.id, None)
     if record.identity.slot is not None:
         await site.network.detach(record.id)
+
+
+async def _end_unheld(site: Site, record: InstanceRecord) -> None:
+    """End a VMM that could not be spoken to. Looked for on the host: a recorded pid may be another's now."""
+    driver = site.drivers.get(record.spec.hypervisor)
+    if record.runtime is None or driver is None:
+        return
+    runtime = (await driver.find()).get(record.id)
+    if runtime is not None:
+        await driver.end(runtime)
 
 
 async def destroy(site: Site, record: InstanceRecord) -> None:
@@ -98,6 +112,8 @@ async def destroy(site: Site, record: InstanceRecord) -> None:
             layer = rig.layer
         await rig.close()
         site.rigs.pop(record.id, None)
+    else:
+        await _end_unheld(site, record)
     if layer is not None:
         site.layers.release(layer)
     await to_thread.run_sync(remove_folder, site.instance_folder(record.id))

@@ -13,7 +13,8 @@ import structlog
 from ramet.core.errors import Unsupported
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord
-from ramet.effects.boot import attached, prepare_folder, undone_on_failure
+from ramet.effects.boot import attached, undone_on_failure
+from ramet.effects.folder import prepare_folder
 from ramet.effects.machine import guest_identity, make_machine
 from ramet.effects.site import Rig, Site, Timings
 from ramet.guest.identity import identify_child
@@ -39,7 +40,7 @@ async def fork(
     Raises:
         RametError: it did not work, and nothing of it is left but the reserved endpoint.
     """
-    driver = site.driver
+    driver = site.driver_of(record)
     if not isinstance(driver, LiveFork):
         raise LiveForkUnsupported(
             f"{driver.name} cannot fork a running instance", remedy="use hypervisor qemu"

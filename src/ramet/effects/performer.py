@@ -1,24 +1,29 @@
 """The performer of all actions: from an action's type to the module that carries it out."""
 
 import time
+from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from typing import Final
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup
 
 from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId, LayerId
-from ramet.core.spec import InstanceRecord, State
+from ramet.core.spec import InstanceRecord, InstanceSpec
 from ramet.effects.boot import boot
 from ramet.effects.end import destroy, release, shut_down, watch
+from ramet.effects.folder import write_spec
 from ramet.effects.fork import LiveForkUnsupported, fork
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.logs import read_logs
 from ramet.effects.site import Rig, Site, Timings
+from ramet.effects.start import start
+from ramet.effects.thaw import thaw
 from ramet.instance.fleet_types import ExecCommand, ExecSession, PathStat, WrongState
 from ramet.instance.transitions import (
     Action,
@@ -35,12 +40,16 @@ from ramet.instance.transitions import (
     Ready,
     Release,
     ShutDown,
+    Start,
+    Thaw,
     Watch,
 )
 from ramet.net.slots import NoEndpoint
 from ramet.snapshots.capture import Source, Taken, take_capture
 from ramet.snapshots.flight import Flights
 from ramet.vmm.port import LiveCapture
+
+log = structlog.get_logger(__name__)
 
 BOOT_ANSWER_TIMEOUT_S: Final = 90.0
 EXIT_TIMEOUT_S: Final = 5.0
@@ -57,6 +66,9 @@ class SitePerformer:
         self._flights = Flights(self._take_capture, group)
         self._making: dict[InstanceId, int] = {}
         self._timings: dict[InstanceId, Timings] = {}
+        self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None]] = {}
+        self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
+        """What ends a run and what begins the next come one after the other, as they were decided."""
         self._tell: Tell | None = None
         self._look: Look | None = None
 
@@ -71,17 +83,37 @@ class SitePerformer:
         if record.spec.has_network:
             slot = site.network.reserve(record.id).slot
             record = replace(record, identity=replace(record.identity, slot=slot))
-        with site.database.transaction():
-            self._making[record.id] = site.database.begin("make", record.id)
-            site.database.save(record)
+        try:
+            with site.database.transaction():
+                entry = site.database.begin("make", record.id)
+                site.database.save(record)
+        except BaseException:
+            site.network.give_back(record.id)
+            raise
+        self._making[record.id] = entry
         return record
 
     def save(self, record: InstanceRecord) -> None:
         database = self._site.database
         with database.transaction():
             database.save(record)
-            if record.state is not State.CREATED and record.id in self._making:
-                database.end(self._making.pop(record.id))
+            if record.id in self._making:
+                database.end(self._making[record.id])
+        self._making.pop(record.id, None)
+        self._keep_spec(record)
+
+    def _keep_spec(self, record: InstanceRecord) -> None:
+        """Keep beside the disk what is needed to find it without the database, when that has changed."""
+        kept = (record.spec, record.layer)
+        if record.layer is None or record.is_deleting or self._kept.get(record.id) == kept:
+            return
+        try:
+            write_spec(self._site.instance_folder(record.id), record)
+        except OSError as error:
+            # The database has it. Tried again with the next change.
+            log.warning("spec_not_kept", instance=record.id, error=str(error))
+            return
+        self._kept[record.id] = kept
 
     def addresses(self, record: InstanceRecord) -> tuple[str | None, str | None]:
         if record.identity.slot is None:
@@ -139,6 +171,12 @@ class SitePerformer:
                 await self._boot(record, emit)
             case Fork(source):
                 await self._fork(record, source, emit)
+            case Start():
+                await self._start(record, emit)
+            case Thaw():
+                rig = site.rigs.get(record.id)
+                if rig is not None:
+                    await thaw(rig)
             case AwaitGuest():
                 await self._await_guest(record, emit)
             case Watch():
@@ -148,12 +186,17 @@ class SitePerformer:
                 if rig is not None:
                     await shut_down(rig)
             case Release():
-                await release(site, record)
+                async with self._turns[record.id]:
+                    await release(site, record)
             case Destroy():
-                await destroy(site, record)
-                site.database.forget(record.id)
-                self._making.pop(record.id, None)
-                self._timings.pop(record.id, None)
+                async with self._turns[record.id]:
+                    await destroy(site, record)
+                with site.database.transaction():
+                    site.database.forget(record.id)
+                    if record.id in self._making:
+                        site.database.end(self._making[record.id])
+                for memory in (self._making, self._timings, self._kept, self._turns):
+                    memory.pop(record.id, None)
 
     async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
         try:
@@ -162,6 +205,21 @@ class SitePerformer:
             emit(Failed(error, time.time()))
             return
         emit(Booted(rig.vm.runtime, layer, time.time()))
+
+    async def _start(self, record: InstanceRecord, emit: Emit) -> None:
+        assert self._look is not None, "connect() comes first"
+        try:
+            async with self._turns[record.id]:
+                # A capture that its VMM's end cut short may have told a new layer since we were asked.
+                rig, layer = await start(self._site, record, lambda: self._layer_of(record.id))
+        except RametError as error:
+            emit(Failed(error, time.time()))
+            return
+        emit(Booted(rig.vm.runtime, layer, time.time()))
+
+    def _layer_of(self, instance: InstanceId) -> LayerId | None:
+        assert self._look is not None, "connect() comes first"
+        return self._look(instance).layer
 
     async def _fork(self, record: InstanceRecord, source: InstanceId, emit: Emit) -> None:
         timings = self._timings[record.id] = Timings()
@@ -194,7 +252,7 @@ class SitePerformer:
         if rig is None:
             raise WrongState(f"instance {record.name} has just stopped", state=record.state)
         if not isinstance(rig.vm, LiveCapture):
-            raise LiveForkUnsupported(f"{site.driver.name} cannot fork a running instance")
+            raise LiveForkUnsupported(f"{record.spec.hypervisor} cannot fork a running instance")
 
         async def record_switch(new_top: LayerId) -> None:
             rig.layer = new_top
@@ -218,7 +276,7 @@ class SitePerformer:
                     record_switch=record_switch,
                 )
         finally:
-            site.database.end(entry)
+            site.database.end_at_last(entry)
 
 
 class RigWorkload:

@@ -3,11 +3,14 @@
 A VMM that runs is never ended for our own restart. First of all the guests that we paused, and did not live
 to resume, run again. Then records and host are laid side by side: what both know is adopted, what only the
 host knows is removed, what only a record knows has stopped; and half-made things are gone without trace.
+
+A VMM that does not answer is not ended either: nobody can tell it from one that is busy. It is shown as
+Unknown, without our record of it being changed, so the next start tries again.
 """
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import anyio
@@ -15,18 +18,22 @@ import structlog
 from anyio import to_thread
 
 from ramet.core.errors import RametError
-from ramet.core.ids import InstanceId
-from ramet.core.spec import InstanceRecord, State
+from ramet.core.ids import InstanceId, LayerId
+from ramet.core.spec import InstanceRecord, Runtime, State
 from ramet.disks.layers import LayerBroken
-from ramet.effects.boot import remove_folder
 from ramet.effects.end import read_exit
+from ramet.effects.folder import CONSOLE_FILE, remove_folder
+from ramet.effects.rebuild import find_lost_records, take_up
 from ramet.effects.site import Rig, Site
-from ramet.instance.transitions import DeleteAsked, Event, Found, VmmExited
-from ramet.vmm.port import LiveCapture, Vm
+from ramet.instance.fleet_types import HypervisorUnavailable
+from ramet.instance.transitions import DeleteAsked, Event, Found, VmmExited, is_starting
+from ramet.vmm.port import Driver, LiveCapture, Vm
 
-THAW_TIMEOUT_S: Final = 20.0
+SILENT_CODE: Final = "vmm_silent"
+"""The code of the error that says: the VMM runs and does not answer."""
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
+_HAS_VMM: Final = _ALIVE | {State.UNKNOWN}
 
 log = structlog.get_logger(__name__)
 
@@ -42,74 +49,143 @@ async def reconcile(site: Site) -> Reconciled:
         RametError: state or host are such that going on would lose something.
     """
     records = {record.id: record for record in site.database.load()}
-    vms = await _hold_vmms(site, records)
+    lost = await to_thread.run_sync(find_lost_records, site, records)
+    found = await _hold_vmms(site, {**records, **{record.id: record for record in lost}})
+    running = found.held.keys() | found.silent.keys()
     await site.network.open()
-    instances = []
-    for record in records.values():
+    for record in list(records.values()):
         if record.state is State.CREATED:
             log.info("half_made_instance_removed", instance=record.id, name=record.name)
+            # Before its record goes: a folder without one is taken for what is left of a lost record.
+            await to_thread.run_sync(remove_folder, site.instance_folder(record.id))
             site.database.forget(record.id)
-            continue
-        if record.identity.slot is not None:
-            site.network.adopt(record.id, record.identity.slot)
-        instances.append(await _adopt(site, record, vms.get(record.id)))
-    await _remove_strays(site, {record.id for record, _ in instances})
+            del records[record.id]
+        elif record.identity.slot is not None:
+            site.network.adopt(record.id, record.identity.slot, is_attached=record.id in running)
+    for record in lost:
+        log.warning("lost_record_made_again", instance=record.id, name=record.name)
+        records[record.id] = take_up(site, record, is_running=record.id in running)
+    instances = [await _adopt(site, record, found) for record in records.values()]
+    await _remove_strays(site, set(records), keep_layers=bool(found.silent))
     for entry in site.database.unfinished():
         log.info("operation_undone", operation=entry.operation, instance=entry.instance)
         site.database.end(entry.id)
     return instances
 
 
-async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> dict[InstanceId, Vm]:
-    """Take hold of every VMM of ours; resume the paused, end those that belong to no whole instance."""
-    held: dict[InstanceId, Vm] = {}
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """A VMM that answers, and the disk layer it writes to if it can tell."""
 
-    async def hold(instance: InstanceId) -> None:
-        folder = site.instance_folder(instance)
-        try:
-            vm = await site.driver.adopt(instance, folder, found[instance])
-        except RametError as error:
-            log.warning("vmm_not_adopted", instance=instance, error=str(error))
-            await site.driver.end(found[instance])
-            return
+    vm: Vm
+    layer: LayerId | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Silent:
+    """A VMM that runs and does not answer."""
+
+    runtime: Runtime
+    error: RametError
+
+
+@dataclass(frozen=True, slots=True)
+class _Vmms:
+    """The VMMs on this host that belong to whole instances."""
+
+    held: dict[InstanceId, _Held] = field(default_factory=dict)
+    silent: dict[InstanceId, _Silent] = field(default_factory=dict)
+
+
+async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> _Vmms:
+    """Take hold of every VMM of ours; resume the paused, end those that belong to no whole instance.
+
+    All at once: the longest that a silent VMM may take is the longest that all of them take.
+    """
+    vmms = _Vmms()
+
+    async def hold(driver: Driver, instance: InstanceId, runtime: Runtime) -> None:
         record = records.get(instance)
-        if record is None or record.state not in _ALIVE | {State.UNKNOWN}:
+        if record is None or record.state not in _HAS_VMM:
             log.info("stray_vmm_ended", instance=instance)
-            await vm.kill()
+            await driver.end(runtime)
             return
-        if await vm.is_paused():
-            await vm.resume()
-            log.info("paused_guest_resumed", instance=instance)
-        held[instance] = vm
+        try:
+            vm = await driver.adopt(instance, site.instance_folder(instance), runtime)
+        except RametError as error:
+            if error.code == SILENT_CODE:
+                log.warning("vmm_does_not_answer", instance=instance, error=str(error))
+                vmms.silent[instance] = _Silent(runtime, error)
+                return
+            log.warning("vmm_not_adopted", instance=instance, error=str(error))
+            await driver.end(runtime)
+            return
+        try:
+            if await vm.is_paused():
+                await vm.resume()
+                log.info("paused_guest_resumed", instance=instance)
+            layer = site.layers.id_of(await vm.top_layer()) if isinstance(vm, LiveCapture) else None
+        except RametError as error:
+            log.warning("vmm_does_not_answer", instance=instance, error=str(error))
+            await vm.detach()
+            vmms.silent[instance] = _Silent(runtime, error)
+            return
+        vmms.held[instance] = _Held(vm, layer)
 
-    found = await site.driver.find()
+    found = [
+        (driver, instance, runtime)
+        for driver in site.drivers.values()
+        for instance, runtime in (await driver.find()).items()
+    ]
     async with anyio.create_task_group() as group:
-        for instance in found:
-            group.start_soon(hold, instance)
-    return held
+        for each in found:
+            group.start_soon(hold, *each)
+    return vmms
 
 
-async def _adopt(site: Site, record: InstanceRecord, vm: Vm | None) -> tuple[InstanceRecord, Event | None]:
-    if vm is None:
-        if record.is_deleting:
-            # Of a destruction that had begun, nobody knows how far it came: its layers may be gone.
-            return replace(record, is_deleting=False, state=State.UNKNOWN), DeleteAsked()
-        if record.layer is not None:
-            try:
-                site.layers.hold(record.layer)
-            except LayerBroken as error:
-                log.warning("instance_has_lost_its_disk", instance=record.id, error=str(error))
-                return replace(record, state=State.UNKNOWN, runtime=None, state_error=str(error)), None
-        if record.state not in _ALIVE:
-            return record, None
-        end, reason = await to_thread.run_sync(read_exit, site.instance_folder(record.id) / "console.log")
-        return record, VmmExited(end, reason or "it ended while the daemon was away", time.time())
+async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[InstanceRecord, Event | None]:
+    if record.id in vmms.held:
+        return _adopt_held(site, record, vmms.held[record.id])
+    silent = vmms.silent.get(record.id)
+    if record.is_deleting:
+        # Of a destruction that had begun, nobody knows how far it came: its layers may be gone.
+        runtime = silent.runtime if silent else None
+        return replace(record, is_deleting=False, state=State.UNKNOWN, runtime=runtime), DeleteAsked()
+    if record.layer is not None:
+        try:
+            site.layers.hold(record.layer)
+        except LayerBroken as error:
+            log.warning("instance_has_lost_its_disk", instance=record.id, error=str(error))
+            runtime = silent.runtime if silent else None
+            return replace(record, state=State.UNKNOWN, runtime=runtime, state_error=str(error)), None
+    if silent is not None:
+        text = f"its VMM does not answer: {silent.error}"
+        return replace(record, state=State.UNKNOWN, runtime=silent.runtime, state_error=text), None
+    if record.state not in _ALIVE:
+        return record, None
+    return await _adopt_ended(site, record)
+
+
+async def _adopt_ended(site: Site, record: InstanceRecord) -> tuple[InstanceRecord, Event | None]:
+    """Of an instance that ran, or was being started, nothing runs any more."""
+    try:
+        site.driver_of(record)
+    except HypervisorUnavailable as error:  # Its VMM may well run: nobody here can tell.
+        log.warning("instance_has_lost_its_hypervisor", instance=record.id, error=str(error))
+        return replace(record, state=State.UNKNOWN, state_error=str(error)), None
+    if is_starting(record):
+        return record, VmmExited(None, "the daemon ended while it was being started", time.time())
+    end, reason = await to_thread.run_sync(read_exit, site.instance_folder(record.id) / CONSOLE_FILE)
+    if end is None and not reason:
+        reason = "it ended while the daemon was away"
+    return record, VmmExited(end, reason, time.time())
+
+
+def _adopt_held(site: Site, record: InstanceRecord, held: _Held) -> tuple[InstanceRecord, Event | None]:
     # The VMM knows what it writes to: we may have been killed between a switch and our record of it.
-    layer = record.layer
-    if isinstance(vm, LiveCapture):
-        layer = site.layers.id_of(await vm.top_layer())
+    layer = held.layer or record.layer
     assert layer is not None, "a running instance has a disk"
-    rig = site.rigs[record.id] = Rig(record.id, vm, layer)
+    site.rigs[record.id] = Rig(record.id, held.vm, layer)
     try:
         site.layers.hold(layer)
     except LayerBroken as error:
@@ -117,20 +193,15 @@ async def _adopt(site: Site, record: InstanceRecord, vm: Vm | None) -> tuple[Ins
         return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), None
     if record.is_deleting:
         return replace(record, is_deleting=False, state=State.UNKNOWN, layer=layer), DeleteAsked()
-    if record.state is State.RUNNING:
-        try:
-            channel = await rig.channel(THAW_TIMEOUT_S)
-            await channel.thaw()
-        except RametError as error:
-            log.warning("adopted_guest_does_not_answer", instance=record.id, error=str(error))
-    return record, Found(vm.runtime, layer)
+    return record, Found(held.vm.runtime, layer)
 
 
-async def _remove_strays(site: Site, known: set[InstanceId]) -> None:
+async def _remove_strays(site: Site, known: set[InstanceId], *, keep_layers: bool) -> None:
     """Remove folders, layers, TAPs and firewall elements of nobody."""
     for folder in site.folder.instances.iterdir():
         if folder.name not in known:
             await to_thread.run_sync(remove_folder, folder)
-    layers = site.layers.sweep()
+    # Which layers a VMM that does not answer writes to, only it knows.
+    layers = [] if keep_layers else site.layers.sweep()
     swept = await site.network.sweep()
     log.info("strays_removed", layers=len(layers), network=str(swept))

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from ramet.core.spec import InstanceRecord
 from ramet.disks.layers import LayerStore
 from ramet.guest.channel import Channel, open_channel
 from ramet.images.catalog import Catalog
+from ramet.instance.fleet_types import HypervisorUnavailable
 from ramet.net.network import Network
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
@@ -100,20 +101,36 @@ class Rig:
 
 @dataclass(slots=True)
 class Site:
-    """The open parts of this host. `rigs` are the instances whose VMM we hold."""
+    """The open parts of this host: `drivers` by name, `rigs` the instances whose VMM we hold."""
 
     folder: DataFolder
     database: Database
     network: Network
     layers: LayerStore
     images: Catalog
-    driver: Driver
+    drivers: Mapping[str, Driver]
     kit: BootKit
     stages: Stages
     rigs: dict[InstanceId, Rig] = field(default_factory=dict)
 
     def instance_folder(self, instance: InstanceId) -> Path:
         return self.folder.instance(instance)
+
+    def driver_of(self, record: InstanceRecord) -> Driver:
+        """Return the driver of an instance's hypervisor.
+
+        Raises:
+            HypervisorUnavailable: this host has it no more.
+        """
+        name = record.spec.hypervisor
+        try:
+            return self.drivers[name]
+        except KeyError as error:
+            raise HypervisorUnavailable(
+                f"instance {record.name} needs the hypervisor {name}, which this host does not have",
+                remedy="install it and restart the server, or delete the instance",
+                hypervisor=name,
+            ) from error
 
     def image_rootfs(self, record: InstanceRecord) -> Path:
         """Return the root image of an instance.

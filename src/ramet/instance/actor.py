@@ -35,10 +35,14 @@ from ramet.instance.transitions import (
     Event,
     Failed,
     Fork,
+    Start,
+    StartAsked,
     StopAsked,
     step,
 )
 
+SAVE_RETRY_S: Final = 2.0
+"""How long until a record that could not be written is tried again."""
 QUEUE_LENGTH_MAX: Final = 256
 """Requests that may wait. Outcomes are not counted: there are no more of them than actions."""
 
@@ -83,6 +87,8 @@ class Actor:
         self.failure: RametError | None = None
         """Why making it failed, for the one who asked."""
         self.is_gone = False
+        self.is_unsaved = False
+        """What has happened could not be written; that is tried again with every event and after a while."""
         self._is_over = False  # Gone, or the daemon leaves.
         self._performer, self._on_gone = performer, on_gone
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
@@ -128,22 +134,32 @@ class Actor:
         try:
             async with anyio.create_task_group() as children:
                 while not self.is_gone:
-                    self._take(await self._queue.get(), children)
+                    await self._take_next(children)
                 children.cancel_scope.cancel()
         finally:
             self._is_over = True
             while not self._queue.empty():
                 request = self._queue.get_nowait()
-                if not isinstance(request.event, StopAsked | DeleteAsked):
+                if not isinstance(request.event, StartAsked | StopAsked | DeleteAsked):
                     self._take(request, None)  # It has happened.
                 elif request.accepted is not None and not request.accepted.done():
                     request.accepted.set_exception(self._gone())
+
+    async def _take_next(self, children: TaskGroup) -> None:
+        if not self.is_unsaved:
+            self._take(await self._queue.get(), children)
+            return
+        with anyio.move_on_after(SAVE_RETRY_S):
+            self._take(await self._queue.get(), children)
+            return
+        self._save(self.record, must_stand=True)
 
     def _take(self, request: _Request, children: TaskGroup | None) -> None:
         accepted = request.accepted
         try:
             record, actions = step(self.record, request.event)
-            self._save(record, is_refusable=accepted is not None)
+            if record is not self.record:
+                self._save(record, must_stand=accepted is None or isinstance(request.event, DeleteAsked))
         except RametError as error:
             if accepted is None:
                 log.error("event_refused", instance=self.record.id, event=request.event, error=str(error))
@@ -153,6 +169,8 @@ class Actor:
         if record is not self.record:
             if isinstance(request.event, Failed):
                 self.failure = request.event.error
+            elif isinstance(request.event, StartAsked):
+                self.failure = None
             self.record = record
             self._notify()
         if accepted is not None and not accepted.done():
@@ -162,16 +180,21 @@ class Actor:
         for action in actions:
             children.start_soon(self._perform, action, children)
 
-    def _save(self, record: InstanceRecord, *, is_refusable: bool) -> None:
-        if self.is_gone or record is self.record or record.state is State.CREATED:
+    def _save(self, record: InstanceRecord, *, must_stand: bool) -> None:
+        """Write a record. If it fails, what has happened, and what frees space (`must_stand`), goes on."""
+        if self.is_gone or record.state is State.CREATED:
             return
         try:
             self._performer.save(record)
+            self.is_unsaved = False
         except Exception as error:
-            log.exception("record_not_saved", instance=record.id, state=record.state)
-            if is_refusable:
+            if not must_stand:
+                if isinstance(error, RametError):
+                    raise
                 raise _internal("its record cannot be written", error) from error
-            # What has happened has happened; reconcile finds the host as it is.
+            if not self.is_unsaved:
+                log.exception("record_not_saved", instance=record.id, state=record.state)
+            self.is_unsaved = True
 
     async def _perform(self, action: Action, children: TaskGroup) -> None:
         try:
@@ -199,7 +222,7 @@ class Actor:
 
 def _failure(action: Action, error: RametError) -> Event:
     match action:
-        case Boot() | Fork() | AwaitGuest():
+        case Boot() | Fork() | Start() | AwaitGuest():
             return Failed(error, time.time())
         case Destroy():
             return DestroyFailed(error)

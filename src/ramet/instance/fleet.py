@@ -12,6 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Final, Literal, Protocol
 
 import anyio
+import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from ramet.core.errors import Broken, Invalid, RametError
@@ -30,12 +31,25 @@ from ramet.instance.fleet_types import (
     WaitOutcome,
     WrongState,
 )
-from ramet.instance.transitions import Begin, BeginFork, DeleteAsked, Event, StopAsked
+from ramet.instance.transitions import (
+    Begin,
+    BeginFork,
+    DeleteAsked,
+    Event,
+    StartAsked,
+    StopAsked,
+    is_starting,
+)
 
 READY_TIMEOUT_S: Final = 120.0
 """How long `create` waits for the guest before it answers with an instance that is still Initializing."""
 
 _SETTLED: Final = frozenset({State.RUNNING, State.STOPPED, State.STANDBY, State.UNKNOWN})
+_STOPPABLE: Final = frozenset({State.INITIALIZING, State.RUNNING})
+_ENDED: Final = frozenset({State.STOPPED, State.STANDBY, State.UNKNOWN})
+
+log = structlog.get_logger(__name__)
+
 LogSource = Literal["app", "vmm", "hypeman"]
 Outcomes = list[ForkOutcome]
 Found = Iterable[tuple[InstanceRecord, Event | None]]
@@ -235,6 +249,32 @@ class Fleet:
         await self._raise_failure(actor)
         return self._view(actor.record)
 
+    async def start(
+        self, ref: str, *, entrypoint: tuple[str, ...] | None = None, cmd: tuple[str, ...] | None = None
+    ) -> InstanceView:
+        """Boot a stopped instance from its disk; returns when its guest answers, or has ended already.
+
+        What is not None replaces that part of its spec, for this start and those to come.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it is not Stopped.
+            RametError: it could not be started; it is Stopped, as before, and says why.
+        """
+        actor = self._actor(ref)
+        await actor.ask(StartAsked(entrypoint, cmd))
+        with anyio.move_on_after(READY_TIMEOUT_S):
+            await actor.wait_until(lambda record: record.state in _SETTLED)
+        if actor.failure is not None:
+            raise actor.failure
+        return self._view(actor.record)
+
+    async def stop_all(self) -> None:
+        """Stop whatever runs, all at once; returns when all have ended, or cannot be asked to."""
+        async with anyio.create_task_group() as group:
+            for actor in list(self._actors.values()):
+                group.start_soon(self._stop_at_last, actor)
+
     async def stop(self, ref: str) -> InstanceView:
         """Stop an instance and return when its VMM is gone; its disk stays.
 
@@ -288,6 +328,17 @@ class Fleet:
             await self._actors[instance].inform(event)
 
     # Inside
+
+    async def _stop_at_last(self, actor: Actor) -> None:
+        """Stop an instance, also one that is just being made or started."""
+        await actor.wait_until(lambda record: record.state is not State.CREATED and not is_starting(record))
+        try:
+            if actor.record.state in _STOPPABLE:
+                await actor.ask(StopAsked())
+        except RametError as error:
+            log.warning("instance_not_stopped", instance=actor.record.id, error=str(error))
+            return
+        await actor.wait_until(lambda record: record.state in _ENDED)
 
     async def _fork_one(self, source: Actor, name: str) -> ForkOutcome:
         began = time.perf_counter()

@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from ramet.core.errors import Conflict, Invalid, NotFound, RametError
+from ramet.core.errors import Conflict, Invalid, NotFound, RametError, Unsupported
 from ramet.core.spec import Exit, InstanceRecord, State
 
 WINDOW_SIDE_MAX: Final = 65_535
@@ -38,6 +38,12 @@ class WrongState(Conflict):
     """The instance is not in a state that allows this."""
 
     code = "invalid_state"
+
+
+class HypervisorUnavailable(Unsupported):
+    """This server cannot run instances of that hypervisor, or cannot any more."""
+
+    code = "hypervisor_unavailable"
 
 
 @dataclass(frozen=True, slots=True)

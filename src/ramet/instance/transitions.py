@@ -8,11 +8,15 @@
                        | Failed                  VmmExited   |  Shutdown
                        v                                     v     | VmmExited
                     Stopped <--------------------------------+<----'
+                       | StartAsked
+                       v                 Booted
+                    Initializing, without a VMM ---> Initializing
 ```
 
 `DeleteAsked` leads from every state but Created to Shutdown and ends with the instance gone. Events carry the
 time at which they happened. `ActionFailed` leads from every state but Created to Unknown, where an instance
-can only be deleted. Nothing here looks at a clock, waits, or knows a feature.
+can only be deleted. A start that fails leads back to Stopped; until its VMM is there, Initializing forbids
+what Created does. Nothing here looks at a clock, waits, or knows a feature.
 """
 
 from collections.abc import Callable
@@ -78,6 +82,14 @@ class LayerSwitched:
 
 
 @dataclass(frozen=True, slots=True)
+class StartAsked:
+    """Somebody wants it to boot again from its disk; what is not None replaces that part of its spec."""
+
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class StopAsked:
     """Somebody wants it to stop."""
 
@@ -126,6 +138,7 @@ Event = (
     | Forked
     | Failed
     | LayerSwitched
+    | StartAsked
     | StopAsked
     | DeleteAsked
     | VmmExited
@@ -148,6 +161,16 @@ class Fork:
     """Make it a child of `source`. Ends in Forked or Failed."""
 
     source: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Boot it again from the disk it has. Ends in Booted or Failed, its disk untouched by us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thaw:
+    """Let its workload run, if a capture that nobody ended left it standing. Has no outcome."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +198,7 @@ class Destroy:
     """Remove all of it from the host. Ends with the instance gone, or in DestroyFailed."""
 
 
-Action = Boot | Fork | AwaitGuest | Watch | ShutDown | Release | Destroy
+Action = Boot | Fork | Start | Thaw | AwaitGuest | Watch | ShutDown | Release | Destroy
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
 
@@ -202,7 +225,7 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return record, (Boot(),)
         case BeginFork(source):
             return record, (Fork(source),)
-        case Booted(runtime, layer, at) if record.state is State.CREATED:
+        case Booted(runtime, layer, at) if record.state is State.CREATED or is_starting(record):
             booted = replace(record, state=State.INITIALIZING, runtime=runtime, layer=layer, started_at=at)
             return booted, (Watch(), AwaitGuest())
         case Forked(runtime, layer, at) if record.state is State.CREATED:
@@ -212,15 +235,22 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return replace(record, state=State.RUNNING), ()
         case LayerSwitched(layer):
             return replace(record, layer=layer), ()
-        case Failed(error, at) if record.state is State.CREATED:
+        case Failed(error, at) if record.state is State.CREATED or is_starting(record):
             return replace(record, state=State.STOPPED, state_error=str(error), stopped_at=at), ()
         case Failed(error, at) if record.state is State.INITIALIZING:
             return replace(record, state=State.SHUTDOWN, state_error=str(error)), (ShutDown(),)
+        case StartAsked(entrypoint, cmd):
+            _demand(record, State.STOPPED, asked="start")
+            if record.layer is None:
+                raise _wrong(record, "start")  # It was never made whole.
+            return _starting(record, entrypoint, cmd), (Start(),)
         case StopAsked():
             _demand(record, State.INITIALIZING, State.RUNNING, asked="stop")
+            if is_starting(record):
+                raise _wrong(record, "stop")
             return replace(record, state=State.SHUTDOWN), (ShutDown(),)
         case DeleteAsked():
-            if record.state is State.CREATED:
+            if record.state is State.CREATED or is_starting(record):
                 raise _wrong(record, "delete")
             return replace(record, state=State.SHUTDOWN, is_deleting=True), (Destroy(),)
         case VmmExited(end, reason, at) if record.state in _ALIVE:
@@ -233,15 +263,42 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
                 stopped_at=at,
             )
             return stopped, (Release(),)
+        case ActionFailed() if is_starting(record):
+            return record, ()  # Of the run before; what it leaves in the way fails the start.
         case ActionFailed(error) if record.state is not State.CREATED:
             return replace(record, state=State.UNKNOWN, state_error=str(error)), ()
         case Found(runtime, layer) if record.state in _ALIVE:
             found = replace(record, runtime=runtime, layer=layer)
             if record.state is State.SHUTDOWN:
                 return found, (Watch(), ShutDown())
-            return found, (Watch(), AwaitGuest()) if record.state is State.INITIALIZING else (Watch(),)
+            waiting = (AwaitGuest(),) if record.state is State.INITIALIZING else ()
+            return found, (Watch(), Thaw(), *waiting)
         case _:
             return record, ()
+
+
+def is_starting(record: InstanceRecord) -> bool:
+    """Tell whether it is being started from its disk and has no VMM yet."""
+    return record.state is State.INITIALIZING and record.runtime is None
+
+
+def _starting(
+    record: InstanceRecord, entrypoint: tuple[str, ...] | None, cmd: tuple[str, ...] | None
+) -> InstanceRecord:
+    spec = record.spec
+    if entrypoint is not None:
+        spec = replace(spec, entrypoint=entrypoint)
+    if cmd is not None:
+        spec = replace(spec, cmd=cmd)
+    return replace(
+        record,
+        spec=spec,
+        state=State.INITIALIZING,
+        exit=None,
+        state_error="",
+        started_at=None,
+        stopped_at=None,
+    )
 
 
 def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
@@ -250,7 +307,7 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), ()
         case LayerSwitched(layer):
             return replace(record, layer=layer), ()
-        case StopAsked() | DeleteAsked():
+        case StartAsked() | StopAsked() | DeleteAsked():
             raise WrongState(f"instance {record.name} is being deleted", state=record.state)
         case _:
             return record, ()

@@ -11,7 +11,7 @@ operation exists and removed, in one transaction with the record, when all of it
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -28,6 +28,11 @@ CREATE TABLE journal (
     id INTEGER PRIMARY KEY AUTOINCREMENT, operation TEXT NOT NULL, instance TEXT NOT NULL, facts TEXT NOT NULL
 ) STRICT;
 """
+
+
+_UNREADABLE_REMEDY: Final = (
+    "restore the file, or move it and its -wal and -shm away: it is made again from the instances' folders"
+)
 
 
 class StateUnreadable(Broken):
@@ -63,6 +68,7 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._to_end: set[int] = set()
         try:
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -76,12 +82,13 @@ class Database:
             elif version != SCHEMA_VERSION:
                 raise StateUnreadable(f"{path} is of version {version}, this ramet knows {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
-            raise StateUnreadable(f"{path}: {error}", remedy="restore the file or move it away") from error
+            raise StateUnreadable(f"{path}: {error}", remedy=_UNREADABLE_REMEDY) from error
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """All of what is written inside is there afterwards, or none of it. Nests."""
-        if self._connection.in_transaction:
+        is_nested = self._connection.in_transaction
+        if is_nested:
             yield
             return
         self._execute("BEGIN IMMEDIATE")
@@ -105,7 +112,7 @@ class Database:
                 records.append(InstanceRecord.from_json(text))
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise StateUnreadable(
-                    f"{self._path}: the record of instance {instance} is damaged"
+                    f"{self._path}: the record of instance {instance} is damaged", remedy=_UNREADABLE_REMEDY
                 ) from error
         return records
 
@@ -133,6 +140,14 @@ class Database:
     def end(self, entry: int) -> None:
         """Remove a journal entry; harmless if it is gone."""
         self._execute("DELETE FROM journal WHERE id = ?", (entry,))
+
+    def end_at_last(self, entry: int) -> None:
+        """Remove a journal entry now or, if it cannot be now, with the next that can. Never raises."""
+        self._to_end.add(entry)
+        with suppress(StateUnwritable):  # An entry too many is only a reminder to look.
+            for each in list(self._to_end):
+                self.end(each)
+                self._to_end.remove(each)
 
     def unfinished(self) -> list[JournalEntry]:
         """Return the journal, oldest first."""

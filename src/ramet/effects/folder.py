@@ -1,0 +1,92 @@
+"""The folder of an instance: what its VMM and its guest are told by files, and what is kept to find it again.
+
+`spec.json` is the instance's record as it was when its disk last changed its top. It is written whole and
+after the database, so that the records of a lost database can be made again from the folders.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+from ramet.core.errors import Broken
+from ramet.core.spec import InstanceRecord
+from ramet.effects.machine import write_config_disk
+from ramet.effects.site import Site
+from ramet.store.paths import write_whole
+
+SPEC_FILE: Final = "spec.json"
+CONSOLE_FILE: Final = "console.log"
+STARTED_LINE: Final = b"RAMET-HOST started again"
+"""What stands in a console's log between two runs; what is before it is of an earlier one."""
+
+
+def prepare_folder(site: Site, record: InstanceRecord) -> None:
+    """Make the folder of an instance, with its config disk and its spec.
+
+    Raises:
+        Broken: the disk is full.
+        Invalid: the guest cannot be told what it should.
+    """
+    folder = site.instance_folder(record.id)
+    try:
+        folder.mkdir(mode=0o700)
+        write_config_disk(site, record, folder / "config.img")
+        write_spec(folder, record)
+    except OSError as error:
+        raise _unwritable(record, error) from error
+
+
+def prepare_folder_again(site: Site, record: InstanceRecord) -> None:
+    """Make the folder of an instance ready for another run: a new config disk, and logs that go on.
+
+    Raises:
+        Broken, Invalid: see `prepare_folder`; what was there is there.
+    """
+    folder = site.instance_folder(record.id)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        part = folder / "config.img.part"
+        write_config_disk(site, record, part)
+        part.rename(folder / "config.img")
+        _mark_console(folder / CONSOLE_FILE)
+    except OSError as error:
+        raise _unwritable(record, error) from error
+
+
+def write_spec(folder: Path, record: InstanceRecord) -> None:
+    """Keep a record beside the instance's files.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    write_whole(folder / SPEC_FILE, record.to_json().encode(), durable=False)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of an instance, if there is one.
+
+    Raises:
+        Broken: the host refuses; what is left of it can be removed again.
+    """
+    try:
+        shutil.rmtree(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Broken(
+            f"{folder} cannot be removed: {error.strerror}",
+            remedy="see that it can be written, and delete the instance again",
+        ) from error
+
+
+def _mark_console(console: Path) -> None:
+    if console.exists():
+        with console.open("ab") as file:
+            file.write(b"\n" + STARTED_LINE + b"\n")
+
+
+def _unwritable(record: InstanceRecord, error: OSError) -> Broken:
+    return Broken(
+        f"the folder of instance {record.name} cannot be written: {error.strerror}",
+        remedy="see that the file system of the data folder has space and can be written",
+    )
