@@ -9,8 +9,8 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,8 +22,19 @@ from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.core.errors import Broken, Exhausted
 from ramet.core.ids import InstanceId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
-from ramet.images import LINUX_AMD64, Digest, Image, ImageConfig, ImportProgress
-from ramet.images.errors import ImageInUse, ImageNotFound, ImageSourceNotFound
+from ramet.images import (
+    LINUX_AMD64,
+    Credentials,
+    Digest,
+    Image,
+    ImageConfig,
+    ImportProgress,
+    Platform,
+    PullStatus,
+    PullView,
+    Reference,
+)
+from ramet.images.errors import ImageInUse, ImageNotFound, ImageSourceNotFound, NotInRegistry
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecEnd,
@@ -33,9 +44,12 @@ from ramet.instance.fleet_types import (
     InstanceNotFound,
     InstanceView,
     NameTaken,
+    PathStat,
     WaitOutcome,
+    WindowSize,
     WrongState,
 )
+from tests.api.stand_in_files import StandInFiles
 
 SECRET = "a secret that is long enough for tests only"
 FACTS = HostFacts("0.1.0", "qemu", (RuntimeFacts("qemu", True),), "10.100.0.1", "10.100.0.0/16")
@@ -51,11 +65,16 @@ def token(*permissions: str, secret: str = SECRET, lifetime_s: float = 600) -> s
 
 
 class GuestCommand:
-    """One command: echo, cat, fail TEXT CODE, big BYTES, hang [FOR-GOOD]; anything else is not found."""
+    """One command; a name that is not among them is not found.
+
+    echo, env, cat, fail TEXT CODE, big BYTES, hang [FOR-GOOD], and `shell`, which says the size of its
+    terminal now and whenever it changes, echoes lines, and ends with code 7 after the line "exit".
+    """
 
     def __init__(self, command: ExecCommand) -> None:
         self.command = command
         self.signals: list[int] = []
+        self.sizes: list[WindowSize] = [command.tty] if command.tty is not None else []
         self.is_closed = False
         self._stdin: list[bytes] = []
         self._has_ended_stdin = not command.has_stdin
@@ -79,6 +98,11 @@ class GuestCommand:
 
     async def send_signal(self, number: int) -> None:
         self.signals.append(number)
+        self._change()
+
+    async def resize(self, size: WindowSize) -> None:
+        if self.command.tty is not None:
+            self.sizes.append(size)
         self._change()
 
     async def output(self) -> AsyncIterator[tuple[int, bytes]]:
@@ -108,9 +132,30 @@ class GuestCommand:
                     yield 1, f"got {self.signals[0]}\n".encode()
                     await anyio.sleep_forever()
                 self._end = ExecEnd(None, self.signals[0], timed_out=False)
+            case "shell":
+                async for data in self._act_as_shell():
+                    yield 1, data
+                self._end = ExecEnd(7, None, timed_out=False)
             case _:
                 yield 2, f"{name}: command not found\n".encode()
                 self._end = ExecEnd(127, None, timed_out=False)
+
+    async def _act_as_shell(self) -> AsyncIterator[bytes]:
+        told, typed = 0, b""
+        while True:
+            for size in self.sizes[told:]:
+                yield f"size {size.rows}x{size.cols}\r\n".encode()
+            told = len(self.sizes)
+            while self._stdin:
+                typed += self._stdin.pop(0)
+            *lines, typed = typed.replace(b"\r", b"\n").split(b"\n")
+            for line in lines:
+                if line == b"exit":
+                    return
+                yield b"said " + line.replace(b"\x03", b"^C") + b"\r\n"
+            if self._has_ended_stdin:
+                return
+            await self._changed.wait()
 
     async def _read_stdin(self) -> AsyncIterator[bytes]:
         while True:
@@ -135,13 +180,14 @@ class StandInFleet:
     """Instances in memory.
 
     `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
-    names that cannot be made.
+    names that cannot be made; `files` the root of every guest.
     """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
     following: list[str] = field(default_factory=list)
     commands: list[GuestCommand] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
+    files: StandInFiles = field(default_factory=StandInFiles)
     _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
 
     def put(
@@ -175,6 +221,21 @@ class StandInFleet:
     async def create(self, name: str, spec: InstanceSpec) -> InstanceView:
         self._check(name)
         return self.get(self.put(name, State.RUNNING, spec).id)
+
+    async def start(
+        self, ref: str, *, entrypoint: tuple[str, ...] | None = None, cmd: tuple[str, ...] | None = None
+    ) -> InstanceView:
+        record = self.get(ref).record
+        _, (action,) = step(replace(record, layer=LayerId("layer")), StartAsked(entrypoint, cmd))
+        assert isinstance(action, Start)
+        spec = replace(
+            record.spec,
+            entrypoint=record.spec.entrypoint if entrypoint is None else entrypoint,
+            cmd=record.spec.cmd if cmd is None else cmd,
+        )
+        self._records[record.id] = replace(record, spec=spec, exit=None)
+        self.set(record.name, State.RUNNING)
+        return self.get(ref)
 
     async def stop(self, ref: str) -> InstanceView:
         record = self.get(ref).record
@@ -211,6 +272,22 @@ class StandInFleet:
             raise Broken("the guest has no directory /nowhere", remedy="choose another")
         self.commands.append(GuestCommand(command))
         return self.commands[-1]
+
+    async def stat_path(self, ref: str, path: str, *, follow_links: bool) -> PathStat:
+        self.get(ref)
+        return self.files.stat(path, follow_links=follow_links)
+
+    def open_archive(
+        self, ref: str, path: str, *, follow_links: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        self.get(ref)
+        return self.files.read(path, follow_links=follow_links)
+
+    async def put_archive(
+        self, ref: str, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
+    ) -> None:
+        self.get(ref)
+        await self.files.write(path, chunks, keep_owner=keep_owner)
 
     async def logs(self, ref: str, *, source: str, tail: int, follow: bool) -> AsyncIterator[str]:
         for line in self.log[len(self.log) - tail :] if tail else []:
@@ -256,7 +333,11 @@ class StandInCatalog:
     """Images in memory, by name."""
 
     images: dict[str, Image] = field(default_factory=dict)
+    pulls: "StandInPulls" = field(init=False)
     imported: list[Path] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.pulls = StandInPulls(self)
 
     def put(self, name: str, command: tuple[str, ...] = ("/bin/sh",)) -> Image:
         self.images[name] = image(name, (name,), command)
@@ -290,6 +371,51 @@ class StandInCatalog:
         del self.images[found.name]
 
 
+@dataclass
+class StandInPulls:
+    """A registry that has what `offered` names; `asked` is every pull's name and credentials."""
+
+    catalog: StandInCatalog
+    offered: set[str] = field(default_factory=set)
+    asked: list[tuple[str, Credentials | None]] = field(default_factory=list)
+
+    async def start(
+        self,
+        reference: Reference,
+        *,
+        platform: Platform | None = None,
+        credentials: Credentials | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> PullView:
+        self.asked.append((str(reference), credentials))
+        found = await self.fetch(reference)
+        return PullView(
+            reference,
+            platform or LINUX_AMD64,
+            PullStatus.READY,
+            found.digest,
+            None,
+            None,
+            found.created_at,
+            labels or {},
+            1,
+            1,
+            10,
+            10,
+        )
+
+    async def fetch(self, reference: Reference) -> Image:
+        if reference.name not in self.offered:
+            raise NotInRegistry(f"{reference.registry} has no {reference}", remedy="check the name")
+        return self.catalog.put(reference.name)
+
+    def find(self, ref: str) -> PullView | None:
+        return None
+
+    def list(self) -> Sequence[PullView]:
+        return []
+
+
 @dataclass(frozen=True)
 class Served:
     """A server under way: `socket` without tokens, `url` with."""
@@ -301,6 +427,7 @@ class Served:
 
     def reset(self) -> None:
         """Forget what the test before left behind."""
+        self.fleet.files.remove()
         self.fleet.__init__()  # type: ignore[misc]  # In place: the server holds on to it.
         self.catalog.__init__()  # type: ignore[misc]
         self.catalog.put("docker.io/library/alpine:latest")
@@ -340,3 +467,4 @@ def serve() -> Iterator[Served]:
             thread.join()
             unix.close()
             tcp.close()
+            fleet.files.remove()

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
+from ramet.images.errors import RegistryBusy
 from ramet.wire_api.errors import Error, ErrorDetail
 
 STATUS: Final[Mapping[type[RametError], HTTPStatus]] = {
@@ -24,6 +25,7 @@ STATUS: Final[Mapping[type[RametError], HTTPStatus]] = {
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
     Exhausted: HTTPStatus.CONFLICT,
+    RegistryBusy: HTTPStatus.TOO_MANY_REQUESTS,
     Unsupported: HTTPStatus.NOT_IMPLEMENTED,
     Broken: HTTPStatus.INTERNAL_SERVER_ERROR,
 }

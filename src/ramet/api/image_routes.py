@@ -2,15 +2,21 @@
 
 from http import HTTPStatus
 from pathlib import Path
+from typing import Final
 
-from fastapi import APIRouter
+import anyio
+from fastapi import APIRouter, Request
 
 from ramet.api.ports import CatalogPort, FleetPort
-from ramet.api.types import to_image
+from ramet.api.types import check_tags, to_image
 from ramet.core.errors import Invalid
-from ramet.images import Digest
+from ramet.images import Credentials, Digest, Image, PullStatus, PullView, parse_platform, parse_reference
+from ramet.images.errors import ImageNotFound, ImageNotReady, InvalidReference
 from ramet.wire_api import images as wire
 from ramet.wire_api.errors import Error
+
+PULL_WAIT_S: Final = 5.0  # How long making an instance waits for its image.
+CREDENTIAL_LENGTH_MAX: Final = 64 << 10
 
 
 def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
@@ -21,10 +27,29 @@ def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
         return any(view.record.spec.image_digest == digest for view in fleet.list())
 
     @routes.get("")
-    async def list_images() -> tuple[wire.Image, ...]:
-        return tuple(
+    async def list_images(request: Request) -> tuple[wire.Image, ...]:
+        ready = [
             to_image(image, name) for image in catalog.list() for name in image.tags or (str(image.digest),)
+        ]
+        pairs = request.query_params.multi_items()
+        wanted = {key[5:-1]: value for key, value in pairs if key.startswith("tags[") and key.endswith("]")}
+        found = (*ready, *map(_pull_to_wire, catalog.pulls.list()))
+        return tuple(image for image in found if wanted.items() <= (image.tags or {}).items())
+
+    @routes.post("", status_code=HTTPStatus.ACCEPTED)
+    async def pull_image(body: wire.PullImage) -> wire.Image:
+        reference = parse_reference(body.name)
+        if body.tags is not None:
+            check_tags(body.tags)
+        view = await catalog.pulls.start(
+            reference,
+            platform=None if body.platform is None else parse_platform(body.platform),
+            credentials=_to_credentials(body.credentials),
+            labels=body.tags,
         )
+        if view.status is PullStatus.READY:
+            return to_image(catalog.resolve(body.name))
+        return _pull_to_wire(view)
 
     @routes.post("/import", status_code=HTTPStatus.CREATED)
     async def import_image(body: wire.ImportImage) -> wire.Image:
@@ -35,10 +60,65 @@ def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
 
     @routes.get("/{name:path}")
     async def get_image(name: str) -> wire.Image:
-        return to_image(catalog.resolve(name))
+        try:
+            return to_image(catalog.resolve(name))
+        except ImageNotFound:
+            view = catalog.pulls.find(name)
+            if view is None:
+                raise
+            return _pull_to_wire(view)
 
     @routes.delete("/{name:path}", status_code=HTTPStatus.NO_CONTENT)
     async def delete_image(name: str) -> None:
         await catalog.remove(name, in_use=is_in_use)
 
     return routes
+
+
+async def find_or_pull(catalog: CatalogPort, ref: str) -> Image:
+    """Return the image that `ref` names; one that is not here is pulled.
+
+    Raises:
+        ImageNotReady: it is being pulled, and the time a request may wait for that is over.
+        RametError: why it cannot be had.
+    """
+    try:
+        return catalog.resolve(ref)
+    except ImageNotFound as absent:
+        try:
+            reference = parse_reference(ref)
+        except InvalidReference:
+            raise absent from None  # The beginning of a digest, which no registry would know.
+    with anyio.move_on_after(PULL_WAIT_S):
+        return await catalog.pulls.fetch(reference)
+    raise ImageNotReady(
+        f"The image {reference.display} is still being pulled",
+        remedy=f"follow it with: ramet pull {reference.display}",
+        image=str(reference),
+    )
+
+
+def _to_credentials(body: wire.PullCredentials | None) -> Credentials | None:
+    if body is None:
+        return None
+    found = Credentials(body.username or "", body.password or "", "", body.registry_token or "")
+    if max(map(len, (found.username, found.password, found.registry_token))) > CREDENTIAL_LENGTH_MAX:
+        raise Invalid(f"A credential has more than {CREDENTIAL_LENGTH_MAX} characters", field="credentials")
+    if found.password and not found.username:
+        raise Invalid("There is a password without a username", field="credentials.username")
+    return found or None
+
+
+def _pull_to_wire(view: PullView) -> wire.Image:
+    return wire.Image(
+        name=str(view.reference),
+        digest=view.digest or "",
+        status=view.status.value,
+        created_at=view.created_at.isoformat(),
+        platform=str(view.platform),
+        tags=view.labels,
+        error=None if view.error is None else str(view.error),
+        error_code=None if view.error is None else view.error.code,
+        queue_position=view.queue_position,
+        progress=wire.ImageProgress(view.layer_count, view.layers_done, view.total_bytes, view.done_bytes),
+    )

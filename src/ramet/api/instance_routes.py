@@ -8,6 +8,7 @@ from pydantic import TypeAdapter
 
 from ramet.api.errors import answer, status_of, to_wire
 from ramet.api.facts import HostFacts
+from ramet.api.image_routes import find_or_pull
 from ramet.api.ports import CatalogPort, FleetPort, LogSource
 from ramet.api.stream import EventStream
 from ramet.api.types import (
@@ -16,12 +17,12 @@ from ramet.api.types import (
     to_fork_result,
     to_instance,
     to_spec,
+    to_start,
     to_state,
     to_wait_s,
 )
 from ramet.core.errors import Invalid, RametError, Unsupported
 from ramet.core.spec import State
-from ramet.images.errors import ImageNotFound
 from ramet.instance.fleet_types import InstanceView, WrongState
 from ramet.wire_api import instances as wire
 from ramet.wire_api.errors import Error
@@ -76,13 +77,13 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
     @routes.post("", status_code=HTTPStatus.CREATED)
     async def create_instance(body: wire.CreateInstance) -> wire.Instance:
         check_create(body, facts)
-        try:
-            image = catalog.resolve(body.image)
-        except ImageNotFound as error:
-            raise ImageNotFound(
-                error.message, remedy="add it from a file: ramet image import PATH", image=body.image[:200]
-            ) from error
+        image = await find_or_pull(catalog, body.image)
         return to_instance(await fleet.create(body.name, to_spec(body, image, facts)), facts)
+
+    @routes.post("/{id}/start")
+    async def start_instance(id: str, body: wire.StartInstance | None = None) -> wire.Instance:
+        entrypoint, cmd = to_start(body or wire.StartInstance())
+        return to_instance(await fleet.start(id, entrypoint=entrypoint, cmd=cmd), facts)
 
     @routes.post("/{id}/stop")
     async def stop_instance(id: str) -> wire.Instance:

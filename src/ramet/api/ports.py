@@ -1,12 +1,20 @@
 """What the API needs of the fleet and of the images; the daemon passes the real ones, tests a stand-in."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
 from ramet.core.spec import InstanceSpec, State
-from ramet.images import Digest, Image, ImportProgress
-from ramet.instance.fleet_types import ExecCommand, ExecSession, ForkOutcome, InstanceView, WaitOutcome
+from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
+from ramet.instance.fleet_types import (
+    ExecCommand,
+    ExecSession,
+    ForkOutcome,
+    InstanceView,
+    PathStat,
+    WaitOutcome,
+)
 
 LogSource = Literal["app", "vmm", "hypeman"]
 
@@ -26,6 +34,12 @@ class FleetPort(Protocol):
 
     async def create(self, name: str, spec: InstanceSpec) -> InstanceView: ...
 
+    async def start(
+        self, ref: str, *, entrypoint: tuple[str, ...] | None = None, cmd: tuple[str, ...] | None = None
+    ) -> InstanceView:
+        """Boot a stopped instance from its disk; what is given replaces that part of its spec."""
+        ...
+
     async def stop(self, ref: str) -> InstanceView: ...
 
     async def delete(self, ref: str) -> None: ...
@@ -38,13 +52,53 @@ class FleetPort(Protocol):
 
     async def open_exec(self, ref: str, command: ExecCommand) -> ExecSession: ...
 
+    async def stat_path(self, ref: str, path: str, *, follow_links: bool) -> PathStat: ...
+
+    def open_archive(
+        self, ref: str, path: str, *, follow_links: bool
+    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read `path` with all below it as a pax tar stream; names begin with the last part of `path`."""
+        ...
+
+    async def put_archive(
+        self, ref: str, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
+    ) -> None:
+        """Unpack a tar stream into the directory `path`, which exists."""
+        ...
+
     def logs(self, ref: str, *, source: LogSource, tail: int, follow: bool) -> AsyncIterator[str]:
         """Yield the last `tail` lines, then, if `follow`, each new one."""
         ...
 
 
+class PullsPort(Protocol):
+    """What is pulled, or could not be."""
+
+    async def start(
+        self,
+        reference: Reference,
+        *,
+        platform: Platform | None = None,
+        credentials: Credentials | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> PullView:
+        """Begin a pull, or join it; return once the registry has told the digest."""
+        ...
+
+    async def fetch(self, reference: Reference) -> Image:
+        """Pull, or join who does, and return the image; cancelling the caller does not end the pull."""
+        ...
+
+    def find(self, ref: str) -> PullView | None: ...
+
+    def list(self) -> Sequence[PullView]: ...
+
+
 class CatalogPort(Protocol):
     """All images."""
+
+    @property
+    def pulls(self) -> PullsPort: ...
 
     async def import_path(
         self,

@@ -16,7 +16,14 @@ from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.spec import InstanceSpec, State
 from ramet.core.units import format_size, parse_duration, parse_size
 from ramet.images import Image
-from ramet.instance.fleet_types import ExecCommand, ForkOutcome, InstanceView, shell_exit_code
+from ramet.instance.fleet_types import (
+    ExecCommand,
+    ForkOutcome,
+    HypervisorUnavailable,
+    InstanceView,
+    WindowSize,
+    shell_exit_code,
+)
 from ramet.wire_api import images as wire_images
 from ramet.wire_api import instances as wire
 from ramet.wire_api.exec import ExecStart
@@ -34,6 +41,8 @@ TAG_COUNT_MAX: Final = 50
 TAG_VALUE_LENGTH_MAX: Final = 256
 ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.
 WAIT_S_DEFAULT: Final = 60.0
+WINDOW_ROWS_DEFAULT: Final = 24
+WINDOW_COLS_DEFAULT: Final = 80
 NETWORK_NAME: Final = "default"
 HYPERVISORS: Final = frozenset({"cloud-hypervisor", "firecracker", "qemu", "qemu-microvm", "vz"})
 
@@ -115,7 +124,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
         _refuse(body.network, _UNSUPPORTED_NETWORK, "network.")
     _check_platform(body.platform, facts)
     _hypervisor(body.hypervisor, facts)
-    _check_tags(body.tags or {})
+    check_tags(body.tags or {})
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:
@@ -154,13 +163,8 @@ def to_exec_command(start: ExecStart) -> ExecCommand:
     """Return the command that the first message of an exec session asks for.
 
     Raises:
-        Invalid: there is no command, or a number is negative.
-        Unsupported: it asks for a terminal.
+        Invalid: there is no command, a number is negative, or no terminal has that size.
     """
-    if start.tty:
-        raise Unsupported(
-            "exec with a terminal (tty) is not supported yet", remedy="leave out tty", field="tty"
-        )
     if not start.command or not start.command[0]:
         raise Invalid("The command is empty", field="command")
     if start.timeout < 0 or start.wait_for_agent < 0:
@@ -174,7 +178,14 @@ def to_exec_command(start: ExecStart) -> ExecCommand:
         user=start.user,
         timeout_s=start.timeout,
         has_stdin=start.stdin,
+        tty=_window(start) if start.tty else None,
     )
+
+
+def _window(start: ExecStart) -> WindowSize:
+    rows = WINDOW_ROWS_DEFAULT if start.rows is None else start.rows
+    cols = WINDOW_COLS_DEFAULT if start.cols is None else start.cols
+    return WindowSize(rows, cols)
 
 
 def to_state(text: str) -> State:
@@ -254,7 +265,7 @@ def to_image(image: Image, name: str | None = None) -> wire_images.Image:
         cmd=config.cmd,
         env={key: value for key, _, value in pairs},
         working_dir=config.working_dir,
-        tags={},
+        tags=image.labels.get(name or image.name, {}),
     )
 
 
@@ -283,14 +294,15 @@ def _hypervisor(name: str | None, facts: HostFacts) -> str:
         return wanted
     if wanted not in HYPERVISORS:
         raise Invalid(f"{wanted[:40]!r} is no hypervisor", remedy=f"use one of {', '.join(available)}")
-    raise Unsupported(
+    raise HypervisorUnavailable(
         f"The hypervisor {wanted} is not available here",
         remedy=f"use one of {', '.join(available)}" if available else "",
         field="hypervisor",
     )
 
 
-def _check_tags(tags: Mapping[str, str]) -> None:
+def check_tags(tags: Mapping[str, str]) -> None:
+    """Raise Invalid if there are too many tags, or one that cannot be."""
     if len(tags) > TAG_COUNT_MAX:
         raise Invalid(f"There are {len(tags)} tags, and at most {TAG_COUNT_MAX} may be", field="tags")
     for key, value in tags.items():
@@ -319,6 +331,15 @@ def _env(env: Mapping[str, str] | None) -> Mapping[str, str]:
     if sum(len(name.encode()) + len(value.encode()) for name, value in env.items()) > ENVIRONMENT_BYTES_MAX:
         raise Invalid(f"env is larger than {ENVIRONMENT_BYTES_MAX} bytes", field="env")
     return env
+
+
+def to_start(body: wire.StartInstance) -> tuple[tuple[str, ...] | None, tuple[str, ...] | None]:
+    """Return the entrypoint and the cmd that `body` asks for, None where it leaves them as they are.
+
+    Raises:
+        Invalid: one cannot be passed to a program.
+    """
+    return _argv("entrypoint", body.entrypoint), _argv("cmd", body.cmd)
 
 
 def _argv(field: str, argv: tuple[str, ...] | None) -> tuple[str, ...] | None:

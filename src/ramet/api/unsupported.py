@@ -6,23 +6,19 @@ comes; a test holds the table against the client.
 
 from typing import Any, Final
 
-from fastapi import APIRouter, WebSocket
+from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from ramet.api.errors import answer_to
 from ramet.core.errors import Unsupported
 
 _LATER: Final = "it will come with a later version"
 
 UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
-    ("POST", "/images", "images.create"),
     ("POST", "/images/{name:path}/tag", "images.tag"),
     ("PATCH", "/instances/{id}", "instances.update"),
-    ("POST", "/instances/{id}/start", "instances.start"),
     ("POST", "/instances/{id}/standby", "instances.standby"),
     ("POST", "/instances/{id}/restore", "instances.restore"),
-    ("GET", "/instances/{id}/stat", "instances.stat"),
     ("GET", "/instances/{id}/stats", "instances.stats"),
     ("GET", "/instances/{id}/auto-standby/status", "instances.auto_standby.status"),
     ("POST", "/instances/{id}/auto-standby/hold", "instances.auto_standby.hold"),
@@ -69,20 +65,16 @@ UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """Method, path and name in the official client."""
 
-_REMEDY: Final = {"images.create": "add an image from a file: ramet image import PATH"}
-
-
 def refusal_of(name: str) -> Unsupported:
     """Return the error that says `name` cannot be done yet."""
-    return Unsupported(f"{name} is not supported yet", remedy=_REMEDY.get(name, _LATER), operation=name)
+    return Unsupported(f"{name} is not supported yet", remedy=_LATER, operation=name)
 
 
 def router() -> APIRouter:
-    """Return the routes of all rows, and of the file copy over WebSocket."""
+    """Return the routes of all rows."""
     routes = APIRouter()
     for method, path, name in UNSUPPORTED:
         routes.add_api_route(path, _refuse(name), methods=[method], include_in_schema=False)
-    routes.add_api_websocket_route("/instances/{id}/cp", _refuse_copy)
     return routes
 
 
@@ -92,7 +84,3 @@ def _refuse(name: str) -> Any:
         raise refusal_of(name)
 
     return refuse
-
-
-async def _refuse_copy(websocket: WebSocket) -> None:
-    await websocket.send_denial_response(answer_to(refusal_of("lib.cp")))

@@ -11,13 +11,14 @@ from ramet.core.units import parse_duration
 from ramet.wire_api import instances as wire
 from ramet.wire_api.codec import decode, encode
 from ramet.wire_api.errors import Error
-from ramet.wire_api.images import Image, ImportImage
+from ramet.wire_api.images import Image, ImportImage, PullImage
 from ramet.wire_api.instances import (
     CreateInstance,
     ForkInstance,
     ForkMany,
     ForkManyResult,
     Instance,
+    StartInstance,
     WaitResult,
 )
 
@@ -104,6 +105,11 @@ def delete_instance(ref: str) -> Call[None]:
     return Call("DELETE", _path(ref), _nothing)
 
 
+def start_instance(ref: str, body: StartInstance) -> Call[Instance]:
+    """Boot a stopped instance from its disk."""
+    return Call("POST", _path(ref, "start"), _reader(Instance), body)
+
+
 def stop_instance(ref: str) -> Call[Instance]:
     """Stop an instance; its disk stays."""
     return Call("POST", _path(ref, "stop"), _reader(Instance))
@@ -146,6 +152,11 @@ def list_images() -> Call[list[Image]]:
 def get_image(name: str) -> Call[Image]:
     """Read one image."""
     return Call("GET", f"/images/{quote(name, safe='')}", _reader(Image))
+
+
+def pull_image(body: PullImage) -> Call[Image]:
+    """Begin to pull an image."""
+    return Call("POST", "/images", _reader(Image), body)
 
 
 def delete_image(name: str) -> Call[None]:

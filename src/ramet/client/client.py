@@ -15,12 +15,13 @@ from ramet.client.endpoint import Endpoint
 from ramet.client.errors import ApiError, ConnectionBroken, NotReachable
 from ramet.client.http1 import Answer, EventLines, NotHttp, request_bytes
 from ramet.wire_api.exec import ExecStart
-from ramet.wire_api.images import Image
+from ramet.wire_api.images import Image, PullImage
 from ramet.wire_api.instances import (
     LOG_TAIL_LINES_DEFAULT,
     CreateInstance,
     ForkManyResult,
     Instance,
+    StartInstance,
     WaitResult,
 )
 
@@ -65,6 +66,12 @@ class Client:
     def delete(self, ref: str) -> None:
         self._send(calls.delete_instance(ref))
 
+    def start(
+        self, ref: str, *, entrypoint: tuple[str, ...] | None = None, cmd: tuple[str, ...] | None = None
+    ) -> Instance:
+        """Boot a stopped instance from its disk; what is given replaces its own from here on."""
+        return self._send(calls.start_instance(ref, StartInstance(entrypoint, cmd)))
+
     def stop(self, ref: str) -> Instance:
         return self._send(calls.stop_instance(ref))
 
@@ -102,6 +109,10 @@ class Client:
 
     def get_image(self, name: str) -> Image:
         return self._send(calls.get_image(name))
+
+    def pull_image(self, body: PullImage) -> Image:
+        """Begin to pull an image; `get_image` tells how far it is."""
+        return self._send(calls.pull_image(body))
 
     def import_image(self, path: str, name: str | None = None) -> Image:
         """Add the image at the absolute `path` on the server's host, under `name`."""

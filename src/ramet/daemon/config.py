@@ -3,12 +3,13 @@
 Below the daemon nobody reads the environment or a settings file: each part gets a frozen dataclass.
 """
 
+import os
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final, Literal
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -18,6 +19,7 @@ from pydantic_settings import (
 )
 
 from ramet.core.errors import Invalid
+from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
@@ -58,6 +60,29 @@ class NetworkSettings(BaseModel, extra="forbid"):
         )
 
 
+class RegistrySettings(BaseModel, extra="forbid"):
+    """Where images are pulled from: `insecure` registries speak plain HTTP, `mirrors` are asked first.
+
+    `docker_config` is the folder of Docker's config.json, by default as DOCKER_CONFIG or ~/.docker says;
+    `cache_bytes_max` bounds the downloaded layers that are kept for other images.
+    """
+
+    insecure: tuple[str, ...] = ()
+    mirrors: dict[str, str] = {}
+    docker_config: Path | None = None
+    cache_bytes_max: NonNegativeInt = CACHE_BYTES_MAX
+
+    def config(self) -> RegistryConfig:
+        """Return the part `ramet.images` understands."""
+        named = os.environ.get("DOCKER_CONFIG")
+        return RegistryConfig(
+            insecure=frozenset(self.insecure),
+            mirrors=self.mirrors,
+            docker_config=self.docker_config or Path(named or Path.home() / ".docker"),
+            cache_bytes_max=self.cache_bytes_max,
+        )
+
+
 class HypervisorSettings(BaseModel, extra="forbid"):
     """What runs the guests: `default` for an instance that names none."""
 
@@ -69,6 +94,7 @@ class Settings(BaseSettings):
 
     `listen` is HOST:PORT of the API over TCP and needs `jwt_secret`; the unix socket is always there.
     `kernel_package` is a .deb to take the guests' kernel from; without, an installed cloud kernel is used.
+    `stop_all`: end in order takes all instances along; without, they run on.
     `kits_dir` is where kernel and initramfs are kept, by default in the data folder.
     """
 
@@ -82,6 +108,8 @@ class Settings(BaseSettings):
     kits_dir: Path | None = None
     hypervisor: HypervisorSettings = HypervisorSettings()
     network: NetworkSettings = NetworkSettings()
+    registries: RegistrySettings = RegistrySettings()
+    stop_all: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     @classmethod

@@ -1,6 +1,6 @@
 """Where the parts are put together: the only file that names a driver."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -27,11 +27,12 @@ from ramet.vmm.qemu.driver import QemuDriver
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """The parts the API is made of."""
+    """The parts the API is made of; `drivers` by name."""
 
     fleet: Fleet
     images: Catalog
-    driver: Driver
+    drivers: Mapping[str, Driver]
+    default_hypervisor: str
     network: Network
 
 
@@ -47,8 +48,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.callback(folder.close)
         database = Database(folder.database)
         stack.callback(database.close)
-        driver = await to_thread.run_sync(QemuDriver.open, folder.instances)
-        images = Catalog(folder.images, ImageLimits())
+        drivers = await to_thread.run_sync(_open_drivers, settings, folder)
+        images = Catalog(folder.images, ImageLimits(), registries=settings.registries.config())
         await images.open()
         kit = await to_thread.run_sync(lambda: _prepare_kit(settings, folder))
         network = Network(settings.network.bridge())
@@ -59,9 +60,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             network,
             LayerStore(folder.layers),
             images,
-            driver,
+            drivers,
             kit,
-            Stages(driver.accelerator),
+            Stages(drivers[settings.hypervisor.default].accelerator),
         )
         stack.push_async_callback(_let_go, site)
         found = await reconcile(site)
@@ -71,8 +72,19 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
             await group.start(fleet.run, found)
             group.start_soon(keep_logs_bounded, folder.instances)
-            yield Running(fleet, images, driver, network)
+            await group.start(images.pulls.run)
+            yield Running(fleet, images, drivers, settings.hypervisor.default, network)
             group.cancel_scope.cancel()
+
+
+def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver]:
+    """Open every driver this host has.
+
+    Raises:
+        Broken: that of the default hypervisor is not among them.
+    """
+    driver = QemuDriver.open(folder.instances)
+    return {driver.name: driver}
 
 
 def _prepare_kit(settings: Settings, folder: DataFolder) -> BootKit:

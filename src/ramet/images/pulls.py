@@ -196,6 +196,8 @@ class Pulls:
         """
         pull = self._begin(reference, platform or self._platform, credentials, labels)
         await pull.resolved.wait()
+        if pull.selection is not None and self._catalog.has(pull.selection.digest):
+            await pull.ended.wait()  # It only gets its name.
         if pull.error is not None and pull.selection is None:
             self._drop(pull)
             raise pull.error

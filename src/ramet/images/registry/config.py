@@ -13,6 +13,7 @@ from typing import Final
 from ramet.images.limits import GIB, MIB
 from ramet.images.reference import DEFAULT_REGISTRY
 
+CACHE_BYTES_MAX: Final = 2 * GIB
 DOCKER_HUB: Final = "registry-1.docker.io"  # What serves the images of docker.io.
 
 
@@ -38,7 +39,7 @@ class RegistryConfig:
     insecure: frozenset[str] = frozenset()
     mirrors: Mapping[str, str] = field(default_factory=dict)
     docker_config: Path | None = None
-    cache_bytes_max: int = 2 * GIB
+    cache_bytes_max: int = CACHE_BYTES_MAX
     layer_count_max: int = 3
     pull_count_max: int = 3
     connect_timeout_s: float = 10.0
