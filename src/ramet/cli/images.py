@@ -1,13 +1,16 @@
 """The image commands."""
 
 import os
+import sys
 from datetime import datetime
 
 import click
 
 from ramet.cli.options import connect, json_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, human_size, print_json, print_table, report
+from ramet.cli.pulling import pull
 from ramet.core.errors import RametError
+from ramet.wire_api.images import PullCredentials, PullImage
 
 
 @click.group("image")
@@ -30,6 +33,39 @@ def import_command(context: click.Context, path: str, name: str | None, as_json:
         print_json(image)
     else:
         click.echo(image.name)
+
+
+@click.command("pull")
+@click.argument("ref")
+@click.option("--platform", help="Which of an image's platforms; by default the server's.")
+@click.option("-q", "--quiet", is_flag=True, help="Show no progress.")
+@click.option("--username", help="Log in to the registry as this user, for this pull only.")
+@click.option("--password-stdin", is_flag=True, help="Read the password from stdin.")
+@json_option
+@click.pass_context
+def pull_command(
+    context: click.Context,
+    ref: str,
+    platform: str | None,
+    quiet: bool,
+    username: str | None,
+    password_stdin: bool,
+    as_json: bool,
+) -> None:
+    """Pull the image REF from its registry, such as debian:12 or registry.example/team/app:1.0.
+
+    A tag is asked for anew each time. What another pull left behind is not downloaded again.
+    """
+    password = sys.stdin.readline().rstrip("\r\n") if password_stdin else None
+    credentials = PullCredentials(username, password) if username is not None else None
+    image = pull(connect(context), PullImage(ref, platform, credentials), quiet=quiet)
+    if as_json:
+        print_json(image)
+    else:
+        click.echo(image.digest if quiet else image.name)
+
+
+image_command.add_command(pull_command)
 
 
 @image_command.command("list")

@@ -1,4 +1,4 @@
-"""Commands that make, wait for and end instances: run, wait, stop, rm."""
+"""Commands that make, wait for and end instances: run, wait, start, stop, restart, rm."""
 
 import os
 from collections.abc import Callable
@@ -10,9 +10,11 @@ import click
 from ramet.cli.names import invent_name
 from ramet.cli.options import command_words, connect, env_option, json_option, tag_option
 from ramet.cli.output import print_json, report
-from ramet.client import Client
+from ramet.cli.pulling import pull
+from ramet.client import ApiError, Client
 from ramet.core.errors import Broken, Conflict, RametError
-from ramet.wire_api.instances import CreateInstance, CreateNetwork
+from ramet.wire_api.images import PullImage
+from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci")
 
@@ -81,11 +83,22 @@ def run_command(
         network=None if has_network else CreateNetwork(enabled=False),
         hypervisor=hypervisor,
     )
-    made = client.create(body)
+    made = _create(client, body)
     if as_json:
         print_json(made)
     else:
         click.echo(made.id)
+
+
+def _create(client: Client, body: CreateInstance) -> Instance:
+    """Make an instance; an image that takes its time to come is followed."""
+    try:
+        return client.create(body)
+    except ApiError as error:
+        if error.error.code != "image_not_ready":
+            raise
+    pull(client, PullImage(body.image))
+    return client.create(body)
 
 
 @click.command("wait")
@@ -103,6 +116,52 @@ def wait_command(context: click.Context, instance: str, state: str, timeout: str
         reason = f": {result.state_error}" if result.state_error else ""
         when = f" after {timeout}" if result.timed_out else ""
         raise OtherState(f"{instance} is {result.state}{when}, not {state}{reason}")
+
+
+@click.command("start", context_settings={"allow_interspersed_args": False})
+@click.argument("instance")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+@click.option("--entrypoint", help="Run this instead of the entrypoint, from now on.")
+@json_option
+@click.pass_context
+def start_command(
+    context: click.Context, instance: str, command: tuple[str, ...], entrypoint: str | None, as_json: bool
+) -> None:
+    """Boot a stopped instance from its disk; print its id when it runs.
+
+    COMMAND, written after --, replaces the instance's from now on. Options stand before INSTANCE.
+    """
+    started = connect(context).start(
+        instance,
+        entrypoint=None if entrypoint is None else (entrypoint,),
+        cmd=command_words(command) or None,
+    )
+    if as_json:
+        print_json(started)
+    else:
+        click.echo(started.id)
+
+
+@click.command("restart")
+@click.argument("instances", nargs=-1, required=True)
+@json_option
+@click.pass_context
+def restart_command(context: click.Context, instances: tuple[str, ...], as_json: bool) -> int:
+    """Stop instances if they run, and start them from their disks."""
+    client = connect(context)
+    restarted = []
+
+    def restart(ref: str) -> None:
+        if client.get(ref).state != "Stopped":
+            client.stop(ref)
+        restarted.append(client.start(ref))
+        if not as_json:
+            click.echo(ref)
+
+    exit_code = _for_each(instances, restart)
+    if as_json:
+        print_json(restarted)
+    return exit_code
 
 
 @click.command("stop")
