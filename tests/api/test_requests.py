@@ -46,7 +46,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
         ({"network": {"bandwidth_download": "1Gbps"}}, "network.bandwidth_download"),
         ({"network": {"egress": {"enabled": True}}}, "network.egress"),
         ({"platform": "linux/arm64"}, "platform"),
-        ({"hypervisor": "firecracker"}, "hypervisor"),
     ],
 )
 def test_a_known_field_that_is_not_honoured_yet_is_refused_by_name(
@@ -55,6 +54,15 @@ def test_a_known_field_that_is_not_honoured_yet_is_refused_by_name(
     answer = create(http, **fields)
     assert (answer.status_code, answer.json()["code"]) == (501, "not_supported")
     assert answer.json()["fields"]["field"] == field
+    assert served.fleet.list() == []
+
+
+def test_a_hypervisor_that_this_host_has_not_is_refused_with_those_it_has(
+    http: httpx.Client, served: Served
+) -> None:
+    answer = create(http, hypervisor="firecracker")
+    assert (answer.status_code, answer.json()["code"]) == (501, "hypervisor_unavailable")
+    assert "use one of qemu" in answer.json()["remedy"]
     assert served.fleet.list() == []
 
 

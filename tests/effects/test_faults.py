@@ -147,7 +147,7 @@ async def test_a_mistake_of_ours_in_one_action_is_that_instances_failure(
             raise ZeroDivisionError("a mistake")
 
         with monkeypatch.context() as patched:
-            patched.setattr(daemon.site.driver, "boot", boot)
+            patched.setattr(daemon.site.drivers["fake"], "boot", boot)
             with pytest.raises(Exception, match=r"internal error.*a mistake"):
                 await daemon.fleet.create("src", daemon.spec)
         assert await daemon.is_well("other")

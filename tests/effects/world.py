@@ -99,7 +99,7 @@ class World:
             driver = FakeDriver(data.instances, faults, nursery=self.nursery)
             kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
             layers = LayerStore(data.layers)
-            site = Site(data, database, network, layers, catalog, driver, kit, Stages(driver.accelerator))
+            site = Site(data, database, network, layers, catalog, {"fake": driver}, kit, Stages("kvm"))
             stack.push_async_callback(_let_go, site)
             self.prepare(site)
             found = await reconcile(site)

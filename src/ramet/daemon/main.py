@@ -90,8 +90,8 @@ def _host_facts(parts: Running) -> HostFacts:
     network = parts.network
     return HostFacts(
         version=ramet.__version__,
-        default_hypervisor=parts.driver.name,
-        runtimes=(RuntimeFacts(parts.driver.name, is_available=True),),
+        default_hypervisor=parts.default_hypervisor,
+        runtimes=tuple(RuntimeFacts(name, is_available=True) for name in parts.drivers),
         gateway=str(network.facts.gateway),
         subnet=str(network.config.subnet),
     )
