@@ -21,10 +21,16 @@ from ramet.wire_api.scopes import ALGORITHM, SCOPES, SECRET_BYTES_MIN
 @click.option("--listen", metavar="HOST:PORT", help="Also serve the API over TCP, with tokens.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Short for --listen 127.0.0.1:PORT.")
 @click.option("--config", type=click.Path(path_type=Path), help="A file of settings.")
+@click.option("--stop-all", is_flag=True, help="Stop all instances when the server ends.")
 def serve_command(
-    data_dir: Path | None, socket: Path | None, listen: str | None, port: int | None, config: Path | None
+    data_dir: Path | None,
+    socket: Path | None,
+    listen: str | None,
+    port: int | None,
+    config: Path | None,
+    stop_all: bool,
 ) -> None:
-    """Run the server, in the foreground, until SIGINT or SIGTERM. Instances outlive it.
+    """Run the server, in the foreground, until SIGINT or SIGTERM. Instances outlive it, unless --stop-all.
 
     Settings come from these options, then from the environment (RAMET_...), then from the file.
     """
@@ -32,7 +38,8 @@ def serve_command(
         raise click.UsageError("Give --listen or --port, not both.")
     if port is not None:
         listen = f"127.0.0.1:{port}"
-    given = {"data_dir": data_dir, "socket": socket, "listen": listen, "config": config}
+    given: dict[str, object] = {"data_dir": data_dir, "socket": socket, "listen": listen, "config": config}
+    given["stop_all"] = stop_all or None  # Without the flag, the settings have it.
     # The one place where the command line reaches into the daemon, and only when it becomes one.
     daemon = importlib.import_module("ramet.daemon.main")
     daemon.serve({name: value for name, value in given.items() if value is not None})

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import anyio
 import structlog
@@ -21,6 +22,9 @@ from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.wiring import Running, running
 from ramet.linux.service import ServiceNotice, ServiceSilent
+
+STOP_ALL_TIMEOUT_S: Final = 60.0
+"""Over what one instance may take to stop, forced at last; all are stopped at once."""
 
 log = structlog.get_logger(__name__)
 
@@ -70,6 +74,8 @@ async def _serve(settings: Settings) -> None:
                 log.info("daemon_stopping", signal=number.name)
                 for server in servers:
                     server.stop()
+                if settings.stop_all:
+                    await _stop_all(parts)
                 break
 
 
@@ -78,6 +84,14 @@ def _tell(notice: ServiceNotice, text: str) -> None:
         notice.say(text)
     except ServiceSilent as error:  # Its affair; guests need us all the same.
         log.warning("service_manager_silent", error=str(error))
+
+
+async def _stop_all(parts: Running) -> None:
+    """Stop all instances; gives up on what does not end in time, which runs on."""
+    with anyio.move_on_after(STOP_ALL_TIMEOUT_S) as scope:
+        await parts.fleet.stop_all()
+    if scope.cancelled_caught:
+        log.warning("instances_still_run", timeout_s=STOP_ALL_TIMEOUT_S)
 
 
 async def _run_server(server: HttpServer, *, task_status: TaskStatus[None]) -> None:

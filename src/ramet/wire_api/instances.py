@@ -111,6 +111,16 @@ class CreateInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class StartInstance:
+    """The body of `POST /instances/{id}/start`; what is given replaces the instance's own from here on."""
+
+    entrypoint: tuple[str, ...] | None = None
+    cmd: tuple[str, ...] | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
 class ForkInstance:
     """The body of `POST /instances/{id}/fork`."""
 
