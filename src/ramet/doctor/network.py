@@ -93,7 +93,9 @@ def check_firewalls(
             "firewall", "firewall_not_seen", "only root may read the host's rules", "sudo ramet doctor"
         )
         return
-    out = subject.bridge.uplink or uplink() or "lo"
+    out = subject.bridge.uplink or uplink()
+    if out is None:
+        return  # Said with the subnet: there is nowhere to forward to.
     listed = host.run("nft", "-j", "list", "ruleset")
     if listed is None or listed.code != 0:
         if host.find("nft") is not None:

@@ -88,21 +88,25 @@ def install(plan: Plan) -> Iterator[Step]:
     Raises:
         RametError: a step could not be done; those yielded before were.
     """
-    yield make_folder(plan.place(CONFIG.parent), 0o755)
-    yield write_file(plan.place(CONFIG), config_text(plan), 0o600, replace=False)
-    settings = read_settings(plan.place(CONFIG))
-    data_dir = Path(str(settings.get("data_dir", DATA_DIR_DEFAULT)))
-    yield make_folder(plan.place(data_dir), 0o700)
-    unit = unit_of(plan, settings)
-    for path, text in ((UNIT, unit.render(HEADER)), (SYSCTL, _SYSCTL_TEXT)):
+    _check_listen(plan.listen)
+    config = plan.place(CONFIG)
+    text = config_text(plan)
+    # Whatever may be refused is, before the first file is there.
+    settings = read_settings(config) if config.exists() else yaml.safe_load(text)
+    unit = unit_of(plan, settings).render(HEADER)
+    client_settings = client_text(settings)
+    yield make_folder(config.parent, 0o755)
+    yield write_file(config, text, 0o600, replace=False)
+    yield make_folder(plan.place(Path(str(settings.get("data_dir", DATA_DIR_DEFAULT)))), 0o700)
+    for path, content in ((UNIT, unit), (SYSCTL, _SYSCTL_TEXT)):
         make_folder(plan.place(path.parent), 0o755)
-        yield write_file(plan.place(path), text, 0o644, replace=plan.force)
+        yield write_file(plan.place(path), content, 0o644, replace=plan.force)
     owner = (plan.user.uid, plan.user.gid)
     client = plan.place(plan.client_config)
     for folder in (client.parent.parent, client.parent):
         make_folder(folder, 0o700, owner)
     replace = plan.force or not _is_token_good(client, settings)
-    yield write_file(client, client_text(settings), 0o600, replace=replace, owner=owner)
+    yield write_file(client, client_settings, 0o600, replace=replace, owner=owner)
 
 
 def uninstall(plan: Plan) -> Iterator[Step]:
@@ -195,6 +199,12 @@ def read_settings(path: Path) -> Mapping[str, Any]:
     if not isinstance(found, dict | None):
         raise SettingsUnreadable(f"{path} holds no settings", remedy=remedy)
     return found or {}
+
+
+def _check_listen(listen: str | None) -> None:
+    host, _, port = (listen or "localhost:1").rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise Invalid(f"{listen!r} is not HOST:PORT", remedy="write it like 127.0.0.1:4973")
 
 
 def _is_token_good(path: Path, settings: Mapping[str, Any]) -> bool:
