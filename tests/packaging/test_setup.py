@@ -35,7 +35,8 @@ Setup = Callable[..., Result]
 @pytest.fixture
 def setup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     """Return what runs `ramet setup --root tmp_path` with more arguments."""
-    monkeypatch.delenv("SUDO_USER", raising=False)
+    for name in ("SUDO_USER", "RAMET_KERNEL_PACKAGE", "RAMET_KITS_DIR"):
+        monkeypatch.delenv(name, raising=False)
 
     def run(*arguments: str, exit_code: int = 0) -> Result:
         result = CliRunner().invoke(cli, ["setup", "--root", str(tmp_path), *arguments])

@@ -15,7 +15,6 @@ from ramet.core.errors import Invalid
 CAPABILITIES: Final = (
     "CAP_NET_ADMIN",  # TAPs, the bridge, nftables.
     "CAP_SYS_PTRACE",  # Reading guests' memory for a capture, also of VMMs an earlier daemon started.
-    "CAP_SYS_RESOURCE",
     "CAP_KILL",
     "CAP_CHOWN",  # From here on: unpacking images with their owners, devices and capabilities.
     "CAP_DAC_OVERRIDE",
@@ -24,11 +23,6 @@ CAPABILITIES: Final = (
     "CAP_FSETID",
     "CAP_MKNOD",
     "CAP_SETFCAP",
-    "CAP_SETGID",  # From here on: VMMs that run as users of their own.
-    "CAP_SETPCAP",
-    "CAP_SETUID",
-    "CAP_SYS_ADMIN",  # trusted.* attributes in images, mounts, namespaces.
-    "CAP_SYS_CHROOT",
 )
 OPEN_FILES: Final = 1_048_576
 START_TIMEOUT_S: Final = 300  # The first start unpacks a kernel; each start looks at all guests.
