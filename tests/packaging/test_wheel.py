@@ -3,11 +3,13 @@
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tarfile
 import time
+import tomllib
 import venv
 import zipfile
 from collections.abc import Iterator
@@ -111,9 +113,16 @@ def test_the_wheel_is_for_every_python_3_on_this_platform(installed: Installed) 
 def test_the_wheel_has_the_programs_the_types_and_the_licence(installed: Installed) -> None:
     with zipfile.ZipFile(installed.wheel) as archive:
         names = {Path(name).name: name for name in archive.namelist()}
-        assert {*NATIVE, "py.typed", "LICENSE"} <= names.keys()
+        assert {*NATIVE, "py.typed", "LICENSE", "THIRD_PARTY.md"} <= names.keys()
         strange = [name for name in archive.namelist() if not name.startswith(("ramet/", "ramet-"))]
         assert strange == []
+
+
+def test_every_crate_is_named_with_its_licence() -> None:
+    lock = tomllib.loads((PROJECT / "native/Cargo.lock").read_text())
+    crates = {package["name"] for package in lock["package"] if not package["name"].startswith("ramet-")}
+    words = set(re.findall(r"[\w-]+", (PROJECT / "THIRD_PARTY.md").read_text()))
+    assert crates <= words
 
 
 def test_the_programs_are_static_and_start(installed: Installed) -> None:
