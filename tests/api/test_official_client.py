@@ -13,6 +13,7 @@ from hypeman.lib.exec import exec as exec_in
 from websockets.exceptions import InvalidStatus
 
 from ramet.core.spec import State
+from ramet.instance.fleet_types import WindowSize
 from tests.api.stand_in import Served, token
 
 IMAGE = "docker.io/library/alpine:latest"
@@ -114,8 +115,24 @@ def test_exec_output_comes_in_messages_the_client_accepts(client: Hypeman, serve
 
 def test_exec_that_cannot_begin_says_why_and_ends_with_127(client: Hypeman, served: Served) -> None:
     served.fleet.put("web")
-    result = exec_in(client, "web", ["echo"], tty=True)
-    assert (result.exit_code, b"tty" in result.output) == (127, True)
+    result = exec_in(client, "web", ["echo"], cwd="/nowhere")
+    assert (result.exit_code, b"no directory" in result.output) == (127, True)
+
+
+def test_exec_on_a_terminal_is_told_its_size_and_each_new_one(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    result = exec_in(
+        client,
+        "web",
+        ["shell"],
+        tty=True,
+        rows=30,
+        cols=100,
+        resize=[(31, 101), (32, 102)],
+        stdin=b"hi\rexit\r",
+    )
+    assert (b"size 30x100" in result.output, result.exit_code) == (True, 7)
+    assert served.fleet.commands[0].command.tty == WindowSize(30, 100)
 
 
 def test_exec_is_refused_before_it_begins_where_the_instance_does_not_run(
@@ -164,7 +181,9 @@ SUPPORTED = {
     ("POST", "/instances/{id}/fork"),
     ("GET", "/instances/{id}/wait"),
     ("GET", "/instances/{id}/logs"),
+    ("GET", "/instances/{id}/stat"),
     ("GET", "/images"),
+    ("POST", "/images"),
     ("GET", "/images/{name}"),
     ("DELETE", "/images/{name}"),
 }
@@ -180,11 +199,3 @@ def test_every_call_is_done_or_refused_as_not_supported_yet(served: Served) -> N
             else:
                 assert (answer.status_code, answer.json()["code"]) == (501, "not_supported"), (method, path)
                 assert answer.json()["fields"]["operation"]
-
-
-def test_copying_files_is_refused_by_name(served: Served) -> None:
-    headers = {"Authorization": f"Bearer {token()}"}
-    upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
-    key = {"Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="}
-    answer = httpx.get(f"{served.url}/instances/web/cp", headers={**headers, **upgrade, **key})
-    assert (answer.status_code, answer.json()["fields"]["operation"]) == (501, "lib.cp")

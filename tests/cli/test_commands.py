@@ -95,7 +95,7 @@ def test_run_takes_a_layout_but_no_other_folder_for_an_image(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "nope").mkdir()
-    assert ramet("run", "nope")[2].startswith("Error: There is no image 'nope'")
+    assert ramet("run", "nope")[2].startswith("Error: docker.io has no docker.io/library/nope:latest")
     (tmp_path / "nope" / "oci-layout").touch()
     assert ramet("run", "nope")[0] == 0
     assert served.catalog.imported == [tmp_path / "nope"]

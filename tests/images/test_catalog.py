@@ -115,10 +115,12 @@ async def test_an_image_is_one_disk_that_holds_its_layers(tmp_path: Path) -> Non
     assert stat.S_ISFIFO(tree["/pipe"].mode)
     content = f"content/{digest.replace(':', '-')}"
     assert files_of(tmp_path) == {
+        "blobs",
         "content",
         content,
         f"{content}/rootfs.erofs",
         f"{content}/image.json",
+        "pulls",
         "tags.json",
         "tmp",
     }
