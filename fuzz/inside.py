@@ -4,6 +4,7 @@ With atheris every line of ours, and of `tarfile`, that an input reaches for the
 worth changing further. It must see our modules as they are imported, so nothing here imports them at the top.
 """
 
+import random
 import sys
 import time
 from pathlib import Path
@@ -41,7 +42,20 @@ def main() -> None:
         f"-artifact_prefix={work}/",
         "-print_final_stats=1",
     ]
-    atheris.Setup(arguments, target.run)
+    from fuzz import mutate
+
+    def change(data: bytes, size_max: int, seed: int) -> bytes:
+        # Bytes changed blindly are hardly ever JSON, or a tar archive whose headers have the right sums.
+        chance = random.Random(seed)
+        changed = mutate.change_json(data, chance) if chance.random() < 0.6 else None
+        if changed is None:
+            fresh = bytearray(atheris.Mutate(data, size_max))
+            if chance.random() < 0.9:
+                mutate.repair_tar(fresh)
+            changed = bytes(fresh)
+        return changed[:size_max]
+
+    atheris.Setup(arguments, target.run, custom_mutator=change)
     atheris.Fuzz()
 
 

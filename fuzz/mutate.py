@@ -4,10 +4,11 @@ This is what the suite fuzzes with: no coverage, no clock, no dependency. It kno
 of (words of the seeds, numbers at their edges, repaired tar checksums), which random bytes never get past.
 """
 
+import json
 import random
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final
+from typing import Any, Final
 
 CHANGES_MAX: Final = 6
 TAR_BLOCK_BYTES: Final = 512
@@ -35,6 +36,32 @@ INTERESTING: Final = (
     b"\r\n",
     b"\n\n",
 )
+JSON_VALUES: Final[tuple[object, ...]] = (
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    1 << 63,
+    1 << 64,
+    10**400,
+    float("nan"),
+    float("inf"),
+    "",
+    "0",
+    "\0",
+    "\ud800",
+    "a\nb",
+    "..",
+    "/",
+    "x" * 300,
+    "sha256:" + "0" * 64,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+)
 _WORD: Final = re.compile(rb"[A-Za-z0-9_.+-]{2,}")
 
 
@@ -45,7 +72,11 @@ def inputs(seeds: Sequence[bytes], count: int, bytes_max: int, seed: int = 1) ->
     for _ in range(count):
         data = bytearray(chance.choice(seeds)) if seeds else bytearray()
         for _ in range(chance.randint(1, CHANGES_MAX)):
-            _change(data, chance, seeds, words)
+            changed = change_json(bytes(data), chance) if chance.random() < 0.6 else None
+            if changed is None:
+                _change(data, chance, seeds, words)
+            else:
+                data[:] = changed
         if chance.random() < 0.8:
             repair_tar(data)
         yield bytes(data[:bytes_max])
@@ -74,6 +105,45 @@ def _change(data: bytearray, chance: random.Random, seeds: Sequence[bytes], word
             other = chance.choice(seeds) if seeds else b""
             start = chance.randrange(len(other) + 1)
             data[at:] = other[start:]
+
+
+def change_json(data: bytes, chance: random.Random) -> bytes | None:
+    """Return `data`, JSON behind a first byte of its own or not, with one value changed; None if it is none."""
+    for head in (b"", data[:1]):
+        try:
+            tree = json.loads(data[len(head) :])
+            places = list(_places(tree))
+            if places:
+                _change_place(*chance.choice(places), places, chance)
+            else:
+                tree = chance.choice(JSON_VALUES)
+            return head + json.dumps(tree).encode()
+        except (ValueError, RecursionError):
+            continue
+    return None
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield each value inside `tree` as its container and its key there."""
+    keys = tree.keys() if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    for key in list(keys):
+        yield tree, key
+        yield from _places(tree[key])
+
+
+def _change_place(container: Any, key: Any, places: list[tuple[Any, Any]], chance: random.Random) -> None:
+    other, other_key = chance.choice(places)
+    match chance.randrange(5):
+        case 0:
+            del container[key]
+        case 1:
+            container[key] = json.loads(json.dumps(other[other_key]))
+        case 2 if isinstance(container, dict):
+            container[chance.choice(("", "later", "\ud800", str(other_key)))] = container[key]
+        case 3 if isinstance(container, list):
+            container.extend(container[key : key + 1] * chance.choice((1, 200)))
+        case _:
+            container[key] = chance.choice(JSON_VALUES)
 
 
 def repair_tar(data: bytearray) -> None:

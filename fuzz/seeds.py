@@ -5,9 +5,9 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from fuzz.targets import TARGETS
+from fuzz.targets import CORPORA
 from ramet.wire.boot_config import BootConfig
 from ramet.wire.frames import Frame, FrameType, credit, encode
 
@@ -123,7 +123,7 @@ def make() -> dict[str, list[bytes]]:
         Frame(FrameType.EVENT, 0, text({"event": "workload_exited", "code": 0, "signal": None})),
     )
     to_host = _frames(Frame(FrameType.HELLO_ACK, 0, b"{}")) + answers
-    kinds = [
+    kinds: list[Any] = [
         {"version": 1, "nonce": "0" * 32, "streams": "keep"},
         {"version": 1, "nonce": "0" * 32, "agent": "0.1.0", "workload": _WORKLOAD},
         _WORKLOAD,
@@ -152,6 +152,30 @@ def make() -> dict[str, list[bytes]]:
         "units": [b"512MB", b"1.5 GiB", b"4096", b"1h30m", b"250ms", b"0"],
         **_image_seeds(),
         **_host_seeds(),
+        **_rust_seeds(to_guest, kinds),
+    }
+
+
+def _rust_seeds(to_guest: bytes, kinds: list[Any]) -> dict[str, list[bytes]]:
+    hello, identity, command = kinds[0], kinds[4], kinds[7]
+    asked: list[object] = [hello, {"op": "health"}, command, {"timeout_s": 1.5}, {"signal": 9}, identity]
+    boot = {**identity, "argv": ["/x"], "env": {"A": "b"}, "cwd": "/", "user": "", "overlay": "disk"}
+    mapping = {"base_host_virt_addr": 8192, "size": 4096, "offset": 0, "page_size": 4096}
+    return {
+        "guest_frames": [b"\3" + to_guest, b"\xff" + to_guest[:30] + to_guest],
+        "guest_messages": [
+            *(text(message, head) for head, message in enumerate([*asked, boot])),
+            b"\7na\xc3\xaf",
+        ],
+        "pager_requests": [
+            text({"op": "health"}),
+            text({"op": "open_session", "id": "a-1", "base": "/memory", "size": 4096}),
+            text({"op": "close_session", "id": "a-1"}),
+        ],
+        "pager_handshake": [
+            text([mapping, {**mapping, "base_host_virt_addr": 0}]),
+            text({"mappings": [mapping]}),
+        ],
     }
 
 
@@ -267,4 +291,4 @@ def write(folder_of: dict[str, Path]) -> int:
 
 
 if __name__ == "__main__":
-    print(f"{write({name: target.corpus for name, target in TARGETS.items()})} seeds written")
+    print(f"{write({name: CORPORA / name for name in make()})} seeds written")

@@ -1,0 +1,28 @@
+//! What a VMM says when it connects: mappings that lie within the session and do not overlap, or a refusal.
+#![no_main]
+
+#[path = "../../pager/src/handshake.rs"]
+#[allow(dead_code)]
+mod handshake;
+#[path = "../../pager/src/limits.rs"]
+#[allow(dead_code)]
+mod limits;
+
+use handshake::{parse, Handshake};
+use libfuzzer_sys::fuzz_target;
+
+const SESSION_BYTES: u64 = 1 << 20;
+
+fuzz_target!(|data: &[u8]| {
+    let told = parse(data, SESSION_BYTES);
+    if let Ok(Handshake::Whole(mappings)) = told {
+        assert!(!mappings.is_empty());
+        let mut end = 0;
+        for mapping in mappings {
+            assert!(mapping.start >= end, "mappings overlap");
+            end = mapping.start + mapping.size_bytes;
+            assert!(end <= limits::ADDRESS_MAX);
+            assert!(mapping.size_bytes > 0 && mapping.offset + mapping.size_bytes <= SESSION_BYTES);
+        }
+    }
+});
