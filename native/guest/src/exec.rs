@@ -2,13 +2,16 @@
 //!
 //! An exec is over for the host when its process has ended and what that process wrote has been read. What its
 //! own children write later is read and dropped, so that a daemon started by an exec does not die of SIGPIPE.
+//! On a terminal it is otherwise: that hangs up when its process ends, as everywhere.
 
 use std::io::Result;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use crate::files::Task;
 use crate::frames;
-use crate::messages::{self, Exit, Refused, Started};
+use crate::messages::{self, Exit, Refused, Started, TerminalSize};
 use crate::port::is_transient;
+use crate::pty;
 use crate::spawn::{Child, Command};
 use crate::sys::{self, Ending};
 
@@ -17,17 +20,45 @@ pub const CREDIT_BYTES: usize = 262_144;
 /// Stdin credit is given back in portions of this, not byte by byte.
 const CREDIT_PORTION_BYTES: usize = 65_536;
 const READ_BYTES: usize = 32 * 1024;
+/// The pipe between PID 1 and a process that copies files: with the usual 64 KiB they wake each other for less.
+const COPY_PIPE_BYTES: libc::c_int = 256 * 1024;
 
 struct Stdin {
     pipe: OwnedFd,
     pending: Vec<u8>,
     ends: bool,
+    /// On a terminal, the end of input is a character; twice, if the line before it has not ended.
+    is_terminal: bool,
+    ends_within_line: bool,
+}
+
+impl Stdin {
+    fn new(pipe: OwnedFd, is_terminal: bool) -> Self {
+        Self { pipe, pending: Vec::new(), ends: false, is_terminal, ends_within_line: false }
+    }
+
+    fn end(&mut self) {
+        self.ends = true;
+        if !self.is_terminal {
+            return;
+        }
+        if let Some((character, by_line)) = pty::end_of_input(self.pipe.as_raw_fd()) {
+            let count = if by_line && self.ends_within_line { 2 } else { 1 };
+            self.pending.extend(std::iter::repeat(character).take(count));
+        }
+    }
+}
+
+/// What an exec's process is.
+enum Program {
+    Command(Command),
+    Files,
 }
 
 pub struct Exec {
     /// None: nobody listens any more.
     stream: Option<u16>,
-    command: Command,
+    program: Program,
     pid: libc::pid_t,
     /// Readable when the exec itself has succeeded or failed; None when that is known.
     status: Option<OwnedFd>,
@@ -40,6 +71,8 @@ pub struct Exec {
     ending: Option<Ending>,
     deadline_ns: Option<u64>,
     timed_out: bool,
+    /// None: it runs on pipes.
+    terminal: Option<OwnedFd>,
 }
 
 /// Which descriptor of an exec is meant.
@@ -54,37 +87,82 @@ pub enum Pipe {
 impl Exec {
     pub fn start(
         stream: u16,
-        command: Command,
+        mut command: Command,
         wants_stdin: bool,
+        tty: Option<TerminalSize>,
         deadline_ns: Option<u64>,
         procs: Option<RawFd>,
     ) -> Result<Self> {
+        if let Some(size) = tty {
+            let (master, end) = pty::open(command.uid(), size)?;
+            command.on_terminal = true;
+            let Child { pid, status } = command.spawn([end.as_raw_fd(); 3], procs)?;
+            let stdin = if wants_stdin { Some(Stdin::new(master.try_clone()?, true)) } else { None };
+            let outputs = [Some(master.try_clone()?), None];
+            let mut exec =
+                Self::running(stream, Program::Command(command), Child { pid, status }, stdin, outputs);
+            exec.deadline_ns = deadline_ns;
+            exec.terminal = Some(master);
+            return Ok(exec);
+        }
         let (stdout, stdout_end) = output_pipe(command.uid())?;
         let (stderr, stderr_end) = output_pipe(command.uid())?;
         let (stdin_end, stdin) = if wants_stdin {
             let (end, pipe) = sys::pipe()?;
             sys::change_owner(&end, command.uid())?;
             sys::set_nonblocking(&pipe)?;
-            (end, Some(Stdin { pipe, pending: Vec::new(), ends: false }))
+            (end, Some(Stdin::new(pipe, false)))
         } else {
             (sys::open("/dev/null", libc::O_RDONLY)?, None)
         };
         let stdio = [&stdin_end, &stdout_end, &stderr_end].map(|fd| fd.as_raw_fd());
-        let Child { pid, status } = command.spawn(stdio, procs)?;
-        Ok(Self {
+        let child = command.spawn(stdio, procs)?;
+        let outputs = [Some(stdout), Some(stderr)];
+        let mut exec = Self::running(stream, Program::Command(command), child, stdin, outputs);
+        exec.deadline_ns = deadline_ns;
+        Ok(exec)
+    }
+
+    /// Starts an operation on files, which has an exec's pipes.
+    pub fn start_files(stream: u16, task: &Task, procs: Option<RawFd>) -> Result<Self> {
+        let (stdout, stdout_end) = output_pipe(0)?;
+        let (stderr, stderr_end) = output_pipe(0)?;
+        sys::set_pipe_size(&stdout, COPY_PIPE_BYTES);
+        let (stdin_end, stdin) = if task.reads_stdin() {
+            let (end, pipe) = sys::pipe()?;
+            sys::set_nonblocking(&pipe)?;
+            sys::set_pipe_size(&pipe, COPY_PIPE_BYTES);
+            (end, Some(Stdin::new(pipe, false)))
+        } else {
+            (sys::open("/dev/null", libc::O_RDONLY)?, None)
+        };
+        let stdio = [&stdin_end, &stdout_end, &stderr_end].map(|fd| fd.as_raw_fd());
+        let child = task.spawn(stdio, procs)?;
+        Ok(Self::running(stream, Program::Files, child, stdin, [Some(stdout), Some(stderr)]))
+    }
+
+    fn running(
+        stream: u16,
+        program: Program,
+        child: Child,
+        stdin: Option<Stdin>,
+        outputs: [Option<OwnedFd>; 2],
+    ) -> Self {
+        Self {
             stream: Some(stream),
-            command,
-            pid,
-            status: Some(status),
+            program,
+            pid: child.pid,
+            status: Some(child.status),
             stdin,
             stdin_credit: CREDIT_BYTES,
             stdin_consumed: 0,
-            outputs: [Some(stdout), Some(stderr)],
+            outputs,
             output_credit: CREDIT_BYTES,
             ending: None,
-            deadline_ns,
+            deadline_ns: None,
             timed_out: false,
-        })
+            terminal: None,
+        }
     }
 
     pub fn stream(&self) -> Option<u16> {
@@ -99,11 +177,32 @@ impl Exec {
         self.deadline_ns.filter(|_| self.ending.is_none())
     }
 
-    /// Kills the process group. Harmless when the process has been reaped.
+    /// Signals the process group. Harmless when the process has been reaped.
+    ///
+    /// On a terminal SIGKILL goes to the whole session. What copies files is asked to end, so that it can
+    /// remove the file it was writing.
     pub fn signal(&self, signal: libc::c_int) {
-        if self.ending.is_none() {
-            sys::signal_group(self.pid, signal);
+        if self.ending.is_some() {
+            return;
         }
+        match self.program {
+            Program::Files if signal == libc::SIGKILL => sys::signal_group(self.pid, libc::SIGTERM),
+            _ => {
+                if self.terminal.is_some() && signal == libc::SIGKILL {
+                    pty::kill_session(self.pid);
+                }
+                sys::signal_group(self.pid, signal);
+            }
+        }
+    }
+
+    /// Changes the size of its terminal.
+    ///
+    /// Errors: `bad_request` if it has none.
+    pub fn resize(&self, size: TerminalSize) -> std::result::Result<(), Refused> {
+        let terminal = self.terminal.as_ref();
+        let terminal = terminal.ok_or_else(|| Refused::new("bad_request", "that exec has no terminal"))?;
+        pty::resize(terminal, size).map_err(|error| Refused::new("internal", error.to_string()))
     }
 
     pub fn time_out(&mut self) {
@@ -173,12 +272,15 @@ impl Exec {
         let Some(status) = self.status.take() else {
             return;
         };
-        let outcome = self.command.outcome(&status);
+        let outcome = match &self.program {
+            Program::Command(command) => command.outcome(&status),
+            Program::Files => Task::outcome(&status),
+        };
         let Some(stream) = self.stream else {
             return;
         };
         match outcome {
-            Ok(()) => append_ok(out, stream, Started { pid: self.pid }),
+            Ok(()) => append_ok(out, stream, Started { pid: self.pid, tty: self.terminal.is_some() }),
             Err(refused) => {
                 append_refusal(out, stream, &refused);
                 self.orphan();
@@ -195,6 +297,7 @@ impl Exec {
         match &mut self.stdin {
             Some(stdin) if !stdin.ends => {
                 stdin.pending.extend_from_slice(data);
+                stdin.ends_within_line = data.last() != Some(&b'\n');
                 self.write_stdin(out)?;
             }
             // Nobody reads it: it is consumed at once.
@@ -205,7 +308,9 @@ impl Exec {
 
     pub fn end_stdin(&mut self) {
         if let Some(stdin) = &mut self.stdin {
-            stdin.ends = true;
+            if !stdin.ends {
+                stdin.end();
+            }
             if stdin.pending.is_empty() {
                 self.stdin = None;
             }
@@ -225,7 +330,7 @@ impl Exec {
                 count
             }
             Err(error) if is_transient(&error) => 0,
-            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {
+            Err(error) if matches!(error.raw_os_error(), Some(libc::EPIPE | libc::EIO)) => {
                 let lost = stdin.pending.len();
                 self.stdin = None;
                 lost
@@ -279,6 +384,8 @@ impl Exec {
                 return Ok(true);
             }
             Err(error) if is_transient(&error) => {}
+            // Nobody has the terminal open any more.
+            Err(error) if error.raw_os_error() == Some(libc::EIO) => self.outputs[index] = None,
             Err(error) => return Err(error),
         }
         Ok(false)
@@ -307,6 +414,9 @@ impl Exec {
         let exit = messages::to_json(&exit);
         frames::append_frame(out, frames::EXIT, stream, exit.as_bytes());
         self.orphan();
+        if self.terminal.take().is_some() {
+            self.outputs = [None, None];
+        }
         Ok(())
     }
 

@@ -24,7 +24,7 @@ impl Run {
         let argv: Vec<String> = argv.iter().map(|one| (*one).to_owned()).collect();
         let who = Credentials { uid: 0, gid: 0, groups: Vec::new(), home: "/".into() };
         let command = Command::new(&argv, &BTreeMap::new(), "/", who).unwrap();
-        let exec = Exec::start(STREAM, command, wants_stdin, None, None).unwrap();
+        let exec = Exec::start(STREAM, command, wants_stdin, None, None, None).unwrap();
         Self { exec, out: Vec::new(), seen: Vec::new(), _alone: alone }
     }
 

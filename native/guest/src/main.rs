@@ -7,6 +7,7 @@
 #![cfg_attr(not(test), no_main)]
 
 mod agent;
+mod archive;
 mod boot;
 mod cgroup;
 mod connections;
@@ -14,6 +15,7 @@ mod console;
 mod disks;
 mod etc_files;
 mod exec;
+mod files;
 mod frames;
 mod identity;
 mod messages;
@@ -21,11 +23,14 @@ mod modules;
 mod netlink;
 mod network;
 mod output;
+mod pack;
 mod port;
 mod poweroff;
+mod pty;
 mod session;
 mod spawn;
 mod sys;
+mod unpack;
 mod users;
 mod workload;
 

@@ -69,6 +69,50 @@ pub struct ExecRequest {
     pub timeout_s: Option<f64>,
     #[serde(default)]
     pub stdin: bool,
+    pub tty: Option<TerminalSize>,
+}
+
+#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TerminalSize {
+    pub rows: u16,
+    pub cols: u16,
+}
+
+/// `exec`: the stream of the exec whose terminal it is.
+#[derive(Deserialize)]
+pub struct ResizeRequest {
+    pub exec: u16,
+    #[serde(flatten)]
+    pub size: TerminalSize,
+}
+
+#[derive(Deserialize)]
+pub struct ReadRequest {
+    pub path: String,
+    #[serde(default)]
+    pub follow_links: bool,
+}
+
+#[derive(Deserialize)]
+pub struct WriteRequest {
+    pub path: String,
+    #[serde(default)]
+    pub keep_owner: bool,
+}
+
+#[derive(Serialize, Default, Debug, PartialEq, Eq)]
+pub struct PathReport {
+    pub exists: bool,
+    pub is_dir: bool,
+    pub is_file: bool,
+    pub is_symlink: bool,
+    pub link_target: Option<String>,
+    pub mode: u32,
+    pub size_bytes: u64,
+    pub uid: u32,
+    pub gid: u32,
+    pub mtime_ns: i64,
+    pub error: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -125,6 +169,8 @@ pub struct BootConfig {
 #[derive(Serialize)]
 pub struct Started {
     pub pid: i32,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub tty: bool,
 }
 
 #[derive(Serialize)]

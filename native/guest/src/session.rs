@@ -9,11 +9,13 @@ use serde::de::DeserializeOwned;
 
 use crate::agent::{internal, Agent};
 use crate::exec::{append_ok, append_refusal, Exec};
+use crate::files::Task;
 use crate::frames::{self, Event};
 use crate::identity::ENTROPY_BYTES_MIN;
 use crate::messages::{
-    to_json, ExecRequest, Frozen, Health, Hello, HelloAck, Identified, Identity, Nothing, Operation, Refused,
-    ShutdownRequest, SignalRequest, Streams, WorkloadReport, VERSION,
+    to_json, ExecRequest, Frozen, Health, Hello, HelloAck, Identified, Identity, Nothing, Operation,
+    ReadRequest, Refused, ResizeRequest, ShutdownRequest, SignalRequest, Streams, TerminalSize,
+    WorkloadReport, WriteRequest, VERSION,
 };
 use crate::network;
 use crate::sys::{self, Ending, NANOS_PER_SECOND};
@@ -21,6 +23,8 @@ use crate::sys::{self, Ending, NANOS_PER_SECOND};
 const EXECS_MAX: usize = 256;
 /// A frozen guest is wanted at once, but under emulation every process has to be scheduled to stand still.
 const FREEZE_TIMEOUT_S: u64 = 10;
+/// What a terminal is taken for where neither the image nor the request says.
+const TERM_DEFAULT: &str = "xterm";
 const SHUTDOWN_TIMEOUT_S: f64 = 5.0;
 /// Longer times than this (30 years) are no time-out at all.
 const TIMEOUT_S_MAX: f64 = 1e9;
@@ -165,6 +169,20 @@ impl Agent {
                 Ok(())
             }
             "exec" => self.exec(stream, parse(payload)?),
+            "resize" => self.resize(stream, &parse(payload)?),
+            "stat" => {
+                let ReadRequest { path, follow_links } = parse(payload)?;
+                self.files(stream, Task::Stat { path, follow_links })
+            }
+            "read_archive" => {
+                let ReadRequest { path, follow_links } = parse(payload)?;
+                self.files(stream, Task::ReadArchive { path, follow_links })
+            }
+            "write_archive" => {
+                let WriteRequest { path, keep_owner } = parse(payload)?;
+                let owner = if keep_owner { None } else { Some(self.manner.owner()?) };
+                self.files(stream, Task::WriteArchive { path, owner })
+            }
             "sync" => self.start_sync(stream).map_err(|error| internal(&error)),
             "freeze" => self.freeze(stream),
             "thaw" => {
@@ -188,17 +206,44 @@ impl Agent {
         append_ok(&mut self.unsent.bytes, stream, answer);
     }
 
-    fn exec(&mut self, stream: u16, request: ExecRequest) -> std::result::Result<(), Refused> {
-        if self.execs.len() >= EXECS_MAX {
-            return Err(Refused::new("internal", format!("there are {EXECS_MAX} execs already")));
+    fn exec(&mut self, stream: u16, mut request: ExecRequest) -> std::result::Result<(), Refused> {
+        self.check_room()?;
+        if let Some(size) = request.tty {
+            check_size(size)?;
+            if !self.manner.env.contains_key("TERM") {
+                request.env.entry("TERM".to_owned()).or_insert_with(|| TERM_DEFAULT.to_owned());
+            }
         }
         let cwd = request.cwd.as_deref().filter(|cwd| !cwd.is_empty());
         let user = request.user.as_deref().filter(|user| !user.is_empty());
         let command = self.manner.command(&request.argv, request.env, cwd, user)?;
         let deadline_ns = deadline_ns(request.timeout_s.unwrap_or(0.0))?;
         let procs = Some(self.cgroup.procs());
-        let exec = Exec::start(stream, command, request.stdin, deadline_ns, procs);
+        let exec = Exec::start(stream, command, request.stdin, request.tty, deadline_ns, procs);
         self.execs.push(exec.map_err(|error| internal(&error))?);
+        Ok(())
+    }
+
+    fn files(&mut self, stream: u16, task: Task) -> std::result::Result<(), Refused> {
+        self.check_room()?;
+        let exec = Exec::start_files(stream, &task, Some(self.cgroup.procs()));
+        self.execs.push(exec.map_err(|error| internal(&error))?);
+        Ok(())
+    }
+
+    fn check_room(&self) -> std::result::Result<(), Refused> {
+        if self.execs.len() >= EXECS_MAX {
+            return Err(Refused::new("internal", format!("there are {EXECS_MAX} execs already")));
+        }
+        Ok(())
+    }
+
+    fn resize(&mut self, stream: u16, request: &ResizeRequest) -> std::result::Result<(), Refused> {
+        check_size(request.size)?;
+        let exec = self.execs.iter().find(|exec| exec.stream() == Some(request.exec));
+        let exec = exec.ok_or_else(|| Refused::new("no_such_stream", "that exec has ended"))?;
+        exec.resize(request.size)?;
+        self.answer(stream, Nothing {});
         Ok(())
     }
 
@@ -306,6 +351,13 @@ impl Agent {
         self.answer(stream, Nothing {});
         Ok(())
     }
+}
+
+fn check_size(size: TerminalSize) -> std::result::Result<(), Refused> {
+    if size.rows == 0 || size.cols == 0 {
+        return Err(Refused::new("bad_request", "a terminal without rows or columns"));
+    }
+    Ok(())
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> std::result::Result<T, Refused> {

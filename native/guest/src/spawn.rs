@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr;
 
 use crate::messages::Refused;
+use crate::pty;
 use crate::sys;
 use crate::users::Credentials;
 
@@ -33,6 +34,8 @@ pub struct Command {
     env: Vec<CString>,
     cwd_c: CString,
     credentials: Credentials,
+    /// Its stdio is a terminal, which becomes that of its session.
+    pub on_terminal: bool,
 }
 
 pub struct Child {
@@ -75,6 +78,7 @@ impl Command {
             cwd: cwd.to_owned(),
             name,
             credentials,
+            on_terminal: false,
         })
     }
 
@@ -143,6 +147,9 @@ impl Command {
             sys::check(libc::setsid())?;
             for (target, fd) in stdio.into_iter().enumerate() {
                 sys::check(libc::dup2(fd, target as RawFd))?;
+            }
+            if self.on_terminal {
+                pty::take_control()?;
             }
             let mut none = std::mem::zeroed();
             libc::sigemptyset(&mut none);

@@ -68,6 +68,12 @@ pub fn pipe() -> Result<(OwnedFd, OwnedFd)> {
     }
 }
 
+/// Asks for another size of a pipe; if there are too many pipes already, it keeps the one it has.
+pub fn set_pipe_size(fd: &OwnedFd, size_bytes: libc::c_int) {
+    // SAFETY: fcntl with an integer argument.
+    unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, size_bytes) };
+}
+
 pub fn set_nonblocking(fd: &OwnedFd) -> Result<()> {
     // SAFETY: fcntl with an integer argument.
     unsafe {

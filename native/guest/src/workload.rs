@@ -30,6 +30,13 @@ impl Manner {
         }
     }
 
+    /// Whose the files are that are given to the workload.
+    ///
+    /// Errors: `no_such_user`.
+    pub fn owner(&self) -> Result<(u32, u32), Refused> {
+        users::look_up(&self.user).map(|found| (found.uid, found.gid))
+    }
+
     /// A process of this manner, with the parts that are given in place of ours.
     ///
     /// Errors: `no_such_user`, `bad_request`.
