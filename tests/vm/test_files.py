@@ -6,7 +6,6 @@ import os
 import tarfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from pathlib import Path
 
 import anyio
@@ -80,7 +79,10 @@ async def test_a_large_file_goes_in_and_comes_out_the_same(site: Site, source: s
     with tarfile.open(got_path) as tar:
         content = tar.extractfile("big")
         assert content is not None
-        assert hashlib.file_digest(content, "sha256").digest() == digest.digest()
+        got = hashlib.sha256()
+        while piece := content.read(CHUNK_BYTES):
+            got.update(piece)
+        assert got.digest() == digest.digest()
     await site.sh(source, "rm /var/big")
 
 
@@ -240,10 +242,7 @@ async def test_a_cancelled_copy_leaves_no_half_file_and_a_guest_that_answers(sit
     await site.wait_for(source, '[ -z "$(ls -A /var/c)" ]')
     await site.sh(source, "rmdir /var/c; dd if=/dev/zero of=/var/long bs=1M count=16 2>/dev/null")
     async with site.fleet.open_archive(source, "/var/long", follow_links=False) as chunks:
-        async with aclosing(chunks):  # type: ignore[type-var]
-            async for chunk in chunks:
-                assert chunk
-                break
+        assert await anext(chunks)
     assert await site.sh(source, "rm /var/long; echo alive") == "alive\n"
 
 
