@@ -6,6 +6,7 @@ from contextlib import suppress
 from pydantic import TypeAdapter, ValidationError
 
 from fuzz.wire import cuts
+from ramet.api import strict_json
 from ramet.api.types import to_exec_command
 from ramet.client.http1 import Answer, EventLines, NotHttp
 from ramet.core.errors import RametError
@@ -48,11 +49,7 @@ def _read(pieces: list[bytes]) -> tuple[object, ...]:
 def exec_messages(data: bytes) -> None:
     """The first message of an exec session is a command the guest can be told, or is refused."""
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError):
-        return
-    try:
-        command = to_exec_command(_START.validate_python(raw))
+        command = to_exec_command(_START.validate_python(strict_json.parse(data)))
     except (RametError, ValidationError):
         return
     dump({"argv": list(command.argv), "env": dict(command.env), "timeout_s": command.timeout_s})

@@ -108,7 +108,7 @@ def _change(data: bytearray, chance: random.Random, seeds: Sequence[bytes], word
 
 
 def change_json(data: bytes, chance: random.Random) -> bytes | None:
-    """Return `data`, JSON behind a first byte of its own or not, with one value changed; None if it is none."""
+    """Return the JSON `data`, maybe behind a byte of its own, with one value changed; None if it is none."""
     for head in (b"", data[:1]):
         try:
             tree = json.loads(data[len(head) :])

@@ -177,6 +177,7 @@ SUPPORTED = {
     ("POST", "/instances"),
     ("GET", "/instances/{id}"),
     ("DELETE", "/instances/{id}"),
+    ("POST", "/instances/{id}/start"),
     ("POST", "/instances/{id}/stop"),
     ("POST", "/instances/{id}/fork"),
     ("GET", "/instances/{id}/wait"),

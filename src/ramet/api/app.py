@@ -6,7 +6,7 @@ The daemon makes it twice over the same fleet, once for TCP with `auth` and once
 from collections.abc import MutableMapping
 from typing import Any, Final
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -15,6 +15,8 @@ from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
 from ramet.api.ports import CatalogPort, FleetPort
+from ramet.api.strict_json import check_body
+from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
 
 REQUEST_BYTES_MAX: Final = 1 << 20
@@ -58,6 +60,8 @@ def create_app(
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[Depends(check_body)],
+        responses={"default": {"model": Error, "description": "What went wrong"}},
     )
     install(app)
     app.include_router(system_routes.router(app, facts))

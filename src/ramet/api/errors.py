@@ -5,6 +5,7 @@ request again after 409 and 5xx, which would fork or create twice, so every answ
 will meet again says `x-should-retry: false`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Any, Final
@@ -41,6 +42,10 @@ CODE: Final[Mapping[int, str]] = {
 }
 """Codes of what Starlette and the authentication refuse."""
 
+MESSAGE_LENGTH_MAX: Final = 500  # A sentence; also of each text among the fields.
+PLACE_LENGTH_MAX: Final = 60  # Of each part of a field's name that we repeat.
+DETAIL_COUNT_MAX: Final = 20
+
 _ERROR: Final = TypeAdapter(Error)
 _log = structlog.get_logger(__name__)
 
@@ -57,10 +62,17 @@ def to_wire(error: RametError) -> Error:
     """Return `error` as the API tells it."""
     return Error(
         code=error.code,
-        message=error.message,
-        remedy=error.remedy or None,
+        message=one_line(error.message),
+        remedy=one_line(error.remedy) or None,
         fields={name: _plain(value) for name, value in error.fields.items()} or None,
     )
+
+
+def one_line(text: str) -> str:
+    """Return `text` as one printable line of bounded length: it may repeat what a stranger sent."""
+    shown = text[: MESSAGE_LENGTH_MAX + 1]
+    line = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in shown)
+    return line if len(line) <= MESSAGE_LENGTH_MAX else line[: MESSAGE_LENGTH_MAX - 1] + "…"
 
 
 def error_body(error: Error) -> dict[str, Any]:
@@ -92,7 +104,7 @@ def refusal(status: int, message: str, remedy: str | None = None) -> Error:
 
 def invalid(problems: Sequence[Mapping[str, Any]]) -> Error:
     """Return the error for a request that pydantic refused, `problems` as it lists them."""
-    details = tuple(_detail(problem) for problem in problems)
+    details = tuple(_detail(problem) for problem in problems[:DETAIL_COUNT_MAX])
     return Error(
         code=Invalid.code,
         message=details[0].message if details else "The request is invalid",
@@ -113,7 +125,7 @@ def install(app: FastAPI) -> None:
 
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
-        message = f"{request.method} {request.url.path}: {error.detail}"
+        message = one_line(f"{request.method} {request.url.path}: {error.detail}")
         return answer(error.status_code, refusal(error.status_code, message), headers=error.headers)
 
     async def on_bug(_: Request, error: Exception) -> JSONResponse:
@@ -128,8 +140,8 @@ def install(app: FastAPI) -> None:
 
 
 def _detail(problem: Mapping[str, Any]) -> ErrorDetail:
-    place = [str(part) for part in problem["loc"] if part not in ("body", "query", "path")]
-    field = ".".join(place)
+    place = [str(part)[:PLACE_LENGTH_MAX] for part in problem["loc"] if part not in ("body", "query", "path")]
+    field = one_line(".".join(place))
     kind = str(problem["type"])
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return ErrorDetail("unknown_field", f"There is no field {field!r}", field)
@@ -138,14 +150,18 @@ def _detail(problem: Mapping[str, Any]) -> ErrorDetail:
     if kind == "json_invalid":
         return ErrorDetail("invalid_json", "The body is not JSON")
     what = f"{field!r}" if field else "The body"
-    return ErrorDetail("invalid_field", f"{what}: {problem['msg']}", field or None)
+    return ErrorDetail("invalid_field", one_line(f"{what}: {problem['msg']}"), field or None)
 
 
 def _plain(value: object) -> object:
-    if value is None or isinstance(value, str | int | float | bool):
+    if isinstance(value, float) and not math.isfinite(value):
+        return one_line(str(value))
+    if value is None or isinstance(value, int | float | bool):
         return value
+    if isinstance(value, str):
+        return one_line(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(member) for name, member in value.items()}
+        return {one_line(str(name)): _plain(member) for name, member in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(member) for member in value]
-    return str(value)
+    return one_line(str(value))

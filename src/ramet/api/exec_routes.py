@@ -16,6 +16,7 @@ from fastapi import APIRouter
 from pydantic import TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
+from ramet.api import strict_json
 from ramet.api.errors import answer_to, error_body, invalid, status_of, to_wire
 from ramet.api.ports import FleetPort
 from ramet.api.types import to_exec_command
@@ -225,10 +226,7 @@ async def _text_of(websocket: WebSocket) -> str:
 
 
 def _parse(text: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise Invalid("A text message is not JSON") from error
+    value = strict_json.parse(text)
     if not isinstance(value, dict):
         raise Invalid("A text message is not a JSON object")
     return value

@@ -41,6 +41,8 @@ TAG_COUNT_MAX: Final = 50
 TAG_VALUE_LENGTH_MAX: Final = 256
 ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.
 WAIT_S_DEFAULT: Final = 60.0
+EXEC_TIMEOUT_S_MAX: Final = 1e9  # 30 years; the guest takes more for none.
+TEXT_LENGTH_MAX: Final = 4096  # PATH_MAX
 WINDOW_ROWS_DEFAULT: Final = 24
 WINDOW_COLS_DEFAULT: Final = 80
 NETWORK_NAME: Final = "default"
@@ -167,8 +169,14 @@ def to_exec_command(start: ExecStart) -> ExecCommand:
     """
     if not start.command or not start.command[0]:
         raise Invalid("The command is empty", field="command")
-    if start.timeout < 0 or start.wait_for_agent < 0:
-        raise Invalid("timeout and wait_for_agent must not be negative")
+    for field, seconds in (("timeout", start.timeout), ("wait_for_agent", start.wait_for_agent)):
+        if not 0 <= seconds <= EXEC_TIMEOUT_S_MAX:  # Not a number is neither.
+            raise Invalid(
+                f"{field} must not be negative or above {EXEC_TIMEOUT_S_MAX:.0f} seconds", field=field
+            )
+    for field, text in (("cwd", start.cwd), ("user", start.user)):
+        if text is not None and ("\0" in text or len(text) > TEXT_LENGTH_MAX):
+            raise Invalid(f"{field} holds a NUL character or is too long", field=field)
     argv = _argv("command", start.command)
     assert argv is not None
     return ExecCommand(
