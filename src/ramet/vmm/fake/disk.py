@@ -30,6 +30,11 @@ def read_file(layers: list[Path], name: str) -> str | None:
     return None
 
 
+def read_files(layers: list[Path]) -> dict[str, str]:
+    """Return the content of every file of the chain `layers`, topmost first."""
+    return {name: content for layer in reversed(layers) for name, content in _writes(layer)}
+
+
 def draw_together(layers: list[Path], base: Path) -> list[Path]:
     """Move what is between the top of `layers` and `base` into the top; returns the new chain."""
     top, lower = layers[0], layers[layers.index(base) :]

@@ -1,7 +1,8 @@
 """The smallest guest that speaks the guest protocol: what it knows is one dictionary, its "memory".
 
 So a capture carries all of it to a child, frozen or not, with whatever was armed to go wrong in it. Its
-commands are a handful of words (`COMMANDS`); it has no processes, and time does not pass in it.
+commands are a handful of words (`COMMANDS`); it has no processes, and time does not pass in it. Its files are
+on its disk (`ramet.vmm.fake.tree`).
 """
 
 import json
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from ramet.vmm.fake import tree
 from ramet.vmm.fake.disk import read_file, write_file
 from ramet.wire.frames import (
     CREDIT_BYTES,
@@ -56,10 +58,21 @@ def new_memory() -> dict[str, Any]:
 
 
 class Process:
-    """One exec: reads when told to, writes within its credit."""
+    """One exec: reads when told to, writes within its credit.
 
-    def __init__(self, *, echoes: bool) -> None:
-        self.echoes = echoes
+    `tty`: rows and columns of its terminal. `take_all`: what becomes of its stdin once that has ended.
+    """
+
+    def __init__(
+        self,
+        *,
+        echoes: bool = False,
+        tty: tuple[int, int] | None = None,
+        take_all: Callable[[bytes], None] | None = None,
+    ) -> None:
+        self.echoes, self.tty, self.take_all = echoes, tty, take_all
+        self.taken = bytearray()
+        self.tells_size = False
         self.credit_bytes = CREDIT_BYTES
         self.pending: list[tuple[FrameType, bytes]] = []
         self.exit: dict[str, Any] | None = None
@@ -168,7 +181,11 @@ class Guest:
                 names = ("mac", "ip", "hostname")
                 self._ok(stream, ran_before_identity=ran, **{name: self.memory[name] for name in names})
             case "exec":
-                self._exec(stream, request["argv"])
+                self._exec(stream, request["argv"], request.get("tty"))
+            case "resize":
+                self._resize(stream, request)
+            case "stat" | "read_archive" | "write_archive":
+                self._files(stream, request)
             case "shutdown":
                 self._ok(stream)
                 self._end_workload(None, 15)
@@ -178,14 +195,17 @@ class Guest:
 
     # Commands
 
-    def _exec(self, stream: int, argv: list[str]) -> None:
+    def _exec(self, stream: int, argv: list[str], tty: dict[str, int] | None) -> None:
         command = COMMANDS.get(argv[0])
         if command is None:
             error = {"code": "command_not_found", "message": argv[0]}
             self._put(FrameType.RESPONSE, stream, {"error": error})
             return
-        self._ok(stream, pid=300 + stream)
-        process = self._processes[stream] = Process(echoes=argv[0] == "cat")
+        self._ok(stream, pid=300 + stream, **({"tty": True} if tty else {}))
+        size = (tty["rows"], tty["cols"]) if tty else None
+        process = self._processes[stream] = Process(echoes=argv[0] == "cat", tty=size)
+        process.tells_size = argv[0] == "size"
+        self._tell_size(process)
         result = command(self, *argv[1:])
         if result is not None:
             output, code = result
@@ -193,14 +213,70 @@ class Guest:
             process.exit = {"code": code, "signal": None, "timed_out": False}
         self._flush(stream, process)
 
+    def _resize(self, stream: int, request: dict[str, Any]) -> None:
+        process = self._processes.get(request["exec"])
+        if process is None:
+            error = {"code": "no_such_stream", "message": "that exec has ended"}
+            self._put(FrameType.RESPONSE, stream, {"error": error})
+            return
+        process.tty = request["rows"], request["cols"]
+        self._ok(stream)
+        self._tell_size(process)
+        self._flush(request["exec"], process)
+
+    def _tell_size(self, process: Process) -> None:
+        if process.tells_size and process.tty:
+            process.pending.append((FrameType.STDOUT, b"%d %d\r\n" % process.tty))
+
+    def _files(self, stream: int, request: dict[str, Any]) -> None:
+        """Do what is asked of the files; a refusal before anything was done is the answer itself."""
+        path, output = request["path"], b""
+        process = Process()
+        try:
+            match request["op"]:
+                case "stat":
+                    found = tree.stat(self.layers, path, follow_links=request["follow_links"])
+                    output = json.dumps(found).encode()
+                case "read_archive":
+                    output = tree.read_archive(self.layers, path, follow_links=request["follow_links"])
+                case _:
+                    tree.check_folder(self.layers, path)
+                    process.take_all = lambda archive: tree.write_archive(
+                        self.layers, path, archive, keep_owner=request["keep_owner"]
+                    )
+        except tree.TreeError as error:
+            refusal = {"code": error.code, "message": error.message}
+            self._put(FrameType.RESPONSE, stream, {"error": refusal})
+            return
+        self._ok(stream, pid=300 + stream)
+        self._processes[stream] = process
+        process.pending.append((FrameType.STDOUT, output))
+        if process.take_all is None:
+            process.exit = {"code": 0, "signal": None, "timed_out": False}
+        self._flush(stream, process)
+
+    def _end_input(self, process: Process) -> None:
+        process.exit = {"code": 0, "signal": None, "timed_out": False}
+        if process.take_all is not None:
+            try:
+                process.take_all(bytes(process.taken))
+            except tree.TreeError as error:
+                told = {"code": error.code, "message": error.message}
+                process.pending.append((FrameType.STDERR, json.dumps(told).encode()))
+                process.exit["code"] = 1
+
     def _feed(self, stream: int, process: Process, frame: Frame) -> None:
         match frame.type:
             case FrameType.STDIN:
-                if process.echoes:
+                if process.take_all is not None:
+                    process.taken += frame.payload
+                elif process.tty and b"\x03" in frame.payload:
+                    process.exit = {"code": None, "signal": 2, "timed_out": False}
+                elif process.echoes:
                     process.pending.append((FrameType.STDOUT, frame.payload))
                 self._send(encode(credit(stream, len(frame.payload))))
-            case FrameType.STDIN_EOF if process.echoes:
-                process.exit = {"code": 0, "signal": None, "timed_out": False}
+            case FrameType.STDIN_EOF if process.echoes or process.tty or process.take_all:
+                self._end_input(process)
             case FrameType.CREDIT:
                 process.credit_bytes += decode_credit(frame.payload)
             case FrameType.SIGNAL:
@@ -281,6 +357,7 @@ COMMANDS: Final[dict[str, Callable[..., Result]]] = {
     "echo": lambda guest, *words: (" ".join(words).encode() + b"\n", 0),
     "cat": lambda guest: None,
     "sleep": lambda guest: None,
+    "size": lambda guest: None,
     "exit": lambda guest, code: (b"", int(code)),
     "say": lambda guest, size_bytes: (b"x" * int(size_bytes), 0),
     "memory": lambda guest: (json.dumps(guest.memory).encode(), 0),
@@ -293,4 +370,5 @@ COMMANDS: Final[dict[str, Callable[..., Result]]] = {
     "reset": lambda guest: _end("guest-reset"),
     "crash": lambda guest: _end(None),
 }
-"""The commands `exec` knows. cat echoes its stdin; sleep ends by a signal; crash kills the VMM."""
+"""The commands `exec` knows. cat echoes its stdin; sleep ends by a signal; crash kills the VMM.
+size, on a terminal, tells its size and each new one; ^C and the end of input end what is on a terminal."""
