@@ -13,10 +13,12 @@ from ramet.wire.frames import (
     Frame,
     FrameParser,
     FrameType,
+    ProtocolError,
     Reset,
     Violation,
     encode,
 )
+from ramet.wire.messages import ExecRequest, PathReport, TerminalSize
 
 VECTORS = json.loads((Path(__file__).parent / "vectors.json").read_text())
 
@@ -68,3 +70,24 @@ def test_sent_frames_look_as_the_vectors_say(case: dict[str, object]) -> None:
         for frame in case["frames"]  # type: ignore[attr-defined]
     ]
     assert b"".join(map(encode, frames)) == unhex(str(case["wire"]))
+
+
+def plain_request(message: dict[str, object]) -> dict[str, object]:
+    """Return what this side would say for what it understood."""
+    if message["op"] == "resize":
+        return {"op": "resize", "exec": message["exec"], **TerminalSize.from_json(message).to_json()}
+    return {"op": "exec", **ExecRequest.from_json(message).to_json()}
+
+
+@pytest.mark.parametrize("case", VECTORS["requests"], ids=lambda case: case["name"])
+def test_requests_are_written_as_the_vectors_say(case: dict[str, dict[str, object]]) -> None:
+    if case["accepted"]:
+        assert plain_request(case["message"]) == case["message"]
+    else:
+        with pytest.raises(ProtocolError):
+            plain_request(case["message"])
+
+
+@pytest.mark.parametrize("case", VECTORS["path_reports"], ids=lambda case: case["name"])
+def test_path_reports_say_what_the_vectors_say(case: dict[str, dict[str, object]]) -> None:
+    assert PathReport.from_json(case["report"]).to_json() == case["report"]

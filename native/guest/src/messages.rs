@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::NonZeroU16;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,8 +75,8 @@ pub struct ExecRequest {
 
 #[derive(Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
 pub struct TerminalSize {
-    pub rows: u16,
-    pub cols: u16,
+    pub rows: NonZeroU16,
+    pub cols: NonZeroU16,
 }
 
 /// `exec`: the stream of the exec whose terminal it is.
@@ -101,6 +102,7 @@ pub struct WriteRequest {
 }
 
 #[derive(Serialize, Default, Debug, PartialEq, Eq)]
+#[cfg_attr(test, derive(Deserialize))]
 pub struct PathReport {
     pub exists: bool,
     pub is_dir: bool,
@@ -285,6 +287,26 @@ mod tests {
         .unwrap();
         assert_eq!(config.identity.hostname, "web");
         assert_eq!(config.identity.network.unwrap().ip, Ipv4Addr::new(10, 0, 0, 2));
+    }
+
+    #[test]
+    fn the_shared_vectors_of_requests_and_reports() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/wire/vectors.json");
+        let vectors: serde_json::Value =
+            serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        for case in vectors["requests"].as_array().unwrap() {
+            let message = case["message"].clone();
+            let taken = if message["op"] == "resize" {
+                serde_json::from_value::<ResizeRequest>(message).is_ok()
+            } else {
+                serde_json::from_value::<ExecRequest>(message).is_ok()
+            };
+            assert_eq!(taken, case["accepted"].as_bool().unwrap(), "{}", case["name"]);
+        }
+        for case in vectors["path_reports"].as_array().unwrap() {
+            let report: PathReport = serde_json::from_value(case["report"].clone()).unwrap();
+            assert_eq!(serde_json::to_value(report).unwrap(), case["report"], "{}", case["name"]);
+        }
     }
 
     #[test]

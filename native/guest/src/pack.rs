@@ -263,3 +263,7 @@ fn next_hole(file: &mut File, at: u64, size: u64) -> Result<u64, Failure> {
     file.seek(SeekFrom::Start(at)).map_err(Failure::Reading)?;
     Ok(end.min(size).max(at + 1))
 }
+
+#[cfg(test)]
+#[path = "files_tests.rs"]
+mod tests;

@@ -28,7 +28,7 @@ pub fn open(uid: u32, size: TerminalSize) -> Result<(OwnedFd, OwnedFd)> {
 
 /// Sets the size; the kernel sends SIGWINCH to the foreground processes if it is another one.
 pub fn resize(master: &OwnedFd, size: TerminalSize) -> Result<()> {
-    let size = libc::winsize { ws_row: size.rows, ws_col: size.cols, ws_xpixel: 0, ws_ypixel: 0 };
+    let size = libc::winsize { ws_row: size.rows.get(), ws_col: size.cols.get(), ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: a live winsize.
     sys::check(unsafe { libc::ioctl(master.as_raw_fd(), libc::TIOCSWINSZ, &size) }).map(drop)
 }

@@ -14,8 +14,8 @@ use crate::frames::{self, Event};
 use crate::identity::ENTROPY_BYTES_MIN;
 use crate::messages::{
     to_json, ExecRequest, Frozen, Health, Hello, HelloAck, Identified, Identity, Nothing, Operation,
-    ReadRequest, Refused, ResizeRequest, ShutdownRequest, SignalRequest, Streams, TerminalSize,
-    WorkloadReport, WriteRequest, VERSION,
+    ReadRequest, Refused, ResizeRequest, ShutdownRequest, SignalRequest, Streams, WorkloadReport,
+    WriteRequest, VERSION,
 };
 use crate::network;
 use crate::sys::{self, Ending, NANOS_PER_SECOND};
@@ -208,11 +208,8 @@ impl Agent {
 
     fn exec(&mut self, stream: u16, mut request: ExecRequest) -> std::result::Result<(), Refused> {
         self.check_room()?;
-        if let Some(size) = request.tty {
-            check_size(size)?;
-            if !self.manner.env.contains_key("TERM") {
-                request.env.entry("TERM".to_owned()).or_insert_with(|| TERM_DEFAULT.to_owned());
-            }
+        if request.tty.is_some() && !self.manner.env.contains_key("TERM") {
+            request.env.entry("TERM".to_owned()).or_insert_with(|| TERM_DEFAULT.to_owned());
         }
         let cwd = request.cwd.as_deref().filter(|cwd| !cwd.is_empty());
         let user = request.user.as_deref().filter(|user| !user.is_empty());
@@ -239,7 +236,6 @@ impl Agent {
     }
 
     fn resize(&mut self, stream: u16, request: &ResizeRequest) -> std::result::Result<(), Refused> {
-        check_size(request.size)?;
         let exec = self.execs.iter().find(|exec| exec.stream() == Some(request.exec));
         let exec = exec.ok_or_else(|| Refused::new("no_such_stream", "that exec has ended"))?;
         exec.resize(request.size)?;
@@ -351,13 +347,6 @@ impl Agent {
         self.answer(stream, Nothing {});
         Ok(())
     }
-}
-
-fn check_size(size: TerminalSize) -> std::result::Result<(), Refused> {
-    if size.rows == 0 || size.cols == 0 {
-        return Err(Refused::new("bad_request", "a terminal without rows or columns"));
-    }
-    Ok(())
 }
 
 fn parse<T: DeserializeOwned>(payload: &[u8]) -> std::result::Result<T, Refused> {
