@@ -96,8 +96,8 @@ def test_refusals_carry_what_the_server_said(client: Client) -> None:
 def test_exec_that_cannot_begin_says_why(client: Client, served: Served) -> None:
     served.fleet.put("web")
     with (
-        client.exec("web", ExecStart(("ls",), tty=True)) as session,
-        pytest.raises(ApiError, match="terminal"),
+        client.exec("web", ExecStart(("ls",), cwd="/nowhere")) as session,
+        pytest.raises(ApiError, match="no directory /nowhere"),
     ):
         list(session.output())
 

@@ -65,6 +65,7 @@ UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
 )
 """Method, path and name in the official client."""
 
+
 def refusal_of(name: str) -> Unsupported:
     """Return the error that says `name` cannot be done yet."""
     return Unsupported(f"{name} is not supported yet", remedy=_LATER, operation=name)

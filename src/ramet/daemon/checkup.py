@@ -46,9 +46,7 @@ def _read_settings(
         message = f"{chosen or default} cannot be read: {error.strerror}"
         return info("settings", "settings_not_seen", message, "sudo ramet doctor"), fallback
     except RametError as error:
-        remedy = error.remedy or (
-            f"edit {chosen}" if chosen else "unset the variable RAMET_..."
-        )
+        remedy = error.remedy or (f"edit {chosen}" if chosen else "unset the variable RAMET_...")
         return fail("settings", error.code, error.message, remedy), fallback
     if chosen is None:
         message = "there is no settings file; defaults hold"

@@ -36,7 +36,7 @@ class Nursery:
         with theirs:
             # The blank last argument is overwritten in each VMM, by the options as the driver looks for them.
             argv = [sys.executable, "-I", "-S", "-c", _START, mark, '{"folder": ""}'.ljust(COMMAND_BYTES_MAX)]
-            self._process = subprocess.Popen(argv, stdin=theirs, start_new_session=True)
+            self._process = subprocess.Popen(argv, stdin=theirs.fileno(), start_new_session=True)
         self._count = 0
 
     def start(self, options: Mapping[str, Any], *, output: Path, fds: Sequence[int]) -> int:
