@@ -226,8 +226,8 @@ class StandInFleet:
         self, ref: str, *, entrypoint: tuple[str, ...] | None = None, cmd: tuple[str, ...] | None = None
     ) -> InstanceView:
         record = self.get(ref).record
-        _, (action,) = step(replace(record, layer=LayerId("layer")), StartAsked(entrypoint, cmd))
-        assert isinstance(action, Start)
+        if record.state is not State.STOPPED:
+            raise WrongState(f"{record.name} is {record.state}")
         spec = replace(
             record.spec,
             entrypoint=record.spec.entrypoint if entrypoint is None else entrypoint,

@@ -124,7 +124,8 @@ def test_a_session_that_breaks_says_so_behind_its_output(websocket: Connection, 
         ('{"command": ["ls"], "colour": 1}', "no field 'colour'"),
         ('{"command": ["ls"], "streams": "braided"}', "streams must be"),
         ('{"command": ["ls"], "timeout": -1}', "negative"),
-        ('{"command": ["ls"], "tty": true, "streams": "separate"}', "tty"),
+        ('{"command": ["ls"], "tty": true, "rows": 0, "cols": 80}', "0 rows"),
+        ('{"command": ["ls"], "tty": true, "rows": "many"}', "'rows'"),
     ],
 )
 def test_a_first_message_that_makes_no_sense_is_refused(
@@ -153,3 +154,24 @@ def test_a_terminal_that_is_not_there_can_be_resized(websocket: Connection) -> N
     websocket.send('{"resize": {"rows": 24, "cols": 80}}')
     websocket.send('{"stdinEof": true}')
     assert until_the_end(websocket)[1] == {"exitCode": 0}
+
+
+def test_a_terminal_follows_its_size(websocket: Connection) -> None:
+    start(websocket, "shell", streams="separate", tty=True)
+    assert websocket.recv() == b"\x01size 24x80\r\n"
+    websocket.send('{"resize": {"rows": 50, "cols": 132}}')
+    assert websocket.recv() == b"\x01size 50x132\r\n"
+    websocket.send(b"exit\r")
+    assert until_the_end(websocket)[1] == {"exitCode": 7}
+
+
+@pytest.mark.parametrize(
+    "size", ['{"rows": 0, "cols": 80}', '{"rows": 1, "cols": 65536}', '{"rows": 1}', "7"]
+)
+def test_a_size_that_no_terminal_has_ends_the_session(
+    websocket: Connection, served: Served, size: str
+) -> None:
+    start(websocket, "shell", streams="separate", tty=True)
+    websocket.send(f'{{"resize": {size}}}')
+    assert until_the_end(websocket)[1]["error"]["code"] in ("bad_request", "window_size_invalid")
+    wait_until_ended(served)

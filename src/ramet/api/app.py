@@ -10,7 +10,7 @@ from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ramet.api import exec_routes, image_routes, instance_routes, system_routes, unsupported
+from ramet.api import exec_routes, files_routes, image_routes, instance_routes, system_routes, unsupported
 from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
@@ -29,7 +29,7 @@ class LimitBody:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] != "http" or _is_archive(scope):
             await self._app(scope, receive, send)
             return
         received_bytes = 0
@@ -43,6 +43,12 @@ class LimitBody:
             return message
 
         await self._app(scope, receive_limited, send)
+
+
+def _is_archive(scope: Scope) -> bool:
+    """Return whether the body is an archive, which is passed on and never kept."""
+    path: str = scope["path"]
+    return scope["method"] == "PUT" and path.startswith("/instances/") and path.endswith("/archive")
 
 
 def create_app(
@@ -70,6 +76,7 @@ def create_app(
     app.include_router(instance_routes.router(fleet, catalog, facts))
     app.include_router(image_routes.router(fleet, catalog))
     app.include_router(exec_routes.router(fleet))
+    app.include_router(files_routes.router(fleet))
     app.add_middleware(LimitBody)
     if auth is not None:
         app.add_middleware(RequireToken, auth=auth)

@@ -110,7 +110,7 @@ def scope_of(kind: str, method: str, path: str) -> str | None:
     """Return the scope that a request needs, None for any valid token, "*" where nothing less will do.
 
     Args:
-        kind: "http" or "websocket"; what goes over a WebSocket acts on a guest.
+        kind: "http" or "websocket"; what goes over a WebSocket acts on a guest, and so do archives.
     """
     first = path.split("/", 2)[1] if path.startswith("/") else ""
     if first == "capabilities":
@@ -118,7 +118,9 @@ def scope_of(kind: str, method: str, path: str) -> str | None:
     resource = _RESOURCE_OF.get(first)
     if resource is None:
         return EVERYTHING
-    return f"{resource}:{'write' if kind == 'websocket' else _ACTION_OF.get(method, 'write')}"
+    if kind == "websocket" or (resource == "instance" and path.endswith("/archive")):
+        return f"{resource}:write"
+    return f"{resource}:{_ACTION_OF.get(method, 'write')}"
 
 
 class RequireToken:

@@ -19,10 +19,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 from ramet.api import strict_json
 from ramet.api.errors import answer_to, error_body, invalid, status_of, to_wire
 from ramet.api.ports import FleetPort
+from ramet.api.running import require_running
 from ramet.api.types import to_exec_command
 from ramet.core.errors import Invalid, RametError
-from ramet.core.spec import State
-from ramet.instance.fleet_types import ExecCommand, ExecSession, WrongState
+from ramet.instance.fleet_types import ExecCommand, ExecSession, WindowSize
 from ramet.wire_api.exec import (
     COMMAND_NOT_FOUND_EXIT_CODE,
     NOT_EXECUTABLE_EXIT_CODE,
@@ -53,13 +53,7 @@ def router(fleet: FleetPort) -> APIRouter:
     @routes.websocket("/instances/{id}/exec")
     async def exec_in_instance(websocket: WebSocket, id: str) -> None:
         try:
-            found = fleet.get(id).record
-            if found.state is not State.RUNNING:
-                raise WrongState(
-                    f"{found.name} is {found.state}, and commands run in running instances only",
-                    remedy=f"ramet wait {found.name} --state Running",
-                    state=found.state.value,
-                )
+            found = require_running(fleet, id, "commands run").record
         except RametError as error:
             await websocket.send_denial_response(answer_to(error))
             return
@@ -240,7 +234,8 @@ async def _control(session: ExecSession, message: dict[str, Any]) -> _Eof | None
         case {"signal": int(number)} if 1 <= number <= SIGNAL_MAX:
             await session.send_signal(number)  # Overtakes stdin, which the command may not be reading.
             return None
-        case {"resize": dict()}:
-            return None  # There is no terminal to resize.
+        case {"resize": {"rows": int(rows), "cols": int(cols)}}:
+            await session.resize(WindowSize(rows, cols))
+            return None
         case _:
             raise Invalid(f"A text message has none of our members: {', '.join(map(str, message))[:80]}")
