@@ -87,13 +87,19 @@ class StandInFiles:
         name = "." if path.endswith("/.") else posixpath.basename(posixpath.normpath(path)) or "."
         send, receive = anyio.create_memory_object_stream[bytes](2)
         self.open_count += 1
+        failure: Broken | None = None
         try:
             async with anyio.create_task_group() as tasks, receive:
                 tasks.start_soon(self._pack, here, name, send)
-                yield self._chunks(receive)
+                try:
+                    yield self._chunks(receive)
+                except Broken as error:  # Raised below, outside the group, which would wrap it.
+                    failure = error
                 tasks.cancel_scope.cancel()
         finally:
             self.open_count -= 1
+        if failure is not None:
+            raise failure
 
     async def _chunks(self, receive: Any) -> AsyncIterator[bytes]:
         passed_bytes = 0
