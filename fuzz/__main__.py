@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from fuzz import api, rust
+from fuzz import rust
 from fuzz.targets import TARGETS, Target
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -53,6 +53,8 @@ def main() -> int:
 
 def _run(name: str, seconds: int) -> int:
     if name == "api":
+        from fuzz import api  # Brings in schemathesis, which the others need not.
+
         return api.run(seconds)
     work = WORK / name
     work.mkdir(parents=True, exist_ok=True)
@@ -65,6 +67,8 @@ def _run(name: str, seconds: int) -> int:
 
 def _minimise(name: str) -> int:
     """Keep of what was learnt the small inputs that each reach something new, a bounded number of them."""
+    if name in rust.TARGETS:
+        return rust.minimise(name, WORK / name)
     if name not in TARGETS:
         return 0
     target = TARGETS[name]

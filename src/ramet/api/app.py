@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ramet.api import exec_routes, files_routes, image_routes, instance_routes, system_routes, unsupported
 from ramet.api.auth import RequireToken, TokenAuth
+from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
 from ramet.api.ports import CatalogPort, FleetPort
@@ -59,7 +60,7 @@ def create_app(
     Args:
         auth: checks the token of every request; None trusts whoever can connect.
     """
-    app = FastAPI(
+    app = Described(
         title="ramet",
         version=API_VERSION,
         openapi_url=None,

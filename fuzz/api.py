@@ -1,0 +1,136 @@
+"""The API against its description: what schemathesis makes of it is answered as it says, and never by 500.
+
+The app runs in this process over the fleet that its tests stand on; nothing listens and no VM starts.
+"""
+
+import sys
+import time
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
+from schemathesis import Case, GenerationMode, Response
+from schemathesis.checks import CheckFunction, not_a_server_error
+from schemathesis.core.result import Ok
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_headers_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+    unsupported_method,
+)
+
+from ramet.api import create_app
+from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+
+NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.
+EXAMPLES_A_ROUND: Final = 50
+IMAGE: Final = "docker.io/library/alpine:latest"
+
+AnyCase = Case[Any]
+
+_CHECKS: Final[list[CheckFunction]] = [
+    content_type_conformance,
+    response_headers_conformance,
+    status_code_conformance,
+    unsupported_method,
+]
+
+
+def _checks(response: Response) -> Iterator[CheckFunction]:
+    yield from _CHECKS
+    if response.status_code != NOT_SUPPORTED:
+        yield not_a_server_error
+    if response.headers.get("content-type") != ["text/event-stream; charset=utf-8"]:
+        # Of events it wants a description of each; ours is of the whole text, as OpenAPI 3.1 has it.
+        yield response_schema_conformance
+
+
+class _Fleet(StandInFleet):
+    """Whose logs end, though somebody follows them."""
+
+    async def logs(self, ref: str, *, source: str, tail: int, follow: bool) -> AsyncIterator[str]:
+        async for line in super().logs(ref, source=source, tail=tail, follow=False):
+            yield line
+
+
+class Api:
+    """One app and what is asked of it."""
+
+    def __init__(self) -> None:
+        self._fleet = _Fleet()
+        self._catalog = StandInCatalog()
+        app = create_app(self._fleet, self._catalog, FACTS, auth=None)
+        self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
+
+    def operations(self) -> Iterator[Any]:
+        """Yield every call that the description names."""
+        for found in self.schema.get_all_operations():
+            assert isinstance(found, Ok), found
+            yield found.ok()
+
+    def check(self, operation: Any, examples: int, number: int) -> None:
+        """Ask `examples` times for `operation`, in ways that `number` decides; raise at the first failure."""
+        for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
+            self._check(_cases(operation, mode), examples, number)
+
+    def _check(self, cases: st.SearchStrategy[AnyCase], examples: int, number: int) -> None:
+        @seed(number)
+        @settings(
+            max_examples=examples,
+            deadline=None,
+            database=None,
+            phases=(Phase.generate, Phase.shrink),
+            suppress_health_check=list(HealthCheck),
+        )
+        @given(case=cases)
+        def ask(case: AnyCase) -> None:
+            self._fleet.__init__()  # type: ignore[misc]  # In place: the app holds on to it.
+            self._catalog.__init__()  # type: ignore[misc]
+            self._fleet.put("src")
+            self._catalog.put(IMAGE)
+            response = case.call()
+            case.validate_response(response, checks=list(_checks(response)))
+
+        with suppress(Unsatisfiable):  # Some calls take nothing that could be wrong.
+            ask()
+
+
+def _cases(operation: Any, mode: GenerationMode) -> st.SearchStrategy[AnyCase]:
+    """Return requests, half of which name an instance and an image that exist."""
+
+    def known(drawn: tuple[AnyCase, bool]) -> AnyCase:
+        case, exists = drawn
+        if exists and case.path_parameters:
+            for name in {"id", "name"} & case.path_parameters.keys():
+                case.path_parameters[name] = "src" if name == "id" else IMAGE
+        if exists and isinstance(case.body, dict) and "image" in case.body:
+            case.body["image"] = IMAGE
+        return case
+
+    return st.tuples(operation.as_strategy(generation_mode=mode), st.booleans()).map(known)
+
+
+def run(seconds: int) -> int:
+    """Ask until the time is over; return 0 if nothing was found."""
+    warnings.simplefilter("ignore")
+    api = Api()
+    operations = list(api.operations())
+    end = time.monotonic() + seconds
+    count = 0
+    while time.monotonic() < end:
+        for operation in operations:
+            number = time.monotonic_ns()
+            try:
+                api.check(operation, EXAMPLES_A_ROUND, number)
+            except Exception as error:
+                print(f"{operation.label}: seed {number}: {error!r}\n{error}", file=sys.stderr)
+                return 1
+            count += 2 * EXAMPLES_A_ROUND
+    print(f"stat::number_of_executed_units: {count}", file=sys.stderr)
+    return 0
