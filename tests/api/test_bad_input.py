@@ -46,7 +46,7 @@ WRONG: Final[dict[str, tuple[object, ...]]] = {
     "flag": ("perhaps", 7, [], {}, 1.5),
     "object": ("x", 7, [], True),
 }
-REQUIRED: Final = {
+REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/instances": (CREATE, ("name", "image")),
     "/instances/src/fork": (FORK, ("name",)),
     "/instances/src/forks": (FORKS, ("name_prefix", "count")),
@@ -229,7 +229,7 @@ def test_a_body_that_is_none_is_refused(http: httpx.Client, served: Served, path
 @pytest.mark.parametrize("kind", TYPES)
 def test_a_body_of_another_kind_is_refused(http: httpx.Client, served: Served, kind: str | None) -> None:
     headers = {} if kind is None else {b"content-type": kind.encode()}
-    answer = http.post("/instances", content=json.dumps(CREATE), headers=headers)  # type: ignore[arg-type]
+    answer = http.post("/instances", content=json.dumps(CREATE), headers=headers)
     assert_refused(answer, served)
     assert answer.json()["code"] == "wrong_content_type"
     assert "application/json" in answer.json()["remedy"]
@@ -282,7 +282,7 @@ def test_a_path_or_query_that_means_nothing_is_refused(
 )
 def test_a_token_that_is_none_is_refused(served: Served, authorization: str | None) -> None:
     headers = {} if authorization is None else {b"authorization": authorization.encode("latin-1")}
-    answer = httpx.get(f"{served.url}/instances", headers=headers)  # type: ignore[arg-type]
+    answer = httpx.get(f"{served.url}/instances", headers=headers)
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
     assert_form(answer.json())
     assert answer.json()["remedy"]

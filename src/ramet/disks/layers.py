@@ -12,8 +12,11 @@ layer is *held* while it is some instance's top or below a held one; the rest is
 
 import subprocess
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal
+
+import structlog
 
 from ramet.core.errors import Broken
 from ramet.core.ids import LayerId, mint_id
@@ -25,6 +28,9 @@ CHAIN_LENGTH_MAX: Final = 16
 _SUFFIX: Final = ".qcow2"
 _BASE_PREFIX: Final = "ext4-"
 _PART_SUFFIX: Final = ".part"
+
+
+log = structlog.get_logger(__name__)
 
 
 class LayerBroken(Broken):
@@ -45,6 +51,7 @@ class LayerStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tops: set[LayerId] = set()
+        self._undeleted: set[LayerId] = set()
         self._backing = {self.id_of(path): _read_backing(path) for path in folder.glob(f"*{_SUFFIX}")}
         self._above: Counter[LayerId] = Counter()
         for backing in self._backing.values():
@@ -101,9 +108,13 @@ class LayerStore:
         self._tops.add(layer)
 
     def release(self, layer: LayerId) -> None:
-        """Hold `layer` no more; it and what only it needed is deleted. Idempotent."""
+        """Hold `layer` no more; it and what only it needed is deleted. Idempotent.
+
+        A file that cannot be deleted is tried again whenever something is released.
+        """
         self._tops.discard(layer)
-        self._delete_unneeded(layer)
+        for unneeded in (layer, *tuple(self._undeleted)):
+            self._delete_unneeded(unneeded)
 
     def rebased(self, layer: LayerId) -> None:
         """Learn that the backing of `layer` is another now, and delete what was only needed under it."""
@@ -139,19 +150,26 @@ class LayerStore:
             self._delete_unneeded(layer)
         parts = list(self._folder.glob(f"*{_PART_SUFFIX}"))
         for part in parts:
-            part.unlink()
+            part.unlink(missing_ok=True)
         return sorted(self.path(layer) for layer in before - self._backing.keys()) + parts
 
     def statistics(self) -> dict[str, int]:
-        """Return counts: `held` tops and `files`."""
-        return {"held": len(self._tops), "files": len(self._backing)}
+        """Return counts: `held` tops, `files`, and those of these that could not be deleted: `undeleted`."""
+        return {"held": len(self._tops), "files": len(self._backing), "undeleted": len(self._undeleted)}
 
     def _delete_unneeded(self, layer: LayerId) -> None:
         """Delete `layer` if nobody needs it, then what it stood on, and so on down."""
         while layer in self._backing and layer not in self._tops and not self._above[layer]:
+            try:
+                self.path(layer).unlink(missing_ok=True)
+            except OSError as error:
+                if layer not in self._undeleted:
+                    log.warning("layer_not_deleted", layer=layer, error=str(error))
+                self._undeleted.add(layer)
+                return
+            self._undeleted.discard(layer)
             backing = self._backing.pop(layer)
             del self._above[layer]
-            self.path(layer).unlink(missing_ok=True)
             self._count_above(backing, -1)
             layer = self.id_of(backing)
 
@@ -164,7 +182,8 @@ class LayerStore:
         try:
             create_qcow2(self.path(layer), size_bytes, backing, form)
         except OSError as error:
-            self.path(layer).unlink(missing_ok=True)
+            with suppress(OSError):  # The next start's sweep finds it.
+                self.path(layer).unlink(missing_ok=True)
             raise LayerBroken(f"no disk layer can be written: {error.strerror}") from error
         self._tops.add(layer)
         self._backing[layer] = backing

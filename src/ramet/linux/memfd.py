@@ -24,8 +24,12 @@ class SealableFile:
         self.fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         self._map: mmap.mmap | None = None
         self.is_sealed = False
-        if size_bytes:
-            os.ftruncate(self.fd, size_bytes)
+        try:
+            if size_bytes:
+                os.ftruncate(self.fd, size_bytes)
+        except OSError:
+            os.close(self.fd)
+            raise
 
     @property
     def path(self) -> str:

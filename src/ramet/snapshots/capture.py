@@ -16,12 +16,19 @@ from typing import Protocol
 import anyio
 import structlog
 
+from ramet.core.errors import Broken
 from ramet.core.ids import LayerId
 from ramet.disks.layers import CHAIN_LENGTH_MAX, LayerStore
 from ramet.linux.memfd import SealableFile
 from ramet.vmm.port import Capture, LiveCapture, VmmFailed
 
 log = structlog.get_logger(__name__)
+
+
+class CaptureRefused(Broken):
+    """The host has no memory, or no descriptor, for a capture."""
+
+    code = "capture_refused"
 
 
 class Workload(Protocol):
@@ -83,12 +90,16 @@ async def take_capture(
         record_switch: makes the source's new top layer durable; called while its workload is still frozen.
 
     Raises:
-        VmmFailed, LayerBroken, Broken: it did not work; the source runs on, as before.
+        VmmFailed, LayerBroken, CaptureRefused: it did not work; the source runs on, as before.
     """
     began = time.perf_counter()
     await _shorten_chain(source, layers)
     new_top = layers.create_on(source.layer, source.overlay_bytes)
-    capture = Capture(SealableFile("ramet-memory", source.memory_bytes), SealableFile("ramet-devices"))
+    try:
+        capture = _open_capture(source.memory_bytes)
+    except OSError as error:
+        layers.release(new_top)
+        raise _refused(source, error) from error
     switch = _Switch(source, layers, new_top, record_switch)
     try:
         async with switch:
@@ -104,13 +115,31 @@ async def take_capture(
                     paused_bytes = await source.vm.copy_rest(capture)
                 pause_s = time.perf_counter() - paused_at
         capture.seal()
-    except BaseException:
+    except BaseException as error:
         capture.close()
         if switch.is_done:
             layers.release(source.layer)  # Nobody forks from it; it stays as long as it is below the new top.
+        if isinstance(error, OSError):
+            raise _refused(source, error) from error
         raise
     total_s = time.perf_counter() - began
     return Taken(capture, source.layer, new_top, pause_s, total_s, ahead_bytes, paused_bytes, layers)
+
+
+def _open_capture(memory_bytes: int) -> Capture:
+    memory = SealableFile("ramet-memory", memory_bytes)
+    try:
+        return Capture(memory, SealableFile("ramet-devices"))
+    except OSError:
+        memory.close()
+        raise
+
+
+def _refused(source: Source, error: OSError) -> CaptureRefused:
+    return CaptureRefused(
+        f"the memory of instance {source.name} cannot be kept: {error.strerror}",
+        remedy="see `ramet doctor`; stop an instance or end what else uses memory",
+    )
 
 
 class _Switch:

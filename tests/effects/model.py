@@ -1,0 +1,338 @@
+"""Random operations with random failures, on one host under one daemon after another.
+
+    python -m tests.effects.model --seed 7 --steps 500 [--mutate NAME]
+
+Each daemon is a process of its own, forked warm, and ends in good order or by SIGKILL in the middle of any
+call. What is done follows from the seed alone; only the order of what happens at the same time does not.
+Exit code 1, with the trace of the last daemon: something did not hold.
+"""
+
+import argparse
+import asyncio
+import faulthandler
+import os
+import random
+import shutil
+import signal
+import sys
+import traceback
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import structlog
+from examples.make_image import make_oci_layout
+
+from ramet.core.errors import RametError
+from ramet.core.spec import State
+from ramet.images import Catalog, ImageLimits
+from ramet.vmm.fake.driver import MARK
+from ramet.vmm.fake.nursery import Nursery
+from tests.effects.model_chaos import Chaos, die, draw
+from tests.effects.model_mutations import MUTATIONS
+from tests.effects.model_oracle import Violation, check_until_well, demand, stored_records
+from tests.effects.world import Daemon, World, new_folder
+from tests.net.namespaces import own_namespace
+
+NAMES = tuple(f"n{index}" for index in range(10))
+IN_FLIGHT_MAX = 4
+LIFE_TIMEOUT_S = 150
+RETURN_TIMEOUT_S = 60.0
+LIVES_PER_WORLD = 5
+
+
+class Life:
+    """One daemon and what is done to it."""
+
+    def __init__(self, world: World, rng: random.Random, steps: int, trace: Any) -> None:
+        self.world, self.rng, self.steps_left, self._trace = world, rng, steps, trace
+        self.chaos = Chaos(world.folder)
+        self._flying: dict[asyncio.Task[None], str] = {}
+        self._raised: list[str] = []
+
+    def say(self, text: str) -> None:
+        self._trace.write(text + "\n")
+
+    async def run(self, *, last: bool) -> None:
+        """Start a daemon and live with it; `last`: nothing goes wrong, and all is deleted."""
+        before = {
+            record.id: record.runtime.pid
+            for record in stored_records(self.world).values()
+            if record.state is State.RUNNING and record.runtime is not None and not record.is_deleting
+        }
+        alive = self.world.processes()
+        before = {instance: pid for instance, pid in before.items() if alive.get(pid) == instance}
+        self.chaos.install()
+        if not last and self.rng.random() < 0.4:
+            self._arm(("fail", "fail late", "die"), 40)
+        is_up = False
+        try:
+            async with self.world.daemon(self.chaos.faults) as daemon:
+                is_up = True
+                await self._settle(daemon)
+                if not self.chaos.struck:
+                    for instance, pid in before.items():
+                        record = daemon.fleet.get(instance).record
+                        same = record.runtime is not None and record.runtime.pid == pid
+                        demand(same and record.state is State.RUNNING, "a restart lost a guest", record, pid)
+                if last:
+                    await self._delete_all(daemon)
+                else:
+                    await self._live(daemon)
+        except Exception as error:
+            if is_up or not self.chaos.struck:
+                raise
+            self.say(f"did not start: {type(error).__name__}: {error}")
+
+    async def _live(self, daemon: Daemon) -> None:
+        ends_by_crash = self.rng.random() < 0.6
+        while self.steps_left > 0:
+            self.steps_left -= 1
+            if self.rng.random() < 0.4:
+                self._arm(None, 25)
+            self._begin(daemon)
+            for _ in range(self.rng.randrange(20)):
+                await anyio.lowlevel.checkpoint()
+            if len(self._flying) >= IN_FLIGHT_MAX or self.rng.random() < 0.1:
+                await self._wait_for_one()
+            if self.rng.random() < 0.1:
+                await self._settle(daemon)
+        if ends_by_crash:
+            self._arm(("die",), 40)
+            for _ in range(8):
+                self._begin(daemon)
+                await self._wait_for_one()
+            self.say("killed")
+            die()
+        elif self.rng.random() < 0.5:
+            await self._settle(daemon)
+        self.say("leaves")
+        for task in self._flying:
+            task.cancel()
+
+    async def _wait_for_one(self) -> None:
+        if self._flying:
+            await asyncio.wait(self._flying, return_when=asyncio.FIRST_COMPLETED, timeout=0.3)
+
+    def _arm(self, kinds: tuple[Any, ...] | None, within: int) -> None:
+        kind = draw(self.rng) if kinds is None else self.rng.choice(kinds)
+        after = self.rng.randrange(within)
+        self.say(f"armed {kind} after {after}")
+        self.chaos.arm(kind, after=after)
+
+    async def _settle(self, daemon: Daemon) -> None:
+        """Let all come to rest, and look whether it is as it must be."""
+        self.chaos.calm()
+        if self._flying:
+            _, pending = await asyncio.wait(self._flying, timeout=RETURN_TIMEOUT_S)
+            demand(not pending, "an operation does not return", [self._flying[task] for task in pending])
+        demand(not self._raised, "an error without a type", *self._raised)
+        try:
+            await check_until_well(self.world, daemon)
+        except Violation:
+            self.say(f"struck before: {dict(self.chaos.struck)}")
+            raise
+        self.say("well")
+
+    async def _delete_all(self, daemon: Daemon) -> None:
+        for view in daemon.fleet.list():
+            await daemon.fleet.delete(view.record.id)
+        await self._settle(daemon)
+        for kind, left in self.world.leftovers().items():
+            demand(not left, "something stays after all is deleted", kind, left)
+        demand(daemon.site.network.statistics().held_count == 0, "slots stay held")
+        layers = daemon.site.layers.statistics()
+        demand(not any(layers.values()), "layers stay held", layers)
+
+    # Operations
+
+    def _begin(self, daemon: Daemon) -> None:
+        views = {view.record.name: view.record for view in daemon.fleet.list()}
+        names = sorted(views)
+        free = [name for name in NAMES if name not in views]
+        operations: dict[str, int] = {
+            "create": 5 if free else 0,
+            "clash": 1,
+            "cancel": 3 if self._flying else 0,
+        }
+        if names:
+            operations |= {
+                "fork": 8 if free else 0,
+                "stop": 3,
+                "delete": 4,
+                "exec": 3,
+                "write": 3,
+                "end": 2,
+                "kill": 2,
+                "arm": 2,
+                "look": 1,
+                "start": 3 if hasattr(daemon.fleet, "start") else 0,
+            }
+        (what,) = self.rng.choices(list(operations), list(operations.values()))
+        name = self.rng.choice(names) if names else self.rng.choice(NAMES)
+        fresh = self.rng.sample(free, min(len(free), self.rng.choice((1, 1, 2, 3))))
+        fleet, spec = daemon.fleet, daemon.spec
+        act: Callable[[], Awaitable[Any]]
+        match what:
+            case "create":
+                act = partial(fleet.create, fresh[0], spec)
+            case "clash":
+                act = partial(fleet.create, name, spec)
+            case "fork":
+                act = partial(fleet.fork, name, fresh)
+            case "stop":
+                act = partial(fleet.stop, name)
+            case "start":
+                act = partial(fleet.start, name)
+            case "delete":
+                act = partial(fleet.delete, name)
+            case "exec":
+                act = partial(daemon.run, name, "echo", "hello")
+            case "write":
+                act = partial(daemon.run, name, "write", "file", str(self.steps_left))
+            case "end":
+                act = partial(daemon.run, name, self.rng.choice(("poweroff", "reset", "crash")))
+            case "arm":
+                op = self.rng.choice(("sync", "freeze", "thaw", "identify", "health", "shutdown"))
+                fault = self.rng.choice(("refuse", "hangup"))
+                act = partial(daemon.run, name, "fault", op, fault)
+            case "kill":
+                pids = sorted(pid for pid, i in self.world.processes().items() if i == views[name].id)
+                self.say(f"step kill {name} {pids}")
+                for pid in pids:
+                    os.kill(pid, signal.SIGKILL)
+                return
+            case "cancel":
+                task = self.rng.choice(sorted(self._flying, key=lambda task: self._flying[task]))
+                self.say(f"step cancel {self._flying[task]}")
+                task.cancel()
+                return
+            case _:
+                act = partial(fleet.wait, name, State.STOPPED, 0.01)
+        text = f"{what} {fresh[0] if what == 'create' else name} {fresh if what == 'fork' else ''}"
+        self.say(f"step {text}")
+        task = asyncio.get_running_loop().create_task(self._do(text, act))
+        self._flying[task] = text
+        task.add_done_callback(self._flying.pop)
+
+    async def _do(self, text: str, act: Callable[[], Awaitable[Any]]) -> None:
+        try:
+            result = await act()
+            self.say(f"  {text}: {getattr(result, 'record', None) and result.record.state!s}")
+        except asyncio.CancelledError:
+            self.say(f"  {text}: cancelled")
+        except (RametError, AssertionError) as error:
+            self.say(f"  {text}: {type(error).__name__}: {error}")
+        except Exception:
+            self._raised.append(f"{text}: {traceback.format_exc()}")
+
+
+def live_in_child(
+    folder: Path, images: Path, nursery: Nursery, key: str, steps: int, last: bool, mutation: str | None
+) -> int:
+    """Fork a daemon, have it live, and return its wait status."""
+    pid = os.fork()
+    if pid:
+        return os.waitpid(pid, 0)[1]
+    code = 1
+    try:
+        trace = (folder / "trace").open("a", buffering=1)
+        sys.stdout.flush()
+        os.dup2(trace.fileno(), 2)
+        sys.stderr = trace
+        faulthandler.dump_traceback_later(LIFE_TIMEOUT_S, exit=True)
+        world = World(folder, images)
+        world.nursery = nursery
+        life = Life(world, random.Random(key), steps, trace)
+        if mutation is not None:
+            MUTATIONS[mutation]()
+        anyio.run(lambda: life.run(last=last))
+        with (folder / "coverage").open("a") as file:
+            for point in life.chaos.points:
+                file.write(f"{point} {life.chaos.called[point]} {life.chaos.struck[point]}\n")
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def run_model(seed: int, steps: int, images: Path, mutation: str | None = None) -> int:
+    """Live until `steps` are done; returns the exit code. In a network namespace of the caller's."""
+    rng = random.Random(seed)
+    done, lives, crashes, called, struck = 0, 0, 0, Counter[str](), Counter[str]()
+    while done < steps:
+        folder = new_folder()
+        nursery = Nursery(MARK)
+        try:
+            for life in range(LIVES_PER_WORLD + 1):
+                last = life == LIVES_PER_WORLD
+                (folder / "trace").write_text("")
+                key = f"{seed}/{lives}"
+                status = live_in_child(folder, images, nursery, key, rng.randrange(5, 80), last, mutation)
+                nursery.settle()
+                lives += 1
+                trace = (folder / "trace").read_text()
+                done += sum(line.startswith("step ") for line in trace.splitlines())
+                crashes += os.WIFSIGNALED(status)
+                if status not in (0, signal.SIGKILL):
+                    print(trace)
+                    print(f"seed {seed}, life {key}, step {done}: exit status {status:#x}")
+                    return 1
+            for line in (folder / "coverage").read_text().splitlines():
+                point, calls, strikes = line.split()
+                called[point] += int(calls)
+                struck[point] += int(strikes)
+        finally:
+            anyio.run(World(folder, images).aclose)
+            nursery.close()
+    missed = sorted(point for point in called if not struck[point])
+    print(
+        f"seed {seed}: {done} steps, {lives} daemons, {crashes} killed, {struck.total()} faults in "
+        f"{len(called) - len(missed)} of {len(called)} calls; never failed: {' '.join(missed)}"
+    )
+    return 0
+
+
+def make_images(folder: Path) -> Path:
+    """Make a catalog with the one image there is."""
+    make_oci_layout(folder / "oci", "demo:1", {"etc/name": (0o644, b"demo")}, {}, {"Cmd": ["sleep"]})
+
+    async def load() -> None:
+        catalog = Catalog(folder / "images", ImageLimits())
+        await catalog.open()
+        await catalog.import_path(folder / "oci", name="demo:1")
+
+    asyncio.run(load())
+    return folder / "images"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--mutate", choices=MUTATIONS)
+    arguments = parser.parse_args()
+    structlog.configure(
+        processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()],
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    folder = new_folder()
+    try:
+        # In a process of its own: what forks daemons has no threads.
+        pid = os.fork()
+        if not pid:
+            make_images(folder)
+            os._exit(0)
+        os.waitpid(pid, 0)
+        with own_namespace():
+            return run_model(arguments.seed, arguments.steps, folder / "images", arguments.mutate)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

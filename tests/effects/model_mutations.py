@@ -1,0 +1,43 @@
+"""Mistakes made on purpose, to see that the model finds them."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ramet.disks.layers import LayerStore
+from ramet.effects import boot, end
+from ramet.net.firewall import Firewall
+from ramet.net.slots import SlotPool
+from ramet.net.taps import Tap
+from ramet.snapshots.flight import Flight
+from ramet.store.database import Database
+from ramet.vmm.fake.driver import FakeVm
+
+
+def _skip(owner: Any, name: str) -> Callable[[], None]:
+    return lambda: setattr(owner, name, lambda *arguments, **named: None)
+
+
+def _skip_async(owner: Any, name: str) -> Callable[[], None]:
+    async def nothing(*arguments: Any, **named: Any) -> None:
+        return None
+
+    return lambda: setattr(owner, name, nothing)
+
+
+def _skip_folders() -> None:
+    for module in (boot, end):
+        setattr(module, "remove_folder", lambda folder: None)  # noqa: B010
+
+
+MUTATIONS: dict[str, Callable[[], None]] = {
+    "layers-stay-held": _skip(LayerStore, "release"),
+    "slots-stay-held": _skip(SlotPool, "release"),
+    "journal-is-not-ended": _skip(Database, "end"),
+    "records-are-not-forgotten": _skip(Database, "forget"),
+    "admissions-stay": _skip_async(Firewall, "revoke"),
+    "taps-stay-open": _skip(Tap, "close"),
+    "folders-stay": _skip_folders,
+    "captures-stay-open": _skip(Flight, "_close_if_done"),
+    "guests-stay-paused": _skip_async(FakeVm, "_go_on"),
+    "vmms-are-not-killed": _skip_async(FakeVm, "kill"),
+}

@@ -1,0 +1,243 @@
+"""What must hold of a host in a quiet moment, whatever was done and went wrong before it.
+
+Everything the host knows is compared with the records: nothing is there that no record names, nothing is held
+twice, and each state means on the host what it says.
+"""
+
+import os
+import sqlite3
+from collections import Counter
+
+import anyio
+
+from ramet.core.ids import InstanceId
+from ramet.core.spec import InstanceRecord, State
+from ramet.net.firewall import Element
+from tests.effects.world import Daemon, World
+
+SETTLE_TIMEOUT_S = 20.0
+POLL_INTERVAL_S = 0.02
+SETTLED = {State.RUNNING, State.STOPPED, State.UNKNOWN}
+
+
+class Violation(AssertionError):
+    """The host is not what it must be."""
+
+
+def demand(condition: object, what: str, *details: object) -> None:
+    if not condition:
+        raise Violation(f"{what}: " + " | ".join(map(str, details)))
+
+
+async def check_until_well(world: World, daemon: Daemon) -> None:
+    """Check everything, again and again until it holds: what is done in the background has its time.
+
+    Raises:
+        Violation: something does not come to hold.
+    """
+    until = anyio.current_time() + SETTLE_TIMEOUT_S
+    while True:
+        try:
+            await check(world, daemon)
+            return
+        except Violation:
+            if anyio.current_time() > until:
+                raise
+        await anyio.sleep(POLL_INTERVAL_S)
+
+
+async def check(world: World, daemon: Daemon) -> None:
+    """Check everything once."""
+    records = {view.record.id: view.record for view in daemon.fleet.list()}
+    for record in records.values():
+        demand(record.state in SETTLED, "an instance stays on its way", record)
+    found = world.leftovers()
+    check_records(world, records)
+    demand(not found["journal"], "journal entries of nobody", found["journal"])
+    check_processes(world, records)
+    check_files(daemon, records, found)
+    check_network(daemon, records, found)
+    check_memory(daemon, records)
+    for record in records.values():
+        if record.state is State.RUNNING:
+            await check_running(daemon, record)
+    check_descriptors(daemon)
+
+
+def stored_records(world: World) -> dict[InstanceId, InstanceRecord]:
+    """Return the records on disk."""
+    path = world.folder / "data" / "state.db"
+    if not path.exists():
+        return {}
+    database = sqlite3.connect(path)
+    try:
+        rows = [InstanceRecord.from_json(row[0]) for row in database.execute("SELECT record FROM instances")]
+    finally:
+        database.close()
+    return {record.id: record for record in rows}
+
+
+def check_records(world: World, records: dict[InstanceId, InstanceRecord]) -> None:
+    """The disk says of each instance what is published."""
+    stored = stored_records(world)
+    demand(stored.keys() == records.keys(), "records and instances differ", stored.keys() ^ records.keys())
+    for instance, record in records.items():
+        ours, theirs = record, stored[instance]
+        if ours.state is State.UNKNOWN:
+            continue  # A start concludes that again from the host; nothing is lost with it.
+        same = (ours.state, ours.layer, ours.runtime, ours.is_deleting) == (
+            theirs.state,
+            theirs.layer,
+            theirs.runtime,
+            theirs.is_deleting,
+        )
+        demand(same, "a record on disk is behind", ours, theirs)
+    names = Counter(record.name for record in records.values())
+    demand(len(names) == len(records), "a name is held twice", names)
+
+
+def check_processes(world: World, records: dict[InstanceId, InstanceRecord]) -> None:
+    """One VMM for each running instance, none for a stopped one."""
+    processes = world.processes()
+    owners = Counter(processes.values())
+    demand(not owners or max(owners.values()) == 1, "two VMMs of one instance", processes)
+    for pid, instance in processes.items():
+        demand(instance in records, "a VMM of nobody", pid, instance)
+        demand(records[instance].state is not State.STOPPED, "a VMM of a stopped one", records[instance])
+    for record in records.values():
+        if record.state is State.RUNNING:
+            demand(record.runtime is not None, "running without a runtime", record)
+            pid = record.runtime.pid if record.runtime else 0
+            demand(processes.get(pid) == record.id, "running without a VMM", record)
+
+
+def check_files(
+    daemon: Daemon, records: dict[InstanceId, InstanceRecord], found: dict[str, set[str]]
+) -> None:
+    """Folders and layers are those of instances, and all that these need is there."""
+    unknown = {instance for instance, record in records.items() if record.state is State.UNKNOWN}
+    whole = {
+        instance
+        for instance, record in records.items()
+        if record.layer is not None and instance not in unknown
+    }
+    demand(found["folders"] <= records.keys(), "folders of nobody", found["folders"] - records.keys())
+    demand(whole <= found["folders"], "instances without their folder", whole - found["folders"])
+    layers, needed, broken = daemon.site.layers, set[str](), set[str]()
+    tops = Counter(record.layer for record in records.values() if record.layer is not None)
+    demand(not tops or max(tops.values()) == 1, "two instances write to one layer", tops)
+    for record in records.values():
+        if record.layer is None:
+            continue
+        try:
+            needed |= {path.name for path, form in layers.chain(record.layer) if form == "qcow2"}
+        except Exception as error:
+            broken.add(f"{record.name} {record.state}: {error}")
+            demand(record.state is State.UNKNOWN, "an instance has lost its disk", record, error)
+    # One that could not be deleted is tried again with the next.
+    needed |= {layers.path(layer).name for layer in layers._undeleted}
+    demand(found["layers"] <= needed, "layers of nobody", found["layers"] - needed, records.values())
+    demand(needed <= found["layers"], "layers are missing", needed - found["layers"], broken)
+    parts = list((daemon.site.folder.layers).glob("*.part"))
+    demand(not parts, "half-made files", parts)
+    held = layers.statistics()["held"]
+    demand(held <= len(tops), "layers are held for nobody", held, tops)
+
+
+def check_network(
+    daemon: Daemon, records: dict[InstanceId, InstanceRecord], found: dict[str, set[str]]
+) -> None:
+    """Slots, TAPs and admissions are those of instances, each held once."""
+    network = daemon.site.network
+    slots = Counter(record.identity.slot for record in records.values())
+    demand(not slots or max(slots.values()) == 1, "a slot is held twice", slots)
+    demand(network.statistics().held_count <= len(records), "slots are held for nobody", network.statistics())
+    expected, allowed, elements = set[str](), set[str](), set[str]()
+    for record in records.values():
+        if record.state is State.UNKNOWN and record.id not in network._pool:
+            continue  # Released before its destruction failed.
+        endpoint = network.endpoint(record.id)
+        demand(endpoint.slot == record.identity.slot, "a record names another slot", record, endpoint)
+        if record.state is State.RUNNING:
+            expected.add(endpoint.tap_name)
+        if record.state is not State.STOPPED:
+            allowed.add(endpoint.tap_name)
+            elements.add(str(Element.of(endpoint)))
+    demand(found["taps"] >= expected, "running without a TAP", expected - found["taps"])
+    demand(found["taps"] <= allowed, "TAPs of nobody", found["taps"] - allowed, records.values())
+    admitted = {name for name in allowed if any(f'"{name}"' in text for text in found["admissions"])}
+    demand(admitted >= expected, "running without an admission", expected - admitted)
+    strangers = [text for text in found["admissions"] if not any(f'"{name}"' in text for name in allowed)]
+    demand(not strangers, "admissions of nobody", strangers)
+    if not any(record.state is State.UNKNOWN for record in records.values()):
+        demand(network.statistics().stuck_count == 0, "endpoints are stuck", network.statistics())
+
+
+def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> None:
+    """The daemon holds nothing of instances that are gone, or of operations that are over."""
+    site, performer = daemon.site, daemon.fleet._host
+    running = {i for i, record in records.items() if record.state is State.RUNNING}
+    settled = {i for i, record in records.items() if record.state is not State.UNKNOWN}
+    demand(site.rigs.keys() >= running, "running without a rig", running - site.rigs.keys())
+    strays = (site.rigs.keys() & settled) - running | (site.rigs.keys() - records.keys())
+    demand(not strays, "rigs of instances that do not run", strays)
+    demand(daemon.fleet._names.keys() == {r.name for r in records.values()}, "names of nobody")
+    for member in ("_making", "_timings"):
+        kept = getattr(performer, member)
+        demand(
+            kept.keys() <= records.keys() if member == "_timings" else not kept, f"{member} of nobody", kept
+        )
+    flights = performer._flights  # type: ignore[attr-defined]
+    demand(not flights._boarding and not flights._runways, "captures of nobody", flights._boarding)
+    stages = site.stages
+    borrowed = stages.vmm_start.borrowed_tokens + stages.confirm.borrowed_tokens
+    demand(borrowed == 0, "a place in a stage is held by nobody", borrowed)
+
+
+async def check_running(daemon: Daemon, record: InstanceRecord) -> None:
+    """It answers, is itself, and neither its processors nor its workload stand still."""
+    rig = daemon.site.rigs[record.id]
+    try:
+        health = await (await rig.channel(5)).health()
+        is_paused = await rig.vm.is_paused()
+        top = daemon.site.layers.id_of(await rig.vm.top_layer())  # type: ignore[attr-defined]
+        memory = await daemon.memory(record.name)
+    except Exception as error:
+        raise Violation(f"running, but does not answer: {record}: {error!r}") from error
+    demand(not is_paused, "left paused", record)
+    demand(health.workload.state == "running", "left frozen", record, health)
+    demand(top == record.layer == rig.layer, "writes to another layer than its record says", record, top)
+    ip = daemon.fleet.get(record.id).ip
+    demand((memory["hostname"], memory["ip"]) == (record.name, ip), "is somebody else", record, memory)
+
+
+def descriptors() -> Counter[str]:
+    """Return how many descriptors of each kind this process has."""
+    kinds: Counter[str] = Counter()
+    for entry in os.scandir("/proc/self/fd"):
+        try:
+            target = os.readlink(entry.path)
+        except FileNotFoundError:
+            continue
+        kinds[target.partition(":")[0] if not target.startswith("/") else target.partition(" ")[0]] += 1
+    return kinds
+
+
+def check_descriptors(daemon: Daemon) -> None:
+    """No capture, TAP or socket is open that nobody uses."""
+    kinds = descriptors()
+    memory = {kind: count for kind, count in kinds.items() if kind.startswith("/memfd:")}
+    demand(not memory, "captures are still open", memory)
+    demand(not kinds["/dev/net/tun"], "TAPs are still open", kinds)
+    layers = {kind: count for kind, count in kinds.items() if str(daemon.site.folder.instances) in kind}
+    demand(not layers, "files of instances are open", layers)
+    rigs = len(daemon.site.rigs)
+    demand(kinds["anon_inode"] <= rigs + PROCESS_DESCRIPTORS, "processes are held for nobody", kinds, rigs)
+    sockets = 2 * rigs + PROCESS_SOCKETS
+    demand(kinds["socket"] <= sockets, "sockets are open for nobody", kinds, rigs)
+
+
+PROCESS_DESCRIPTORS = 4
+"""anon_inode descriptors of a daemon without instances: its event loop, and nft's pidfd."""
+PROCESS_SOCKETS = 6
+"""Sockets of a daemon without instances: the loop's own pair, the nursery's, netlink's."""
