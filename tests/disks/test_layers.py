@@ -27,7 +27,7 @@ def test_a_child_keeps_the_frozen_layer_of_a_deleted_source(tmp_path: Path) -> N
     ]
     assert not store.path(second).exists()
     store.release(child)
-    assert store.statistics() == {"held": 0, "files": 0}
+    assert store.statistics() == {"held": 0, "files": 0, "undeleted": 0}
 
 
 def test_a_missing_layer_is_named(tmp_path: Path) -> None:
@@ -90,4 +90,4 @@ def test_every_live_disk_is_always_whole(
             assert store.chain(top)[-1][0].suffix == ".raw"
     for top in tops:
         store.release(top)
-    assert store.statistics() == {"held": 0, "files": 0}
+    assert store.statistics() == {"held": 0, "files": 0, "undeleted": 0}

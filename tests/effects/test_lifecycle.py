@@ -25,7 +25,7 @@ async def test_a_life_from_create_to_delete_leaves_nothing(world: World) -> None
         await daemon.fleet.delete("src")
         assert world.leftovers() == before
         assert daemon.site.network.statistics().held_count == 0
-        assert daemon.site.layers.statistics() == {"held": 0, "files": 0}
+        assert daemon.site.layers.statistics() == {"held": 0, "files": 0, "undeleted": 0}
 
 
 async def test_children_are_themselves_and_have_what_their_source_had(world: World) -> None:
@@ -112,7 +112,7 @@ async def test_a_source_deleted_while_it_is_captured_fails_its_forks_and_leaves_
         assert len(errors) == 2
         assert None not in errors
         assert world.leftovers() == before
-        assert daemon.site.layers.statistics() == {"held": 0, "files": 0}
+        assert daemon.site.layers.statistics() == {"held": 0, "files": 0, "undeleted": 0}
 
 
 async def test_listing_works_while_an_instance_is_going(world: World) -> None:

@@ -111,7 +111,7 @@ async def test_a_capture_that_nobody_waits_for_any_more_is_given_up_when_it_land
         airport.landing.set()
         await anyio.wait_all_tasks_blocked()
         assert airport.taken[0].capture.memory.fd < 0
-        assert airport.layers.statistics() == {"held": 0, "files": 0}
+        assert airport.layers.statistics() == {"held": 0, "files": 0, "undeleted": 0}
 
 
 @pytest.mark.parametrize("error", [Broken("no"), ZeroDivisionError("a mistake")])
