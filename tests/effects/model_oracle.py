@@ -7,6 +7,7 @@ twice, and each state means on the host what it says.
 import os
 import sqlite3
 from collections import Counter
+from pathlib import Path
 
 import anyio
 
@@ -71,6 +72,8 @@ def stored_records(world: World) -> dict[InstanceId, InstanceRecord]:
         return {}
     database = sqlite3.connect(path)
     try:
+        if not database.execute("SELECT 1 FROM sqlite_master WHERE name = 'instances'").fetchall():
+            return {}  # Killed before its first transaction.
         rows = [InstanceRecord.from_json(row[0]) for row in database.execute("SELECT record FROM instances")]
     finally:
         database.close()
@@ -136,7 +139,9 @@ def check_files(
             demand(record.state is State.UNKNOWN, "an instance has lost its disk", record, error)
     # One that could not be deleted is tried again with the next.
     needed |= {layers.path(layer).name for layer in layers._undeleted}
-    demand(found["layers"] <= needed, "layers of nobody", found["layers"] - needed, records.values())
+    strays = found["layers"] - needed
+    held_strays = {name for name in strays if layers.id_of(Path(name)) in layers._tops}
+    demand(not strays, "layers of nobody", strays, "of these held:", held_strays, layers._backing)
     demand(needed <= found["layers"], "layers are missing", needed - found["layers"], broken)
     parts = list((daemon.site.folder.layers).glob("*.part"))
     demand(not parts, "half-made files", parts)

@@ -193,7 +193,7 @@ class Copy:
                 else:
                     current = event if _can_tell(event) else None
                     position = 0
-                    if event.kind is Kind.OTHER:
+                    if event.kind in (Kind.FIFO, Kind.OTHER):
                         continue
                     if is_open:
                         await self._send_json({"type": "end", "final": False})

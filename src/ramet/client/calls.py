@@ -11,6 +11,7 @@ from ramet.core.units import parse_duration
 from ramet.wire_api import instances as wire
 from ramet.wire_api.codec import decode, encode
 from ramet.wire_api.errors import Error
+from ramet.wire_api.files import PathInfo
 from ramet.wire_api.images import Image, ImportImage, PullImage
 from ramet.wire_api.instances import (
     CreateInstance,
@@ -135,13 +136,30 @@ def wait_for_state(ref: str, state: str, timeout: str | None) -> Call[WaitResult
 
 def logs_path(ref: str, *, source: str, tail: int, follow: bool) -> str:
     """Return the path of a stream of log lines."""
-    query = {"source": source, "tail": tail, "follow": "true" if follow else "false"}
+    query = {"source": source, "tail": tail, "follow": _flag(follow)}
     return f"{_path(ref, 'logs')}?{urlencode(query)}"
 
 
 def exec_path(ref: str) -> str:
     """Return the path of an exec session."""
     return _path(ref, "exec")
+
+
+def stat_path(ref: str, path: str, *, follow_links: bool) -> Call[PathInfo]:
+    """Tell what is at a path of a guest."""
+    query = {"path": path, "follow_links": _flag(follow_links)}
+    return Call("GET", f"{_path(ref, 'stat')}?{_query(query)}", _reader(PathInfo))
+
+
+def archive_to_read(ref: str, path: str, *, follow_links: bool) -> str:
+    """Return the path of a stream of a guest's files."""
+    return f"{_path(ref, 'archive')}?{_query({'path': path, 'follow_links': _flag(follow_links)})}"
+
+
+def archive_to_write(ref: str, path: str, *, keep_owner: bool) -> Call[None]:
+    """Unpack an archive, which is sent as the body, into a folder of a guest."""
+    query = {"path": path, "keep_owner": _flag(keep_owner)}
+    return Call("PUT", f"{_path(ref, 'archive')}?{_query(query)}", _nothing)
 
 
 def list_images() -> Call[list[Image]]:
@@ -171,6 +189,14 @@ def import_image(path: str, name: str | None) -> Call[Image]:
 
 def _path(ref: str, action: str = "") -> str:
     return f"/instances/{quote(ref, safe='')}" + (f"/{action}" if action else "")
+
+
+def _query(members: Mapping[str, str]) -> str:
+    return urlencode(members, errors="surrogateescape")
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
 
 
 def _reader(kind: type[T]) -> Callable[[Any], T]:

@@ -5,7 +5,7 @@ A connection per call: on a unix socket it costs less than keeping track of one.
 
 import json
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -13,8 +13,9 @@ from ramet.client import calls
 from ramet.client.calls import Call
 from ramet.client.endpoint import Endpoint
 from ramet.client.errors import ApiError, ConnectionBroken, NotReachable
-from ramet.client.http1 import Answer, EventLines, NotHttp, request_bytes
+from ramet.client.http1 import LAST_CHUNK, Answer, EventLines, NotHttp, chunk_bytes, request_bytes
 from ramet.wire_api.exec import ExecStart
+from ramet.wire_api.files import ARCHIVE_MEDIA_TYPE, PathInfo
 from ramet.wire_api.images import Image, PullImage
 from ramet.wire_api.instances import (
     LOG_TAIL_LINES_DEFAULT,
@@ -91,7 +92,7 @@ class Client:
         """Yield the last `tail` lines of a log; with `follow`, each new one."""
         events = EventLines()
         path = calls.logs_path(ref, source=source, tail=tail, follow=follow)
-        for data in self._stream(path):
+        for data in self._stream(path, calls.STREAM_TIMEOUT_S):
             try:
                 lines = [str(json.loads(line)) for line in events.feed(data)]
             except (NotHttp, ValueError, RecursionError) as error:
@@ -103,6 +104,37 @@ class Client:
         from ramet.client.exec import ExecConnection  # Brings in websockets, which other calls need not.
 
         return ExecConnection(self.endpoint, ref, start)
+
+    def stat_path(self, ref: str, path: str, *, follow_links: bool = False) -> PathInfo:
+        """Tell what is at a path of a guest: of a symbolic link itself, or of what it leads to."""
+        return self._send(calls.stat_path(ref, path, follow_links=follow_links))
+
+    def read_archive(self, ref: str, path: str, *, follow_links: bool = False) -> Iterator[bytes]:
+        """Yield `path` of a guest, with all below it, as a POSIX pax tar stream.
+
+        Names begin with the last part of `path`. It is whole only if it ends without an error. Closing the
+        iterator ends the copy.
+        """
+        return self._stream(calls.archive_to_read(ref, path, follow_links=follow_links), calls.TIMEOUT_S)
+
+    def write_archive(
+        self, ref: str, path: str, chunks: Iterable[bytes], *, keep_owner: bool = False
+    ) -> None:
+        """Unpack a tar stream into `path`, a folder of a guest. An error of `chunks` ends the copy.
+
+        Args:
+            keep_owner: files belong to whom the archive says, not to the user of the guest's workload.
+        """
+        call = calls.archive_to_write(ref, path, keep_owner=keep_owner)
+        with closing(connect(self.endpoint)) as connection:
+            connection.settimeout(call.timeout_s)
+            try:
+                connection.sendall(_upload_request(self.endpoint, call))
+                _send_chunks(connection, chunks)
+                answer, body = _receive_answer(connection)
+            except (OSError, NotHttp) as error:
+                raise _broken(self.endpoint, error) from error
+        call.answer(answer.status, body)
 
     def images(self) -> Sequence[Image]:
         return self._send(calls.list_images())
@@ -123,23 +155,21 @@ class Client:
 
     def _send(self, call: Call[T]) -> T:
         with closing(connect(self.endpoint)) as connection:
-            answer, body = Answer(), bytearray()
             try:
                 connection.sendall(_request(self.endpoint, call.method, call.path, call.body_bytes))
                 connection.settimeout(call.timeout_s)
-                while not answer.is_complete:
-                    body += answer.feed(connection.recv(RECEIVE_BYTES))
+                answer, body = _receive_answer(connection)
             except (OSError, NotHttp) as error:
                 raise _broken(self.endpoint, error) from error
-        return call.answer(answer.status, bytes(body))
+        return call.answer(answer.status, body)
 
-    def _stream(self, path: str) -> Iterator[bytes]:
-        """Yield the body of an answer as it comes in."""
+    def _stream(self, path: str, timeout_s: float) -> Iterator[bytes]:
+        """Yield the body of an answer as it comes in; a silence of `timeout_s` breaks it."""
         with closing(connect(self.endpoint)) as connection:
             answer, refusal = Answer(), bytearray()
             try:
                 connection.sendall(_request(self.endpoint, "GET", path, None))
-                connection.settimeout(calls.STREAM_TIMEOUT_S)
+                connection.settimeout(timeout_s)
                 while not answer.is_complete:
                     data = answer.feed(connection.recv(RECEIVE_BYTES))
                     if answer.status == 200:
@@ -192,6 +222,29 @@ def _under_tls(connection: socket.socket, host: str) -> socket.socket:
 
 def _request(endpoint: Endpoint, method: str, path: str, body: bytes | None) -> bytes:
     return request_bytes(method, endpoint.prefix + path, endpoint.authority, endpoint.headers, body)
+
+
+def _upload_request(endpoint: Endpoint, call: Call[None]) -> bytes:
+    headers = {**endpoint.headers, "Content-Type": ARCHIVE_MEDIA_TYPE, "Transfer-Encoding": "chunked"}
+    return request_bytes(call.method, endpoint.prefix + call.path, endpoint.authority, headers, None)
+
+
+def _send_chunks(connection: socket.socket, chunks: Iterable[bytes]) -> None:
+    """Send a body to its end, or until the server hangs up, as it does when it has refused it."""
+    try:
+        for chunk in chunks:
+            if chunk:
+                connection.sendall(chunk_bytes(chunk))
+        connection.sendall(LAST_CHUNK)
+    except (BrokenPipeError, ConnectionResetError):
+        return  # What it said before that can still be read.
+
+
+def _receive_answer(connection: socket.socket) -> tuple[Answer, bytes]:
+    answer, body = Answer(), bytearray()
+    while not answer.is_complete:
+        body += answer.feed(connection.recv(RECEIVE_BYTES))
+    return answer, bytes(body)
 
 
 def _broken(endpoint: Endpoint, error: Exception) -> ConnectionBroken:

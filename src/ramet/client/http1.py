@@ -10,6 +10,7 @@ from typing import Final
 
 HEAD_BYTES_MAX: Final = 64 << 10
 LINE_BYTES_MAX: Final = 256  # Of a chunk's size.
+LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _STATUS: Final = re.compile(r"[1-5][0-9]{2}")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
@@ -35,6 +36,11 @@ def request_bytes(
     if any(char in line for line in lines for char in "\r\n\0"):
         raise ValueError("a line of the request holds a line break")
     return "\r\n".join([*lines, "", ""]).encode("latin-1") + (body or b"")
+
+
+def chunk_bytes(data: bytes) -> bytes:
+    """Return one chunk of a body of untold length. `data` must not be empty: that would be its end."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
 
 
 class Answer:

@@ -78,8 +78,11 @@ class LayerStore:
             try:
                 _format(part, size_bytes)
                 part.rename(base)
+            except OSError as error:
+                raise LayerBroken(f"no disk can be formatted: {error.strerror}") from error
             finally:
-                part.unlink(missing_ok=True)
+                with suppress(OSError):  # The next start's sweep finds it.
+                    part.unlink(missing_ok=True)
         return base
 
     def create(self, size_bytes: int) -> LayerId:
@@ -90,13 +93,13 @@ class LayerStore:
         """
         return self._create_on(self.ensure_base(size_bytes), "raw", size_bytes)
 
-    def create_on(self, backing: LayerId, size_bytes: int) -> LayerId:
-        """Make an empty layer on `backing`, which need not be frozen yet, and hold it.
+    def create_on(self, backing: LayerId, size_bytes: int, layer: LayerId | None = None) -> LayerId:
+        """Make an empty layer on `backing`, which need not be frozen yet, and hold it; `layer` names it.
 
         Raises:
             LayerBroken: the disk is full.
         """
-        return self._create_on(self.path(backing), "qcow2", size_bytes)
+        return self._create_on(self.path(backing), "qcow2", size_bytes, layer)
 
     def hold(self, layer: LayerId) -> None:
         """Hold a layer that a stored record names as its top.
@@ -139,6 +142,10 @@ class LayerStore:
             files.append((path, "qcow2"))
             path = self._backing[self.id_of(path)]
 
+    def is_directly_on(self, layer: LayerId, backing: LayerId) -> bool:
+        """Tell whether `layer` exists and has `backing` right below it."""
+        return self._backing.get(layer) == self.path(backing)
+
     def base(self, layer: LayerId) -> Path:
         """Return the formatted, empty file at the bottom of the chain of `layer`."""
         return self.chain(layer)[-1][0]
@@ -177,8 +184,14 @@ class LayerStore:
         if backing.suffix == _SUFFIX:
             self._above[self.id_of(backing)] += change
 
-    def _create_on(self, backing: Path, form: Literal["raw", "qcow2"], size_bytes: int) -> LayerId:
-        layer = LayerId(mint_id())
+    def _create_on(
+        self,
+        backing: Path,
+        form: Literal["raw", "qcow2"],
+        size_bytes: int,
+        layer: LayerId | None = None,
+    ) -> LayerId:
+        layer = layer or LayerId(mint_id())
         try:
             create_qcow2(self.path(layer), size_bytes, backing, form)
         except OSError as error:

@@ -12,7 +12,7 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ramet.core.errors import RametError
-from ramet.core.ids import InstanceId, LayerId
+from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceRecord, InstanceSpec
 from ramet.effects.boot import boot
 from ramet.effects.end import destroy, release, shut_down, watch
@@ -20,7 +20,9 @@ from ramet.effects.folder import write_spec
 from ramet.effects.fork import LiveForkUnsupported, fork
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
+from ramet.effects.hold import reach
 from ramet.effects.logs import read_logs
+from ramet.effects.reconcile import CAPTURE
 from ramet.effects.site import Rig, Site, Timings
 from ramet.effects.start import start
 from ramet.effects.thaw import thaw
@@ -37,9 +39,11 @@ from ramet.instance.transitions import (
     Fork,
     Forked,
     LayerSwitched,
+    Reach,
     Ready,
     Release,
     ShutDown,
+    SilenceEnded,
     Start,
     Thaw,
     Watch,
@@ -65,6 +69,8 @@ class SitePerformer:
         self._site = site
         self._flights = Flights(self._take_capture, group)
         self._making: dict[InstanceId, int] = {}
+        self._switched: dict[InstanceId, int] = {}
+        """Captures after which an instance writes to another layer than its record on disk says."""
         self._timings: dict[InstanceId, Timings] = {}
         self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None]] = {}
         self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
@@ -97,9 +103,11 @@ class SitePerformer:
         database = self._site.database
         with database.transaction():
             database.save(record)
-            if record.id in self._making:
-                database.end(self._making[record.id])
+            for entries in (self._making, self._switched):
+                if record.id in entries:
+                    database.end(entries[record.id])
         self._making.pop(record.id, None)
+        self._switched.pop(record.id, None)
         self._keep_spec(record)
 
     def _keep_spec(self, record: InstanceRecord) -> None:
@@ -181,6 +189,10 @@ class SitePerformer:
                 await self._await_guest(record, emit)
             case Watch():
                 emit(await watch(site, site.rigs[record.id]))
+            case Reach(generation, before):
+                outcome = await reach(site, record, lambda: self._is_still(record.id, generation))
+                if outcome is not None:
+                    emit(SilenceEnded(generation, before, outcome))
             case ShutDown():
                 rig = site.rigs.get(record.id)
                 if rig is not None:
@@ -193,9 +205,10 @@ class SitePerformer:
                     await destroy(site, record)
                 with site.database.transaction():
                     site.database.forget(record.id)
-                    if record.id in self._making:
-                        site.database.end(self._making[record.id])
-                for memory in (self._making, self._timings, self._kept, self._turns):
+                    for entries in (self._making, self._switched):
+                        if record.id in entries:
+                            site.database.end(entries[record.id])
+                for memory in (self._making, self._switched, self._timings, self._kept, self._turns):
                     memory.pop(record.id, None)
 
     async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
@@ -216,6 +229,10 @@ class SitePerformer:
             emit(Failed(error, time.time()))
             return
         emit(Booted(rig.vm.runtime, layer, time.time()))
+
+    def _is_still(self, instance: InstanceId, generation: int) -> bool:
+        assert self._look is not None, "connect() comes first"
+        return self._look(instance).generation == generation
 
     def _layer_of(self, instance: InstanceId) -> LayerId | None:
         assert self._look is not None, "connect() comes first"
@@ -256,9 +273,11 @@ class SitePerformer:
 
         async def record_switch(new_top: LayerId) -> None:
             rig.layer = new_top
+            self._switched[source] = entry
             await tell(source, LayerSwitched(new_top))
 
-        entry = site.database.begin("capture", source)
+        new_top = LayerId(mint_id())
+        entry = site.database.begin(CAPTURE, source, layer=new_top)
         try:
             async with rig.capturing:
                 return await take_capture(
@@ -272,11 +291,15 @@ class SitePerformer:
                         overlay_bytes=record.spec.overlay_bytes,
                     ),
                     site.layers,
+                    new_top,
                     before_pause=close_doors,
                     record_switch=record_switch,
                 )
         finally:
-            site.database.end_at_last(entry)
+            if (
+                self._switched.get(source) != entry
+            ):  # Else the record is still to be written, and that ends it.
+                site.database.end_at_last(entry)
 
 
 class RigWorkload:

@@ -5,7 +5,7 @@ to resume, run again. Then records and host are laid side by side: what both kno
 host knows is removed, what only a record knows has stopped; and half-made things are gone without trace.
 
 A VMM that does not answer is not ended either: nobody can tell it from one that is busy. It is shown as
-Unknown, without our record of it being changed, so the next start tries again.
+Unknown, without our record of it being changed, and asked again; the next start does the same.
 """
 
 import time
@@ -21,16 +21,16 @@ from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, Runtime, State
 from ramet.disks.layers import LayerBroken
-from ramet.effects.end import read_exit
-from ramet.effects.folder import CONSOLE_FILE, remove_folder
+from ramet.effects.folder import remove_folder
+from ramet.effects.hold import Held, hold, tell_end
 from ramet.effects.rebuild import find_lost_records, take_up
 from ramet.effects.site import Rig, Site
 from ramet.instance.fleet_types import HypervisorUnavailable
-from ramet.instance.transitions import DeleteAsked, Event, Found, VmmExited, is_starting
-from ramet.vmm.port import Driver, LiveCapture, Vm
+from ramet.instance.transitions import DeleteAsked, Event, Found, FoundSilent, VmmExited, is_starting
+from ramet.vmm.port import Driver, VmmSilent
 
-SILENT_CODE: Final = "vmm_silent"
-"""The code of the error that says: the VMM runs and does not answer."""
+CAPTURE: Final = "capture"
+"""The journal's word for a capture; its fact `layer` is the new top that the source is to write to."""
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
 _HAS_VMM: Final = _ALIVE | {State.UNKNOWN}
@@ -65,6 +65,9 @@ async def reconcile(site: Site) -> Reconciled:
     for record in lost:
         log.warning("lost_record_made_again", instance=record.id, name=record.name)
         records[record.id] = take_up(site, record, is_running=record.id in running)
+    for instance, layer in _switched_layers(site, records).items():
+        if instance not in running:
+            records[instance] = replace(records[instance], layer=layer)
     instances = [await _adopt(site, record, found) for record in records.values()]
     await _remove_strays(site, set(records), keep_layers=bool(found.silent))
     for entry in site.database.unfinished():
@@ -73,12 +76,20 @@ async def reconcile(site: Site) -> Reconciled:
     return instances
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """A VMM that answers, and the disk layer it writes to if it can tell."""
+def _switched_layers(site: Site, records: dict[InstanceId, InstanceRecord]) -> dict[InstanceId, LayerId]:
+    """Return the layers that captures may have switched sources to without a record of it.
 
-    vm: Vm
-    layer: LayerId | None
+    An empty one reads as that below it, so it is right for a source that was not switched, too.
+    """
+    found = {}
+    for entry in site.database.unfinished():
+        record, layer = records.get(entry.instance), LayerId(str(entry.facts.get("layer")))
+        if entry.operation != CAPTURE or record is None or record.layer is None:
+            continue
+        if site.layers.is_directly_on(layer, record.layer):
+            log.info("switched_layer_found", instance=record.id, layer=layer)
+            found[record.id] = layer
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,44 +104,31 @@ class _Silent:
 class _Vmms:
     """The VMMs on this host that belong to whole instances."""
 
-    held: dict[InstanceId, _Held] = field(default_factory=dict)
+    held: dict[InstanceId, Held] = field(default_factory=dict)
     silent: dict[InstanceId, _Silent] = field(default_factory=dict)
 
 
 async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> _Vmms:
-    """Take hold of every VMM of ours; resume the paused, end those that belong to no whole instance.
+    """Take hold of every VMM of ours; end those that belong to no whole instance.
 
     All at once: the longest that a silent VMM may take is the longest that all of them take.
     """
     vmms = _Vmms()
 
-    async def hold(driver: Driver, instance: InstanceId, runtime: Runtime) -> None:
+    async def take(driver: Driver, instance: InstanceId, runtime: Runtime) -> None:
         record = records.get(instance)
         if record is None or record.state not in _HAS_VMM:
             log.info("stray_vmm_ended", instance=instance)
             await driver.end(runtime)
             return
         try:
-            vm = await driver.adopt(instance, site.instance_folder(instance), runtime)
+            vmms.held[instance] = await hold(site, driver, instance, runtime)
+        except VmmSilent as error:
+            log.warning("vmm_does_not_answer", instance=instance, error=str(error))
+            vmms.silent[instance] = _Silent(runtime, error)
         except RametError as error:
-            if error.code == SILENT_CODE:
-                log.warning("vmm_does_not_answer", instance=instance, error=str(error))
-                vmms.silent[instance] = _Silent(runtime, error)
-                return
             log.warning("vmm_not_adopted", instance=instance, error=str(error))
             await driver.end(runtime)
-            return
-        try:
-            if await vm.is_paused():
-                await vm.resume()
-                log.info("paused_guest_resumed", instance=instance)
-            layer = site.layers.id_of(await vm.top_layer()) if isinstance(vm, LiveCapture) else None
-        except RametError as error:
-            log.warning("vmm_does_not_answer", instance=instance, error=str(error))
-            await vm.detach()
-            vmms.silent[instance] = _Silent(runtime, error)
-            return
-        vmms.held[instance] = _Held(vm, layer)
 
     found = [
         (driver, instance, runtime)
@@ -139,7 +137,7 @@ async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> _
     ]
     async with anyio.create_task_group() as group:
         for each in found:
-            group.start_soon(hold, *each)
+            group.start_soon(take, *each)
     return vmms
 
 
@@ -160,7 +158,8 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
             return replace(record, state=State.UNKNOWN, runtime=runtime, state_error=str(error)), None
     if silent is not None:
         text = f"its VMM does not answer: {silent.error}"
-        return replace(record, state=State.UNKNOWN, runtime=silent.runtime, state_error=text), None
+        unknown = replace(record, state=State.UNKNOWN, runtime=silent.runtime, state_error=text)
+        return unknown, FoundSilent(record.state) if record.state in _ALIVE else None
     if record.state not in _ALIVE:
         return record, None
     return await _adopt_ended(site, record)
@@ -175,13 +174,10 @@ async def _adopt_ended(site: Site, record: InstanceRecord) -> tuple[InstanceReco
         return replace(record, state=State.UNKNOWN, state_error=str(error)), None
     if is_starting(record):
         return record, VmmExited(None, "the daemon ended while it was being started", time.time())
-    end, reason = await to_thread.run_sync(read_exit, site.instance_folder(record.id) / CONSOLE_FILE)
-    if end is None and not reason:
-        reason = "it ended while the daemon was away"
-    return record, VmmExited(end, reason, time.time())
+    return record, await tell_end(site, record, "it ended while the daemon was away")
 
 
-def _adopt_held(site: Site, record: InstanceRecord, held: _Held) -> tuple[InstanceRecord, Event | None]:
+def _adopt_held(site: Site, record: InstanceRecord, held: Held) -> tuple[InstanceRecord, Event | None]:
     # The VMM knows what it writes to: we may have been killed between a switch and our record of it.
     layer = held.layer or record.layer
     assert layer is not None, "a running instance has a disk"

@@ -115,7 +115,7 @@ class Actor:
         return await accepted
 
     async def inform(self, event: Event) -> None:
-        """Tell what happened; returns when the record says so, durably, even if nobody acts any more."""
+        """Tell what happened; returns when the record says so, even if nobody acts any more."""
         if self._is_over:
             self._take(_Request(event, None), None)
             return
@@ -159,7 +159,8 @@ class Actor:
         try:
             record, actions = step(self.record, request.event)
             if record is not self.record:
-                self._save(record, must_stand=accepted is None or isinstance(request.event, DeleteAsked))
+                may_be_refused = isinstance(request.event, StartAsked | StopAsked)
+                self._save(record, must_stand=not may_be_refused)
         except RametError as error:
             if accepted is None:
                 log.error("event_refused", instance=self.record.id, event=request.event, error=str(error))

@@ -15,8 +15,9 @@
 
 `DeleteAsked` leads from every state but Created to Shutdown and ends with the instance gone. Events carry the
 time at which they happened. `ActionFailed` leads from every state but Created to Unknown, where an instance
-can only be deleted. A start that fails leads back to Stopped; until its VMM is there, Initializing forbids
-what Created does. Nothing here looks at a clock, waits, or knows a feature.
+can only be deleted. One whose VMM does not answer a daemon that comes back is Unknown too, until it does or
+ends. A start that fails leads back to Stopped; until its VMM is there, Initializing forbids what Created does.
+Nothing here looks at a clock, waits, or knows a feature.
 """
 
 from collections.abc import Callable
@@ -117,6 +118,22 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class FoundSilent:
+    """After a restart of the daemon its VMM was found alive and not answering; until then it was `before`."""
+
+    before: State
+
+
+@dataclass(frozen=True, slots=True)
+class SilenceEnded:
+    """A VMM that did not answer has been taken hold of, or is gone; told to a record of `generation` only."""
+
+    generation: int
+    before: State
+    outcome: Found | VmmExited
+
+
+@dataclass(frozen=True, slots=True)
 class DestroyFailed:
     """Part of it could not be removed; it stays held and visible."""
 
@@ -143,6 +160,8 @@ Event = (
     | DeleteAsked
     | VmmExited
     | Found
+    | FoundSilent
+    | SilenceEnded
     | DestroyFailed
     | ActionFailed
 )
@@ -184,6 +203,14 @@ class Watch:
 
 
 @dataclass(frozen=True, slots=True)
+class Reach:
+    """Wait until a silent VMM answers or is gone. Ends in SilenceEnded, with these two members."""
+
+    generation: int
+    before: State
+
+
+@dataclass(frozen=True, slots=True)
 class ShutDown:
     """Ask the guest to power off, and end the VMM if it does not. Ends in VmmExited, by Watch."""
 
@@ -198,7 +225,7 @@ class Destroy:
     """Remove all of it from the host. Ends with the instance gone, or in DestroyFailed."""
 
 
-Action = Boot | Fork | Start | Thaw | AwaitGuest | Watch | ShutDown | Release | Destroy
+Action = Boot | Fork | Start | Thaw | AwaitGuest | Watch | Reach | ShutDown | Release | Destroy
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
 
@@ -273,6 +300,10 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
                 return found, (Watch(), ShutDown())
             waiting = (AwaitGuest(),) if record.state is State.INITIALIZING else ()
             return found, (Watch(), Thaw(), *waiting)
+        case FoundSilent(before) if record.state is State.UNKNOWN:
+            return record, (Reach(record.generation, before),)
+        case SilenceEnded(generation, before, outcome) if record.generation == generation:
+            return _decide(replace(record, state=before, state_error=""), outcome)
         case _:
             return record, ()
 

@@ -187,6 +187,8 @@ class Network:
 
     async def _detach(self, instance: InstanceId, timeout_s: float) -> None:
         endpoint = self._pool.endpoint(instance)
+        if instance not in self._attached:
+            return
         self._stuck.add(instance)
         with anyio.fail_after(timeout_s + TEARDOWN_TIMEOUT_S, shield=True):
             tap = self._open_taps.pop(instance, None)

@@ -79,11 +79,12 @@ class Taken:
 async def take_capture(
     source: Source,
     layers: LayerStore,
+    new_top: LayerId,
     *,
     before_pause: Callable[[], None],
     record_switch: Callable[[LayerId], Awaitable[None]],
 ) -> Taken:
-    """Capture `source`, which goes on writing to a new layer over the frozen one.
+    """Capture `source`, which goes on writing to `new_top`, a layer made over the frozen one.
 
     Args:
         before_pause: called when what the guest does from here on may no longer be in the capture.
@@ -94,7 +95,7 @@ async def take_capture(
     """
     began = time.perf_counter()
     await _shorten_chain(source, layers)
-    new_top = layers.create_on(source.layer, source.overlay_bytes)
+    layers.create_on(source.layer, source.overlay_bytes, new_top)
     try:
         capture = _open_capture(source.memory_bytes)
     except OSError as error:

@@ -20,6 +20,7 @@ from ramet.core.errors import Broken, Conflict
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.memfd import SealableFile
+from ramet.linux.process import HeldProcess
 
 DEVICE_MODEL: Final = 1
 """Number of the device list. A memory capture can be loaded only under the number it was taken with."""
@@ -32,6 +33,12 @@ class VmmFailed(Broken):
     """The VMM ended, refused a command or did not answer; `log_tail` has its last words."""
 
     code = "vmm_failed"
+
+
+class VmmSilent(VmmFailed):
+    """The VMM runs and does not answer: stopped, hung or overworked. It may yet."""
+
+    code = "vmm_silent"
 
 
 class SnapshotIncompatible(Conflict):
@@ -208,8 +215,20 @@ class Driver(ABC):
         """Take hold of a VMM found on this host; a layer it was left prepared with is closed.
 
         Raises:
-            VmmFailed: the process is gone or does not answer in time.
+            VmmSilent: the process runs and does not answer in time.
+            VmmFailed: it is gone.
         """
+
+    async def wait_gone(self, runtime: Runtime) -> None:
+        """Return when the process of `runtime`, which need not answer, is gone."""
+        try:
+            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+        except ProcessLookupError:
+            return
+        try:
+            await process.wait_exited()
+        finally:
+            process.close()
 
     @abstractmethod
     async def end(self, runtime: Runtime) -> None:

@@ -31,12 +31,13 @@ class TarDamaged(Invalid):
 
 
 class Kind(Enum):
-    """What an entry is. OTHER is a device, a FIFO, or what we do not know."""
+    """What an entry is. OTHER is a device, or what we do not know."""
 
     FILE = "file"
     DIRECTORY = "directory"
     SYMLINK = "symlink"
     HARDLINK = "hardlink"
+    FIFO = "fifo"
     OTHER = "other"
 
 
@@ -77,12 +78,14 @@ _KIND_OF: Final[Mapping[bytes, Kind]] = {
     tarfile.DIRTYPE: Kind.DIRECTORY,
     tarfile.SYMTYPE: Kind.SYMLINK,
     tarfile.LNKTYPE: Kind.HARDLINK,
+    tarfile.FIFOTYPE: Kind.FIFO,
 }
 _TYPE_OF: Final = {
     Kind.FILE: tarfile.REGTYPE,
     Kind.DIRECTORY: tarfile.DIRTYPE,
     Kind.SYMLINK: tarfile.SYMTYPE,
     Kind.HARDLINK: tarfile.LNKTYPE,
+    Kind.FIFO: tarfile.FIFOTYPE,
 }
 
 
@@ -210,7 +213,7 @@ class TarReader:
             return None
         size_bytes = _number(self._records["size"]) if "size" in self._records else info.size
         kind = _KIND_OF.get(info.type, Kind.OTHER)
-        if kind in (Kind.DIRECTORY, Kind.SYMLINK, Kind.HARDLINK):
+        if kind in (Kind.DIRECTORY, Kind.SYMLINK, Kind.HARDLINK, Kind.FIFO):
             size_bytes = 0  # A hard link's size is that of its target, and nothing follows it.
         map_bytes = 0
         real_bytes = size_bytes

@@ -22,7 +22,16 @@ from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, r
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
 from ramet.vmm.fake.process import DEVICES_FORMAT, pack_memory
-from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
+from ramet.vmm.port import (
+    Capture,
+    ExitReason,
+    LiveCapture,
+    LiveFork,
+    Machine,
+    Restored,
+    VmmFailed,
+    VmmSilent,
+)
 
 COMMAND_TIMEOUT_S: Final = 20.0
 MARK: Final = "ramet-fake-vmm"
@@ -66,7 +75,8 @@ class _Monitor(asyncio.Protocol):
         """Run a command and return its answer.
 
         Raises:
-            VmmFailed: it was refused, the process ended, or did not answer in time.
+            VmmSilent: the process did not answer in time.
+            VmmFailed: it was refused, or the process ended.
         """
         if self._transport is None or self.lost.is_set():
             raise VmmFailed(f"the VMM is gone: {command} cannot be done")
@@ -77,7 +87,7 @@ class _Monitor(asyncio.Protocol):
             async with asyncio.timeout(timeout_s):
                 message = await answer
         except TimeoutError as late:
-            raise VmmFailed(f"the VMM did not answer {command} within {timeout_s:g} s") from late
+            raise VmmSilent(f"the VMM did not answer {command} within {timeout_s:g} s") from late
         if "error" in message:
             raise VmmFailed(f"the VMM refused {command}: {message['error']}")
         return message["return"]
@@ -103,7 +113,8 @@ class FakeVm(LiveCapture, Restored):
         """Open the monitor; return when the process has answered.
 
         Raises:
-            VmmFailed: it did not, or ended.
+            VmmSilent: it did not in time.
+            VmmFailed: it ended, or nobody listens.
         """
         loop = asyncio.get_running_loop()
         try:
@@ -111,10 +122,7 @@ class FakeVm(LiveCapture, Restored):
             await loop.create_unix_connection(lambda: self._monitor, path)
         except OSError as error:
             raise VmmFailed(f"the VMM's monitor cannot be reached: {error.strerror}") from error
-        try:
-            await self._do("query")
-        except VmmFailed as error:
-            raise VmmFailed(f"the VMM did not start: {self._last_words() or error}") from error
+        await self._do("query")
 
     async def forget_strays(self) -> None:
         """Close what was prepared by a daemon that did not live to use it."""
@@ -206,7 +214,7 @@ class FakeVm(LiveCapture, Restored):
                 await self._do("load", devices=capture.devices.path)
         except VmmFailed as error:
             await self.kill()
-            raise VmmFailed(f"the capture was not loaded: {self._last_words() or error}") from error
+            raise VmmFailed(f"the capture was not loaded: {self.last_words() or error}") from error
 
     async def _copy(self, target: Capture) -> int:
         content = pack_memory((await self._do("query"))["memory"])
@@ -217,7 +225,7 @@ class FakeVm(LiveCapture, Restored):
     async def _do(self, command: str, **arguments: object) -> Any:
         return await self._monitor.execute(command, self._timeout_s, **arguments)
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         return (self._folder / "vmm.log").read_text().strip()
 
 
@@ -276,8 +284,12 @@ class FakeDriver(LiveFork):
             try:
                 await vm.connect()
                 await vm.forget_strays()
-            except BaseException:
-                await vm.detach()
+            except BaseException as error:
+                is_gone = process.is_exited
+                with anyio.CancelScope(shield=True):
+                    await vm.detach()
+                if isinstance(error, VmmFailed) and not is_gone:
+                    raise VmmSilent(f"the VMM cannot be taken hold of: {error}", instance=instance) from error
                 raise
             return vm
 
@@ -296,7 +308,10 @@ class FakeDriver(LiveFork):
         try:
             async with self.faults.around(call):
                 vm = self._spawn(machine, capture)
-                await vm.connect()
+                try:
+                    await vm.connect()
+                except VmmFailed as error:
+                    raise VmmFailed(f"the VMM did not start: {vm.last_words() or error}") from error
                 return vm
         except BaseException:
             if vm is not None:

@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,7 +26,16 @@ from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
-from ramet.vmm.port import Capture, ExitReason, LiveCapture, LiveFork, Machine, Restored, VmmFailed
+from ramet.vmm.port import (
+    Capture,
+    ExitReason,
+    LiveCapture,
+    LiveFork,
+    Machine,
+    Restored,
+    VmmFailed,
+    VmmSilent,
+)
 from ramet.vmm.qemu.command import (
     LAYER_NODE_PREFIX,
     NAME_PREFIX,
@@ -72,7 +81,8 @@ class QemuVm(LiveCapture, Restored):
         """Open the monitor.
 
         Raises:
-            VmmFailed: the process ended, with its last words, or did not answer in time.
+            VmmSilent: the process did not answer in time.
+            VmmFailed: it ended, or has no monitor.
         """
         async with anyio.create_task_group() as group:
 
@@ -88,8 +98,10 @@ class QemuVm(LiveCapture, Restored):
             except VmmFailed as error:
                 failure = error
             group.cancel_scope.cancel()
-        if self._process.is_exited or failure is not None:
-            raise VmmFailed(f"QEMU did not start: {self._last_words() or failure}") from failure
+        if self._process.is_exited:
+            raise VmmFailed(f"QEMU ended: {self.last_words()}") from failure
+        if failure is not None:
+            raise failure
 
     async def wait_exited(self) -> ExitReason:
         await self._process.wait_exited()
@@ -183,7 +195,21 @@ class QemuVm(LiveCapture, Restored):
                 await self._monitor.execute("blockdev-del", node_name=node)
 
     async def forget_prepared_disks(self) -> None:
-        """Close what an earlier daemon prepared and did not live to switch to."""
+        """Close what an earlier daemon prepared and did not live to switch to.
+
+        If QEMU refuses, a file too many stays open; the guest must not be given up for that.
+
+        Raises:
+            VmmSilent: it did not answer.
+        """
+        try:
+            await self._drop_unused_nodes()
+        except VmmSilent:
+            raise
+        except VmmFailed:
+            return
+
+    async def _drop_unused_nodes(self) -> None:
         top = node_name(await self.top_layer())
         used = {top, *await self._nodes_below(top, until=None)}
         for node in await self._backings():
@@ -219,7 +245,7 @@ class QemuVm(LiveCapture, Restored):
                 await self._wait_running()
         except (VmmFailed, TimeoutError) as error:
             await self.kill()
-            raise VmmFailed(f"QEMU did not load the capture: {self._last_words() or error}") from error
+            raise VmmFailed(f"QEMU did not load the capture: {self.last_words() or error}") from error
 
     async def _wait_running(self) -> None:
         async with anyio.create_task_group() as group:
@@ -240,7 +266,7 @@ class QemuVm(LiveCapture, Restored):
         except OSError as error:
             raise VmmFailed(f"the guest's memory cannot be read: {error}") from error
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
         log = self._folder / "vmm.log"
         try:
             with log.open("rb") as file:
@@ -319,12 +345,14 @@ class QemuDriver(LiveFork):
         vm = QemuVm(process, folder, memory_bytes, self._timeouts)
         try:
             await vm.connect(self._timeouts.adopt_s)
-        except VmmFailed:
-            await vm.detach()
-            raise
-        # A file too many stays open if QEMU refuses; the guest must not end for that.
-        with suppress(VmmFailed):
             await vm.forget_prepared_disks()
+        except BaseException as error:
+            is_gone = process.is_exited
+            with anyio.CancelScope(shield=True):
+                await vm.detach()
+            if isinstance(error, VmmFailed) and not is_gone:
+                raise VmmSilent(f"the VMM cannot be taken hold of: {error}", instance=instance) from error
+            raise
         return vm
 
     async def end(self, runtime: Runtime) -> None:
@@ -360,8 +388,10 @@ class QemuDriver(LiveFork):
         vm = QemuVm(process, folder, machine.memory_bytes, self._timeouts)
         try:
             await vm.connect(self._timeouts.start_s)
-        except BaseException:
+        except BaseException as error:
             await vm.kill()
+            if isinstance(error, VmmFailed):
+                raise VmmFailed(f"QEMU did not start: {vm.last_words() or error}") from error
             raise
         return vm
 

@@ -15,7 +15,7 @@ from qemu.qmp import ExecInterruptedError, QMPClient, QMPError, Runstate
 from qemu.qmp.events import EventListener
 from qemu.qmp.message import Message
 
-from ramet.vmm.port import VmmFailed
+from ramet.vmm.port import VmmFailed, VmmSilent
 
 COMMAND_TIMEOUT_S: Final = 60.0
 LAST_WORDS_TIMEOUT_S: Final = 1.0
@@ -42,7 +42,8 @@ class Monitor:
         """Connect to the monitor behind the unix socket `path`.
 
         Raises:
-            VmmFailed: no greeting came in time: nobody is there, or another client is being served.
+            VmmSilent: no greeting came in time: it hangs, or another client is being served.
+            VmmFailed: nobody is there.
         """
         peer = socket.socket(socket.AF_UNIX)
         try:
@@ -50,15 +51,19 @@ class Monitor:
             peer.connect(str(path))  # A unix socket connects at once or not at all.
             async with asyncio.timeout(timeout_s):
                 await self._client.connect(peer)
-        except (QMPError, OSError, TimeoutError) as error:
+        except (TimeoutError, BlockingIOError) as error:  # Blocking: nobody has accepted those before us.
             peer.close()
-            raise VmmFailed(f"the VMM's monitor did not answer: {error or 'time-out'}") from error
+            raise VmmSilent(f"the VMM's monitor did not answer within {timeout_s:g} s") from error
+        except (QMPError, OSError) as error:
+            peer.close()
+            raise VmmFailed(f"the VMM's monitor cannot be reached: {error}") from error
 
     async def execute(self, command: str, **arguments: object) -> object:
         """Run a command; underscores in argument names stand for hyphens.
 
         Raises:
-            VmmFailed: it was refused, the VMM ended, or did not answer in time.
+            VmmSilent: the VMM did not answer in time.
+            VmmFailed: it was refused, or the VMM ended.
         """
         return await self.execute_with(command, {k.replace("_", "-"): v for k, v in arguments.items()})
 
@@ -70,7 +75,7 @@ class Monitor:
         except ExecInterruptedError as error:
             raise VmmFailed(f"the VMM ended during {command}") from error
         except TimeoutError as error:
-            raise VmmFailed(f"the VMM did not answer {command} within {self._timeout_s:g} s") from error
+            raise VmmSilent(f"the VMM did not answer {command} within {self._timeout_s:g} s") from error
         except QMPError as error:
             raise VmmFailed(f"the VMM refused {command}: {error}") from error
 
