@@ -9,17 +9,10 @@ import pytest
 
 from ramet.core.spec import State
 from ramet.instance.fleet_types import InstanceView, WrongState
-from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import VmmFailed
 from tests.effects.world import Daemon, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
-
-
-class Silent(VmmFailed):
-    """What a driver says of a VMM that runs and does not answer."""
-
-    code = "vmm_silent"
 
 
 async def stop(daemon: Daemon, name: str) -> InstanceView:
@@ -101,32 +94,6 @@ async def test_a_daemon_that_leaves_in_the_middle_of_a_start_leaves_it_stopped(w
         assert world.leftovers() == before
         await daemon.fleet.start("src")
         assert await daemon.is_well("src")
-
-
-async def test_a_vmm_that_does_not_answer_is_kept_and_tried_again(world: World) -> None:
-    async with world.daemon() as daemon:
-        await daemon.fleet.create("src", daemon.spec)
-        pids = world.processes().keys()
-    faults = Faults()
-    faults.fail("adopt", Silent("it says nothing"))
-    async with world.daemon(faults) as daemon:
-        record = daemon.fleet.get("src").record
-        assert record.state is State.UNKNOWN
-        assert "it says nothing" in record.state_error
-        assert world.processes().keys() == pids
-    async with world.daemon() as daemon:
-        assert daemon.fleet.get("src").record.state is State.RUNNING
-        assert await daemon.is_well("src")
-
-
-async def test_a_delete_ends_a_vmm_that_does_not_answer(world: World) -> None:
-    async with world.daemon() as daemon:
-        await daemon.fleet.create("src", daemon.spec)
-    faults = Faults()
-    faults.fail("adopt", Silent("it says nothing"))
-    async with world.daemon(faults) as daemon:
-        await daemon.fleet.delete("src")
-        assert not any(world.leftovers().values())
 
 
 async def test_a_lost_database_is_made_again_from_the_folders(world: World) -> None:

@@ -33,7 +33,7 @@ from ramet.net.bridge import BridgeConfig
 from ramet.net.network import Network
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
-from ramet.vmm.fake.driver import FakeDriver
+from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
 
@@ -76,11 +76,16 @@ class Daemon:
 
 
 class World:
-    """The host. `nursery` makes its VMMs, if any; `prepare` is given the parts of each daemon that starts."""
+    """The host.
+
+    `nursery` makes its VMMs, if any; they may take `vmm_timeout_s` to answer; `prepare` is given the parts of
+    each daemon that starts.
+    """
 
     def __init__(self, folder: Path, images: Path) -> None:
         self.folder, self.images = folder, images
         self.nursery: Nursery | None = None
+        self.vmm_timeout_s = COMMAND_TIMEOUT_S
         self.prepare: Callable[[Site], None] = lambda site: None
 
     @asynccontextmanager
@@ -96,7 +101,7 @@ class World:
             await catalog.open()
             network = Network(BridgeConfig())
             stack.push_async_callback(network.close)
-            driver = FakeDriver(data.instances, faults, nursery=self.nursery)
+            driver = FakeDriver(data.instances, faults, self.vmm_timeout_s, self.nursery)
             kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
             layers = LayerStore(data.layers)
             site = Site(data, database, network, layers, catalog, {"fake": driver}, kit, Stages("kvm"))

@@ -25,10 +25,13 @@ from ramet.instance.transitions import (
     Fork,
     Forked,
     Found,
+    FoundSilent,
     LayerSwitched,
+    Reach,
     Ready,
     Release,
     ShutDown,
+    SilenceEnded,
     Start,
     StartAsked,
     StopAsked,
@@ -54,7 +57,7 @@ ALLOWED: dict[State, set[State]] = {
     State.RUNNING: {State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
     State.SHUTDOWN: {State.STOPPED, State.UNKNOWN},
     State.STOPPED: {State.INITIALIZING, State.SHUTDOWN, State.UNKNOWN},
-    State.UNKNOWN: {State.SHUTDOWN},
+    State.UNKNOWN: {State.SHUTDOWN, State.RUNNING, State.STOPPED},  # The latter two when a silence ends.
 }
 """Where each state may lead in one step."""
 
@@ -70,6 +73,8 @@ EVENTS: list[Event] = [
     VmmExited(Exit(0), "", 2.0),
     VmmExited(None, "it crashed", 2.0),
     Found(RUNTIME, LAYER),
+    FoundSilent(State.RUNNING),
+    SilenceEnded(3, State.RUNNING, Found(RUNTIME, LAYER)),
     DestroyFailed(ERROR),
     ActionFailed(ERROR),
 ]
@@ -85,6 +90,7 @@ def after(*events: Event) -> InstanceRecord:
 RUNNING = after(Begin(), Booted(RUNTIME, LAYER, 1.0), Ready())
 STOPPED = after(Booted(RUNTIME, LAYER, 1.0), Ready(), VmmExited(Exit(3), "it crashed", 2.0))
 STARTING = step(STOPPED, StartAsked())[0]
+SILENT = replace(RUNNING, state=State.UNKNOWN, state_error="it does not answer")
 
 
 @given(st.sampled_from([Begin(), BeginFork(InstanceId("source"))]), st.lists(st.sampled_from(EVENTS)))
@@ -99,7 +105,7 @@ def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event
             )  # Only what is asked for can be refused.
             continue
         if changed is record:
-            assert actions == () or isinstance(event, Begin | BeginFork)
+            assert actions == () or isinstance(event, Begin | BeginFork | FoundSilent)
             continue
         assert changed.state is record.state or changed.state in ALLOWED[record.state]
         assert changed.generation == record.generation + 1
@@ -163,6 +169,30 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
             State.SHUTDOWN,
             (Watch(), ShutDown()),
         ),
+        (
+            SILENT,
+            FoundSilent(State.RUNNING),
+            State.UNKNOWN,
+            (Reach(SILENT.generation, State.RUNNING),),
+        ),
+        (
+            SILENT,
+            SilenceEnded(SILENT.generation, State.INITIALIZING, Found(RUNTIME, LAYER)),
+            State.INITIALIZING,
+            (Watch(), Thaw(), AwaitGuest()),
+        ),
+        (
+            SILENT,
+            SilenceEnded(SILENT.generation, State.RUNNING, VmmExited(None, "killed", 1.0)),
+            State.STOPPED,
+            (Release(),),
+        ),
+        (
+            SILENT,
+            SilenceEnded(SILENT.generation - 1, State.RUNNING, Found(RUNTIME, LAYER)),
+            State.UNKNOWN,
+            (),
+        ),
         (STOPPED, StartAsked(), State.INITIALIZING, (Start(),)),
         (STARTING, Booted(RUNTIME, LAYER, 3.0), State.INITIALIZING, (Watch(), AwaitGuest())),
         (STARTING, Found(RUNTIME, LAYER), State.INITIALIZING, (Watch(), Thaw(), AwaitGuest())),
@@ -211,6 +241,13 @@ def test_an_instance_that_is_being_made_started_or_deleted_refuses_requests(aske
 
 def test_the_layer_a_capture_leaves_is_kept_even_while_the_instance_is_being_deleted() -> None:
     assert after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked(), LayerSwitched(LayerId("next"))).layer == "next"
+
+
+def test_a_silence_that_ended_takes_its_message_along() -> None:
+    answered, _ = step(SILENT, SilenceEnded(SILENT.generation, State.RUNNING, Found(RUNTIME, LAYER)))
+    assert answered.state_error == ""
+    end = VmmExited(None, "killed", 1.0)
+    assert step(SILENT, SilenceEnded(SILENT.generation, State.RUNNING, end))[0].state_error == "killed"
 
 
 def test_why_an_instance_failed_is_not_overwritten_by_how_its_vmm_ended() -> None:

@@ -12,7 +12,7 @@ import pytest
 from anyio import create_task_group
 
 from ramet.core.ids import InstanceId
-from ramet.vmm.port import ExitReason, VmmFailed
+from ramet.vmm.port import ExitReason, VmmFailed, VmmSilent
 from tests.vmm.bench import Bench, LiveVm, digest, open_files
 
 CHILD_COUNT = 5
@@ -283,10 +283,38 @@ class ForkContract:
         with pytest.raises(VmmFailed, match=r"did not answer|time"):
             await vm.is_paused()
         await vm.detach()
-        with pytest.raises(VmmFailed):
-            await impatient.adopt(instance, child.agent_socket.parent, child.runtime)
+        for _ in range(4):  # More than may wait to be accepted.
+            with pytest.raises(VmmSilent):
+                await impatient.adopt(instance, child.agent_socket.parent, child.runtime)
         await impatient.end(child.runtime)
         assert instance not in await bench.driver.find()
+
+    async def test_a_vmm_that_goes_on_can_be_adopted_after_all(self, bench: Bench, source: LiveVm) -> None:
+        child = await bench.fork(source)
+        await child.detach()
+        bench.vms.remove(child)
+        folder, instance = child.agent_socket.parent, InstanceId(child.agent_socket.parent.name)
+        os.kill(child.runtime.pid, signal.SIGSTOP)
+        with pytest.raises(VmmSilent):
+            await bench.open_driver(timeout_s=0.3).adopt(instance, folder, child.runtime)
+        os.kill(child.runtime.pid, signal.SIGCONT)
+        adopted = await bench.open_driver().adopt(instance, folder, child.runtime)
+        assert await bench.run(adopted, ("echo", "on")) == "on"
+        await adopted.kill()
+
+    async def test_the_end_of_a_vmm_that_nobody_speaks_to_is_seen(self, bench: Bench, source: LiveVm) -> None:
+        child = await bench.fork(source)
+        await child.detach()
+        bench.vms.remove(child)
+        driver = bench.open_driver()
+        with anyio.move_on_after(0) as scope:
+            await driver.wait_gone(child.runtime)
+        assert scope.cancelled_caught
+        async with create_task_group() as group:
+            group.start_soon(driver.wait_gone, child.runtime)
+            os.kill(child.runtime.pid, signal.SIGKILL)
+        os.waitpid(child.runtime.pid, 0)  # noqa: ASYNC222  # Its parent is still here, unlike a real daemon's.
+        await driver.wait_gone(child.runtime)
 
     async def test_calls_after_the_end_of_the_process_are_errors(self, bench: Bench, source: LiveVm) -> None:
         child = await bench.fork(source)

@@ -66,13 +66,14 @@ async def reconcile(site: Site) -> Reconciled:
         log.warning("lost_record_made_again", instance=record.id, name=record.name)
         records[record.id] = take_up(site, record, is_running=record.id in running)
     for instance, layer in _switched_layers(site, records).items():
-        if instance not in running:
+        if instance not in found.held:
             records[instance] = replace(records[instance], layer=layer)
     instances = [await _adopt(site, record, found) for record in records.values()]
     await _remove_strays(site, set(records), keep_layers=bool(found.silent))
     for entry in site.database.unfinished():
-        log.info("operation_undone", operation=entry.operation, instance=entry.instance)
-        site.database.end(entry.id)
+        if entry.instance not in found.silent:  # What became of its capture can still not be told.
+            log.info("operation_undone", operation=entry.operation, instance=entry.instance)
+            site.database.end(entry.id)
     return instances
 
 

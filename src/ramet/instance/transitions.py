@@ -16,8 +16,8 @@
 `DeleteAsked` leads from every state but Created to Shutdown and ends with the instance gone. Events carry the
 time at which they happened. `ActionFailed` leads from every state but Created to Unknown, where an instance
 can only be deleted. One whose VMM does not answer a daemon that comes back is Unknown too, until it does or
-ends. A start that fails leads back to Stopped; until its VMM is there, Initializing forbids what Created does.
-Nothing here looks at a clock, waits, or knows a feature.
+ends. A start that fails leads back to Stopped; until its VMM is there, Initializing forbids what Created
+does. Nothing here looks at a clock, waits, or knows a feature.
 """
 
 from collections.abc import Callable
@@ -302,7 +302,9 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return found, (Watch(), Thaw(), *waiting)
         case FoundSilent(before) if record.state is State.UNKNOWN:
             return record, (Reach(record.generation, before),)
-        case SilenceEnded(generation, before, outcome) if record.generation == generation:
+        case SilenceEnded(generation, before, outcome) if (
+            record.state is State.UNKNOWN and record.generation == generation
+        ):
             return _decide(replace(record, state=before, state_error=""), outcome)
         case _:
             return record, ()
