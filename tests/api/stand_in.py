@@ -68,7 +68,8 @@ class GuestCommand:
     """One command; a name that is not among them is not found.
 
     echo, env, cat, fail TEXT CODE, big BYTES, hang [FOR-GOOD], and `shell`, which says the size of its
-    terminal now and whenever it changes, echoes lines, and ends with code 7 after the line "exit".
+    terminal now and whenever it changes, echoes lines, ends with code 7 after the line "exit", and fails at
+    the line "break".
     """
 
     def __init__(self, command: ExecCommand) -> None:
@@ -152,6 +153,8 @@ class GuestCommand:
             for line in lines:
                 if line == b"exit":
                     return
+                if line == b"break":
+                    raise Broken("the guest went away")
                 yield b"said " + line.replace(b"\x03", b"^C") + b"\r\n"
             if self._has_ended_stdin:
                 return

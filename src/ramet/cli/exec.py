@@ -1,5 +1,6 @@
 """The exec command: a guest's command with this process's stdin, stdout, stderr and exit code.
 
+On a terminal it is `ramet.cli.terminal`'s; here it is on pipes.
 Ctrl-C goes to the command; a second one gives up on it. The signal is taken by a thread that waits for it,
 so that it cannot strike between receiving output and writing it.
 """
@@ -9,13 +10,14 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Final
 
 import click
 
 from ramet.cli.options import command_words, connect, env_option
 from ramet.cli.output import report, write_bytes
-from ramet.client import ApiError, ConnectionBroken
+from ramet.client import ApiError, Client, ConnectionBroken
 from ramet.client.exec import ExecConnection
 from ramet.core.units import parse_duration
 from ramet.wire_api.exec import (
@@ -37,6 +39,7 @@ _EXIT_CODES: Final = {
 @click.argument("instance")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED, required=True)
 @click.option("-i", "--interactive", is_flag=True, help="Pass stdin on to the command.")
+@click.option("-t", "--tty", is_flag=True, help="Run it on a terminal; with -i, behind this one.")
 @env_option
 @click.option("--cwd", metavar="PATH", help="The command's working directory in the guest.")
 @click.option("-u", "--user", help="Run as this user of the guest.")
@@ -47,6 +50,7 @@ def exec_command(
     instance: str,
     command: tuple[str, ...],
     interactive: bool,
+    tty: bool,
     env: dict[str, str],
     cwd: str | None,
     user: str | None,
@@ -62,16 +66,33 @@ def exec_command(
         stdin=interactive,
     )
     client = connect(context)
+    try:
+        return (_run_on_terminal if tty else _run_on_pipes)(client, instance, start)
+    except ApiError as error:
+        report(error)
+        return _EXIT_CODES.get(error.error.code, 1)
+
+
+def _run_on_terminal(client: Client, instance: str, start: ExecStart) -> int:
+    from ramet.cli import terminal  # Needs a Unix terminal, which other commands need not.
+
+    if start.stdin:
+        terminal.require_terminal()
+    with terminal.signals_held() as signals:
+        rows, cols = terminal.window_size() or (None, None)
+        start = replace(start, tty=True, rows=rows, cols=cols)
+        with client.exec(instance, start) as session:
+            return terminal.converse(session, signals, interactive=start.stdin)
+
+
+def _run_on_pipes(client: Client, instance: str, start: ExecStart) -> int:
     with _interrupts_held() as interrupts, client.exec(instance, start) as session:
         interrupts.pass_on_to(session)
-        if interactive:
+        if start.stdin:
             threading.Thread(target=_pump_stdin, args=(session,), daemon=True).start()
         try:
             for stream, data in session.output():
                 write_bytes(data, to_stderr=stream == STDERR)
-        except ApiError as error:
-            report(error)
-            return _EXIT_CODES.get(error.error.code, 1)
         except ConnectionBroken:
             if interrupts.count > 1:
                 return EXIT_INTERRUPTED

@@ -67,6 +67,10 @@ class ExecConnection:
         """Send the command a signal."""
         self._send(json.dumps({"signal": number}))
 
+    def resize(self, rows: int, cols: int) -> None:
+        """Tell the command's terminal its new size; without effect if it has none."""
+        self._send(json.dumps({"resize": {"rows": rows, "cols": cols}}))
+
     def abandon(self) -> None:
         """End the connection, and with it the command; whoever reads `output` gets ConnectionBroken."""
         self._websocket.close()
