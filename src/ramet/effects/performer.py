@@ -71,6 +71,7 @@ class SitePerformer:
         self._making: dict[InstanceId, int] = {}
         self._switched: dict[InstanceId, int] = {}
         """Captures after which an instance writes to another layer than its record on disk says."""
+        self._unsaved: set[InstanceId] = set()
         self._timings: dict[InstanceId, Timings] = {}
         self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None]] = {}
         self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
@@ -101,11 +102,13 @@ class SitePerformer:
 
     def save(self, record: InstanceRecord) -> None:
         database = self._site.database
+        self._unsaved.add(record.id)
         with database.transaction():
             database.save(record)
             for entries in (self._making, self._switched):
                 if record.id in entries:
                     database.end(entries[record.id])
+        self._unsaved.discard(record.id)
         self._making.pop(record.id, None)
         self._switched.pop(record.id, None)
         self._keep_spec(record)
@@ -208,6 +211,7 @@ class SitePerformer:
                     for entries in (self._making, self._switched):
                         if record.id in entries:
                             site.database.end(entries[record.id])
+                self._unsaved.discard(record.id)
                 for memory in (self._making, self._switched, self._timings, self._kept, self._turns):
                     memory.pop(record.id, None)
 
@@ -273,7 +277,6 @@ class SitePerformer:
 
         async def record_switch(new_top: LayerId) -> None:
             rig.layer = new_top
-            self._switched[source] = entry
             await tell(source, LayerSwitched(new_top))
 
         new_top = LayerId(mint_id())
@@ -296,9 +299,9 @@ class SitePerformer:
                     record_switch=record_switch,
                 )
         finally:
-            if (
-                self._switched.get(source) != entry
-            ):  # Else the record is still to be written, and that ends it.
+            if source in self._unsaved:
+                self._switched[source] = entry  # It ends when the record can be written.
+            else:
                 site.database.end_at_last(entry)
 
 

@@ -1,7 +1,7 @@
 """Letting a workload run that an earlier daemon froze for a capture and did not live to thaw.
 
-Nobody knows whether it stands still, so every guest that is found again is told. A guest that does not answer
-is left as it is: it keeps nobody waiting but those who want to capture it.
+Nobody knows whether it stands still, so every guest that is found again is told, and told again until it has
+answered: it keeps nobody waiting but those who want to capture it.
 """
 
 from typing import Final
@@ -12,23 +12,36 @@ import structlog
 from ramet.core.errors import RametError
 from ramet.effects.site import Rig
 
-THAW_TIMEOUT_S: Final = 20.0
+ANSWER_TIMEOUT_S: Final = 20.0
+RETRY_S: Final = 1.0
+"""How long until a guest that refused, or whose connection was lost, is told again."""
 
 log = structlog.get_logger(__name__)
 
 
 async def thaw(rig: Rig) -> None:
     """Thaw the workload of a guest found running; returns too when its VMM ends. Never fails."""
-    # Between the freeze and the pause of a capture, a thaw would let the child run before it is itself.
-    async with rig.capturing, anyio.create_task_group() as group:
+    async with anyio.create_task_group() as group:
 
         async def give_up_on_exit() -> None:
             await rig.vm.wait_exited()
             group.cancel_scope.cancel()
 
         group.start_soon(give_up_on_exit)
-        try:
-            await (await rig.channel(THAW_TIMEOUT_S)).thaw()
-        except RametError as error:
-            log.warning("adopted_guest_does_not_answer", instance=rig.instance, error=str(error))
+        await _thaw_at_last(rig)
         group.cancel_scope.cancel()
+
+
+async def _thaw_at_last(rig: Rig) -> None:
+    is_told = False
+    while True:
+        try:
+            # Between freeze and pause of a capture, a thaw would let the child run before it is itself.
+            async with rig.capturing:
+                await (await rig.channel(ANSWER_TIMEOUT_S)).thaw()
+            return
+        except RametError as error:
+            if not is_told:
+                log.warning("adopted_guest_does_not_answer", instance=rig.instance, error=str(error))
+            is_told = True
+        await anyio.sleep(RETRY_S)
