@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "wire_api": frozenset({"core"}),
     "store": frozenset({"core", "linux"}),
     "disks": frozenset({"core", "linux"}),
+    "logs": frozenset({"core", "linux"}),
     "net": frozenset({"core", "linux"}),
     "pager": frozenset({"core", "linux"}),
     "vmm": frozenset({"core", "linux", "wire"}),  # wire: the fake has a guest of its own.
@@ -34,6 +35,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "disks",
             "net",
             "guest",
+            "logs",
             "snapshots",
             "store",
             "boot",

@@ -6,10 +6,10 @@ Below the daemon nobody reads the environment or a settings file: each part gets
 import os
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import yaml
-from pydantic import BaseModel, NonNegativeInt, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -19,11 +19,14 @@ from pydantic_settings import (
 )
 
 from ramet.core.errors import Invalid
+from ramet.core.units import parse_size
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
+from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
+LOG_BYTES_MIN: Final = 64 << 10
 
 _REMEDY: Final = "docs/daemon.md lists the settings"
 
@@ -32,6 +35,16 @@ class SettingsInvalid(Invalid):
     """A setting is unknown or has no possible value; the message names it."""
 
     code = "settings_invalid"
+
+
+def _parse_bytes(value: object) -> object:
+    """Return the bytes that a size such as "50MB" stands for; what is none is judged by the model."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_size(value)
+    except Invalid as error:
+        raise ValueError(str(error)) from error
 
 
 class NetworkSettings(BaseModel, extra="forbid"):
@@ -89,6 +102,17 @@ class HypervisorSettings(BaseModel, extra="forbid"):
     default: Literal["qemu"] = "qemu"
 
 
+class LoggingSettings(BaseModel, extra="forbid"):
+    """How much is kept of each log of an instance: rotated at `max_size`, `max_files` older are kept."""
+
+    max_size: Annotated[int, BeforeValidator(_parse_bytes), Field(ge=LOG_BYTES_MIN)] = 50 << 20
+    max_files: PositiveInt = 1
+
+    def bounds(self) -> LogBounds:
+        """Return the part `ramet.logs` understands."""
+        return LogBounds(self.max_size, self.max_files)
+
+
 class Settings(BaseSettings):
     """All settings.
 
@@ -109,6 +133,7 @@ class Settings(BaseSettings):
     hypervisor: HypervisorSettings = HypervisorSettings()
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
+    logging: LoggingSettings = LoggingSettings()
     stop_all: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

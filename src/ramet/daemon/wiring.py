@@ -11,13 +11,13 @@ from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, native_program
 from ramet.daemon.config import Settings
 from ramet.disks.layers import LayerStore
-from ramet.effects.logs import keep_logs_bounded
 from ramet.effects.performer import SitePerformer
 from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site, Stages
 from ramet.images.catalog import Catalog
 from ramet.images.limits import ImageLimits
 from ramet.instance.fleet import Fleet
+from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
@@ -71,7 +71,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             fleet = Fleet(performer)
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
             await group.start(fleet.run, found)
-            group.start_soon(keep_logs_bounded, folder.instances)
+            group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             await group.start(images.pulls.run)
             yield Running(fleet, images, drivers, settings.hypervisor.default, network)
             group.cancel_scope.cancel()

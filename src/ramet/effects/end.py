@@ -1,7 +1,6 @@
 """The ends of an instance: its VMM's, its run's, and its own."""
 
 import json
-import os
 import re
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from ramet.core.spec import Exit, InstanceRecord
 from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
 from ramet.effects.site import Rig, Site
 from ramet.instance.transitions import VmmExited
+from ramet.logs.reading import read_end
 from ramet.vmm.port import ExitReason
 
 STOP_GRACE_S: Final = 5.0
@@ -42,13 +42,7 @@ async def watch(site: Site, rig: Rig) -> VmmExited:
 
 def read_exit(console: Path) -> tuple[Exit | None, str]:
     """Return how the workload ended, and why it could not be started, as the guest said on its console."""
-    try:
-        with console.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - CONSOLE_TAIL_BYTES))
-            tail = file.read()
-    except FileNotFoundError:
-        return None, ""
-    tail = tail.rpartition(STARTED_LINE)[2]
+    tail = read_end(console, CONSOLE_TAIL_BYTES).rpartition(STARTED_LINE)[2]
     failed = _FAILED_LINE.findall(tail)
     if failed:
         return None, f"the guest could not start: {failed[-1].decode(errors='replace').strip()}"

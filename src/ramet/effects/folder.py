@@ -12,6 +12,7 @@ from ramet.core.errors import Broken
 from ramet.core.spec import InstanceRecord
 from ramet.effects.machine import write_config_disk
 from ramet.effects.site import Site
+from ramet.logs.rotation import held
 from ramet.store.paths import write_whole
 
 SPEC_FILE: Final = "spec.json"
@@ -69,7 +70,8 @@ def remove_folder(folder: Path) -> None:
         Broken: the host refuses; what is left of it can be removed again.
     """
     try:
-        shutil.rmtree(folder)
+        with held(folder, alone=True):  # Nobody moves its logs about meanwhile.
+            shutil.rmtree(folder)
     except FileNotFoundError:
         return
     except OSError as error:

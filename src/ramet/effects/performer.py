@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -21,12 +21,11 @@ from ramet.effects.fork import LiveForkUnsupported, fork
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.hold import reach
-from ramet.effects.logs import read_logs
 from ramet.effects.reconcile import CAPTURE
 from ramet.effects.site import Rig, Site, Timings
 from ramet.effects.start import start
 from ramet.effects.thaw import thaw
-from ramet.instance.fleet_types import ExecCommand, ExecSession, PathStat, WrongState
+from ramet.instance.fleet_types import ExecCommand, ExecSession, InstanceNotFound, PathStat, WrongState
 from ramet.instance.transitions import (
     Action,
     AwaitGuest,
@@ -48,6 +47,8 @@ from ramet.instance.transitions import (
     Thaw,
     Watch,
 )
+from ramet.logs.operations import Operations
+from ramet.logs.reading import read_logs
 from ramet.net.slots import NoEndpoint
 from ramet.snapshots.capture import Source, Taken, take_capture
 from ramet.snapshots.flight import Flights
@@ -67,6 +68,7 @@ class SitePerformer:
 
     def __init__(self, site: Site, group: TaskGroup) -> None:
         self._site = site
+        self._operations = Operations(site.folder.instances)
         self._flights = Flights(self._take_capture, group)
         self._making: dict[InstanceId, int] = {}
         self._switched: dict[InstanceId, int] = {}
@@ -112,6 +114,7 @@ class SitePerformer:
         self._making.pop(record.id, None)
         self._switched.pop(record.id, None)
         self._keep_spec(record)
+        self._operations.tell(record)
 
     def _keep_spec(self, record: InstanceRecord) -> None:
         """Keep beside the disk what is needed to find it without the database, when that has changed."""
@@ -214,6 +217,7 @@ class SitePerformer:
                 self._unsaved.discard(record.id)
                 for memory in (self._making, self._switched, self._timings, self._kept, self._turns):
                     memory.pop(record.id, None)
+                self._operations.forget(record.id)
 
     async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
         try:
@@ -249,7 +253,14 @@ class SitePerformer:
         except RametError as error:
             emit(Failed(error, time.time()))
             return
+        self._note_fork(source, record)
         emit(Forked(rig.vm.runtime, layer, time.time()))
+
+    def _note_fork(self, source: InstanceId, child: InstanceRecord) -> None:
+        assert self._look is not None, "connect() comes first"
+        with suppress(InstanceNotFound):  # A source may be deleted while its children start.
+            if not self._look(source).is_deleting:
+                self._operations.note(source, "forked", child=child.name, id=child.id)
 
     async def _await_guest(self, record: InstanceRecord, emit: Emit) -> None:
         rig = self._site.rigs.get(record.id)
