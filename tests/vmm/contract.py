@@ -6,13 +6,15 @@ running. What a test does to a guest for good it does to a child.
 
 import os
 import signal
+from dataclasses import replace
+from typing import Any
 
 import anyio
 import pytest
 from anyio import create_task_group
 
 from ramet.core.ids import InstanceId
-from ramet.vmm.port import ExitReason, VmmFailed, VmmSilent
+from ramet.vmm.port import ExitReason, SnapshotIncompatible, VmmFailed, VmmSilent
 from tests.vmm.bench import Bench, LiveVm, digest, open_files
 
 CHILD_COUNT = 5
@@ -263,6 +265,8 @@ class ForkContract:
     ) -> None:
         frozen = bench.tops[source.runtime.pid]
         capture = bench.new_capture()
+        (good := await bench.capture(source)).close()
+        capture.format = good.format
         os.pwrite(capture.devices.fd, b"no device was ever like this", 0)
         capture.seal()
         child = await bench.start_waiting(capture, frozen)
@@ -271,6 +275,23 @@ class ForkContract:
         assert "time-out" not in str(failed.value)
         assert not os.path.exists(f"/proc/{child.runtime.pid}")
         bench.vms.remove(child)
+
+    @pytest.mark.parametrize(
+        "other", [{"hypervisor": "toy"}, {"version": "0.1"}, {"device_model": 0}, {"accelerator": "abacus"}]
+    )
+    async def test_a_capture_of_another_format_is_refused_and_the_process_is_gone(
+        self, bench: Bench, source: LiveVm, other: dict[str, Any]
+    ) -> None:
+        frozen = bench.tops[source.runtime.pid]
+        capture = await bench.capture(source)
+        assert capture.format is not None
+        capture.format = replace(capture.format, **other)
+        child = await bench.start_waiting(capture, frozen)
+        with pytest.raises(SnapshotIncompatible, match=str(next(iter(other.values())))):
+            await child.load(capture)
+        assert not os.path.exists(f"/proc/{child.runtime.pid}")
+        bench.vms.remove(child)
+        capture.close()
 
     async def test_a_vmm_that_answers_nothing_is_an_error_in_time(self, bench: Bench, source: LiveVm) -> None:
         child = await bench.fork(source)

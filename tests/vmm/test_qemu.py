@@ -1,10 +1,11 @@
-"""QEMU keeps the contract of the port."""
+"""QEMU keeps the contract of the port, on each of its boards."""
 
 import os
 import shutil
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -14,10 +15,11 @@ from examples.make_image import APPLETS
 from ramet.boot.kit import prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, KernelNotFound, ProgramNotBuilt, native_program
 from ramet.core.errors import Broken
-from ramet.vmm.port import VmmFailed
+from ramet.vmm.port import DiskImage, Machine, SnapshotIncompatible, VmmFailed, VmmUnsupported
+from ramet.vmm.qemu.board import BOARDS, Board
 from ramet.vmm.qemu.command import node_name
 from ramet.vmm.qemu.driver import QemuDriver, QemuVm, Timeouts
-from tests.vmm.bench import Bench, LiveVm, digest
+from tests.vmm.bench import OVERLAY_BYTES, Bench, LiveVm, digest
 from tests.vmm.contract import ForkContract
 
 pytestmark = [
@@ -33,9 +35,13 @@ BUSYBOX = Path("/bin/busybox")
 class QemuBench(Bench):
     memory_bytes = 160 << 20
 
+    def __init__(self, folder: Path, board: Board) -> None:
+        self.board = board
+        super().__init__(folder)
+
     def open_driver(self, timeout_s: float | None = None) -> QemuDriver:
         timeouts = Timeouts() if timeout_s is None else Timeouts(*([timeout_s] * 4))
-        return QemuDriver.open(self.instances, timeouts)
+        return QemuDriver.open(self.instances, timeouts, self.board)
 
     def remember(self, name: str, value: str) -> tuple[str, ...]:
         return ("sh", "-c", f"echo {value} > /dev/shm/{name}")
@@ -76,13 +82,13 @@ def make_root(folder: Path) -> Path:
     return image
 
 
-@pytest.fixture(scope="module")
-async def bench() -> AsyncIterator[QemuBench]:
+@pytest.fixture(scope="module", params=BOARDS, ids=lambda board: board.name)
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[QemuBench]:
     if shutil.which("mkfs.erofs") is None or not BUSYBOX.exists():
         pytest.skip("needs erofs-utils and a static busybox")
     folder = Path(tempfile.mkdtemp(prefix="ramet-qemu-"))  # Short: sockets lie in it.
     try:
-        bench = QemuBench(folder)
+        bench = QemuBench(folder, request.param)
         package, guest = find_kernel_package(), native_program(GUEST_PROGRAM)
         kit = prepare_kit(folder / "kits", guest_program=guest, kernel_package=package)
     except (Broken, KernelNotFound, ProgramNotBuilt) as missing:
@@ -103,6 +109,47 @@ async def source(bench: QemuBench) -> LiveVm:
 
 class TestQemu(ForkContract):
     """The contract."""
+
+
+async def test_a_capture_of_one_board_is_refused_by_another_and_neither_driver_finds_the_others_vms(
+    bench: QemuBench, source: LiveVm
+) -> None:
+    (other,) = (board for board in BOARDS if board != bench.board)
+    driver = QemuDriver.open(bench.instances, board=other)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    machine = bench.machine(bench.layers.create_on(frozen, OVERLAY_BYTES))
+    stranger = await driver.start_waiting(machine, capture)
+    assert machine.instance in await driver.find()
+    assert machine.instance not in await bench.driver.find()
+    with pytest.raises(SnapshotIncompatible, match=other.name):
+        await stranger.load(capture)
+    capture.close()
+    assert await driver.find() == {}
+
+
+async def test_a_guest_has_as_many_volumes_as_its_board_has_places_and_no_more(bench: QemuBench) -> None:
+    def machine(count: int) -> Machine:
+        made = bench.machine(bench.layers.create(OVERLAY_BYTES))
+        paths = [made.folder / f"disk{index}.raw" for index in range(count)]
+        for path in paths:
+            path.write_bytes(bytes(1 << 20))
+        return replace(made, volumes=tuple(DiskImage(((path, "raw"),)) for path in paths))
+
+    most = bench.board.volume_count_max
+    with pytest.raises(VmmUnsupported, match=str(most + 1)):
+        await bench.driver.boot(machine(most + 1))
+    vm = await bench.driver.boot(machine(most))
+    bench.vms.append(vm)
+    found = await bench.run(vm, ("sh", "-c", "for disk in /sys/block/vd*; do cat $disk/serial; echo; done"))
+    disks = ["root", "overlay", "config", *(f"volume{index}" for index in range(most))]
+    assert sorted(found.split()) == sorted(disks)
+    await bench.end(vm)
+
+
+async def test_a_board_that_this_qemu_does_not_have_is_an_error_when_it_is_opened(bench: QemuBench) -> None:
+    with pytest.raises(Broken, match="pdp-11"):
+        QemuDriver.open(bench.instances, board=replace(bench.board, machine_type="pdp-11"))
 
 
 async def test_a_child_that_gives_back_all_its_memory_harms_neither_capture_nor_sibling(

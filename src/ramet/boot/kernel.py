@@ -30,6 +30,7 @@ else:
 # its parent's address (SOCK_DESTROY); crc32c_generic is only a soft dependency of ext4's checksums.
 GUEST_MODULES: Final = (
     "virtio_pci",
+    "virtio_mmio",
     "virtio_console",
     "virtio_blk",
     "virtio_net",

@@ -99,7 +99,7 @@ class RegistrySettings(BaseModel, extra="forbid"):
 class HypervisorSettings(BaseModel, extra="forbid"):
     """What runs the guests: `default` for an instance that names none."""
 
-    default: Literal["qemu"] = "qemu"
+    default: Literal["qemu", "qemu-microvm"] = "qemu"
 
 
 class LoggingSettings(BaseModel, extra="forbid"):

@@ -5,10 +5,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
+import structlog
 from anyio import to_thread
 
 from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, native_program
+from ramet.core.errors import Broken
 from ramet.daemon.config import Settings
 from ramet.disks.layers import LayerStore
 from ramet.effects.performer import SitePerformer
@@ -22,7 +24,10 @@ from ramet.net.network import Network
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.port import Driver
+from ramet.vmm.qemu.board import BOARDS
 from ramet.vmm.qemu.driver import QemuDriver
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,8 +88,15 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
     Raises:
         Broken: that of the default hypervisor is not among them.
     """
-    driver = QemuDriver.open(folder.instances)
-    return {driver.name: driver}
+    drivers: dict[str, Driver] = {}
+    for board in BOARDS:
+        try:
+            drivers[board.name] = QemuDriver.open(folder.instances, board=board)
+        except Broken as error:
+            if board.name == settings.hypervisor.default:
+                raise
+            log.info("hypervisor_unavailable", hypervisor=board.name, error=str(error))
+    return drivers
 
 
 def _prepare_kit(settings: Settings, folder: DataFolder) -> BootKit:

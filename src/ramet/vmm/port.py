@@ -16,14 +16,11 @@ from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
 
-from ramet.core.errors import Broken, Conflict
+from ramet.core.errors import Broken, Conflict, Unsupported
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import HeldProcess
-
-DEVICE_MODEL: Final = 1
-"""Number of the device list. A memory capture can be loaded only under the number it was taken with."""
 
 AGENT_PORT_NAME: Final = "ramet.agent"
 OUTPUT_PORT_NAME: Final = "ramet.output"
@@ -35,6 +32,12 @@ class VmmFailed(Broken):
     code = "vmm_failed"
 
 
+class VmmUnsupported(Unsupported):
+    """The hypervisor cannot build such a machine; another may."""
+
+    code = "vmm_unsupported"
+
+
 class VmmSilent(VmmFailed):
     """The VMM runs and does not answer: stopped, hung or overworked. It may yet."""
 
@@ -42,7 +45,7 @@ class VmmSilent(VmmFailed):
 
 
 class SnapshotIncompatible(Conflict):
-    """The capture was taken with another device model, VMM version or processor."""
+    """The capture was taken by another hypervisor, VMM version, device model or accelerator."""
 
     code = "snapshot_incompatible"
 
@@ -79,6 +82,7 @@ class Machine:
     overlay: DiskImage
     config: Path
     nic: Nic | None
+    volumes: tuple[DiskImage, ...] = ()
 
 
 class ExitReason(Enum):
@@ -91,11 +95,45 @@ class ExitReason(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class CaptureFormat:
+    """By whom a capture was taken, and so who can load it: a VMM that is the same in all of this.
+
+    `device_model` is the number of the list of devices; `version` that of the VMM.
+    """
+
+    hypervisor: str
+    version: str
+    device_model: int
+    accelerator: str
+
+    def __str__(self) -> str:
+        return f"{self.hypervisor} {self.version} (devices {self.device_model}, {self.accelerator})"
+
+
+@dataclass(slots=True)
 class Capture:
-    """The memory and the device state of a guest at one instant: filled once, then sealed for ever."""
+    """The memory and the device state of a guest at one instant: filled once, then sealed for ever.
+
+    `format` is told by `save_devices`.
+    """
 
     memory: SealableFile
     devices: SealableFile
+    format: CaptureFormat | None = None
+
+    def demand_format(self, loader: CaptureFormat) -> None:
+        """Check that `loader` can load it.
+
+        Raises:
+            SnapshotIncompatible: it was taken by another.
+        """
+        if self.format != loader:
+            raise SnapshotIncompatible(
+                f"a capture taken by {self.format} cannot be loaded by {loader}",
+                remedy="stop the source and start it again, which puts it on the VMM that is installed now",
+                found=str(self.format),
+                supported=str(loader),
+            )
 
     def seal(self) -> None:
         self.memory.seal()
@@ -164,7 +202,7 @@ class LiveCapture(Vm):
 
     @abstractmethod
     async def save_devices(self, target: Capture) -> None:
-        """Write the device state into `target`."""
+        """Write the device state into `target`, and its format."""
 
     @abstractmethod
     async def copy_rest(self, target: Capture) -> int:
@@ -187,6 +225,7 @@ class Restored(Vm):
         """Take the device state of `capture`, sealed by now, and run.
 
         Raises:
+            SnapshotIncompatible: this VMM cannot load it; the process is gone.
             VmmFailed: it did not load; the process is gone.
         """
 
@@ -203,6 +242,7 @@ class Driver(ABC):
         """Start a VMM that boots `machine`. Its process outlives the daemon.
 
         Raises:
+            VmmUnsupported: the machine has more than this hypervisor has a place for.
             VmmFailed: it ended at once, or did not answer.
         """
 

@@ -24,17 +24,20 @@ from ramet.vmm.fake.nursery import Nursery
 from ramet.vmm.fake.process import DEVICES_FORMAT, pack_memory
 from ramet.vmm.port import (
     Capture,
+    CaptureFormat,
     ExitReason,
     LiveCapture,
     LiveFork,
     Machine,
     Restored,
+    SnapshotIncompatible,
     VmmFailed,
     VmmSilent,
 )
 
 COMMAND_TIMEOUT_S: Final = 20.0
 MARK: Final = "ramet-fake-vmm"
+_FORMAT: Final = CaptureFormat("fake", "1", 1, "kvm")
 _SOURCE: Final = Path(__file__).parents[3]
 _START: Final = (
     f"import sys; sys.path.insert(0, {str(_SOURCE)!r}); from ramet.vmm.fake.process import main; main()"
@@ -194,6 +197,7 @@ class FakeVm(LiveCapture, Restored):
     async def save_devices(self, target: Capture) -> None:
         async with self._faults.around("save_devices"):
             Path(target.devices.path).write_bytes(json.dumps({"format": DEVICES_FORMAT}).encode())
+            target.format = _FORMAT
 
     async def copy_rest(self, target: Capture) -> int:
         async with self._faults.around("copy_rest"):
@@ -209,6 +213,11 @@ class FakeVm(LiveCapture, Restored):
             await self._do("collapse_disk", base=str(base))
 
     async def load(self, capture: Capture) -> None:
+        try:
+            capture.demand_format(_FORMAT)
+        except SnapshotIncompatible:
+            await self.kill()
+            raise
         try:
             async with self._faults.around("load"):
                 await self._do("load", devices=capture.devices.path)
@@ -239,9 +248,9 @@ class FakeDriver(LiveFork):
         nursery: forks the VMMs, where many are started; without, each is a Python of its own.
     """
 
-    name = "fake"
-    version = "1"
-    accelerator = "kvm"
+    name = _FORMAT.hypervisor
+    version = _FORMAT.version
+    accelerator = _FORMAT.accelerator
 
     def __init__(
         self,

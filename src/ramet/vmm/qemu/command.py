@@ -1,30 +1,18 @@
-"""The device model as a command line: an ABI.
+"""A machine as a command line of QEMU: what every board has, in one fixed order.
 
-A capture can be loaded only by a QEMU with the very devices, at the very addresses, of the one it was
-taken from. So the list below, its addresses and the versioned machine type are fixed, under the number
-`vmm.port.DEVICE_MODEL`; whoever changes a line of it raises that number.
-
-| address | device |
-|---|---|
-| isa | serial port (the kernel's console) |
-| 0x2 | virtio-serial: port 1 `ramet.agent`, port 2 `ramet.output` |
-| 0x3 | virtio-net |
-| 0x4, 0x5, 0x6 | virtio-blk `root` (read-only), `overlay`, `config` (read-only) |
-| 0x7 | virtio-rng |
-| 0x8 | virtio-balloon |
-| 0x9-0xc | four empty PCIe root ports, for volumes |
+Order and options belong to the device model of a board as its places do: see `ramet.vmm.qemu.board`.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ramet.vmm.port import AGENT_PORT_NAME, OUTPUT_PORT_NAME, DiskImage, Machine
+from ramet.vmm.port import AGENT_PORT_NAME, OUTPUT_PORT_NAME, DiskImage, Machine, VmmFailed
+from ramet.vmm.qemu.board import Board
 
-MACHINE_TYPE: Final = "pc-q35-7.2"
-VOLUME_PORT_COUNT: Final = 4
 TRANSLATION_CACHE_MIB: Final = 32  # Per TCG process; QEMU's default reserves a gigabyte.
 OVERLAY_DEVICE: Final = "overlay"
 
@@ -33,6 +21,7 @@ KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disab
 
 NAME_PREFIX: Final = "ramet-"
 LAYER_NODE_PREFIX: Final = "n-"
+CPUINFO: Final = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +72,7 @@ def overlay_node(image: DiskImage) -> dict[str, object]:
 
 def command_line(
     program: Path,
+    board: Board,
     machine: Machine,
     sockets: Sockets,
     *,
@@ -101,7 +91,7 @@ def command_line(
         *("-name", f"guest={NAME_PREFIX}{machine.instance}"),
         *(
             "-M",
-            f"{MACHINE_TYPE},usb=off,sata=off,smbus=off,vmport=off,memory-backend=ram,suppress-vmdesc=on",
+            f"{board.machine_type},{board.machine_options},memory-backend=ram,suppress-vmdesc=on",
         ),
         *("-accel", f"tcg,thread=multi,tb-size={TRANSLATION_CACHE_MIB}" if emulated else "kvm"),
         *("-cpu", "max" if emulated else "host"),
@@ -115,19 +105,39 @@ def command_line(
     if memory_path is None:
         arguments += ["-object", f"memory-backend-ram,{memory}"]
         arguments += ["-kernel", str(machine.kernel), "-initrd", str(machine.initramfs)]
-        arguments += ["-append", KERNEL_ARGUMENTS]
+        arguments += ["-append", _kernel_arguments(board, is_emulated=emulated)]
     else:
         arguments += ["-object", f"memory-backend-file,{memory},share=off,mem-path={memory_path}"]
         arguments += ["-incoming", "defer"]
-    return arguments + _devices(machine, sockets)
+    return arguments + _devices(board, machine, sockets) + [*board.arguments, *_volumes(board, machine)]
 
 
-def _devices(machine: Machine, sockets: Sockets) -> list[str]:
+def _kernel_arguments(board: Board, *, is_emulated: bool) -> str:
+    arguments = [KERNEL_ARGUMENTS, board.kernel_arguments]
+    if is_emulated and board.needs_tsc_frequency:
+        # About half of the boots would hang calibrating it: the board has no other clock to do it by.
+        arguments.append(f"tsc_early_khz={read_tsc_khz()}")
+    return " ".join(filter(None, arguments))
+
+
+def read_tsc_khz() -> int:
+    """Return the frequency of the host's time stamp counter, which an emulated guest is shown, in kHz.
+
+    Raises:
+        VmmFailed: the kernel does not tell.
+    """
+    found = re.search(r"^cpu MHz\s*:\s*([0-9.]+)", CPUINFO.read_text(), re.MULTILINE)
+    if found is None:
+        raise VmmFailed("this host does not tell its processors' frequency", remedy="use hypervisor qemu")
+    return round(float(found[1]) * 1000)
+
+
+def _devices(board: Board, machine: Machine, sockets: Sockets) -> list[str]:
     folder = machine.folder
     arguments = _pairs(
         ("-chardev", f"file,id=console,path={folder / 'console.log'},append=on"),
         ("-device", "isa-serial,chardev=console"),
-        ("-device", "virtio-serial-pci,id=ports,bus=pcie.0,addr=0x2,max_ports=4"),
+        ("-device", board.device("serial", "ports", "id=ports,max_ports=4")),
         ("-chardev", f"socket,id=agent,fd={sockets.agent_fd},server=on,wait=off"),
         ("-device", f"virtserialport,bus=ports.0,nr=1,chardev=agent,name={AGENT_PORT_NAME}"),
         ("-chardev", f"file,id=output,path={folder / 'output.log'},append=on"),
@@ -141,30 +151,30 @@ def _devices(machine: Machine, sockets: Sockets) -> list[str]:
         arguments += _pairs(("-netdev", f"tap,id=nic,fd={machine.nic.tap_fd},vhost=off"))
         mac = machine.nic.mac
     # guest_announce off: a restored guest would announce its parent's address with its parent's MAC.
-    arguments += _pairs(
-        ("-device", f"virtio-net-pci,netdev=nic,mac={mac},romfile=,guest_announce=off,bus=pcie.0,addr=0x3"),
-        *_disk("root", "0x4", _read_only("root", machine.root)),
-        *_disk(OVERLAY_DEVICE, "0x5", overlay_node(machine.overlay)),
-        *_disk("config", "0x6", _read_only("config", machine.config)),
+    nic = f"netdev=nic,mac={mac},guest_announce=off{board.nic_options}"
+    return arguments + _pairs(
+        ("-device", board.device("net", "nic", nic)),
+        *_disk(board, "root", _read_only("root", machine.root)),
+        *_disk(board, OVERLAY_DEVICE, overlay_node(machine.overlay)),
+        *_disk(board, "config", _read_only("config", machine.config)),
         ("-object", "rng-random,id=entropy,filename=/dev/urandom"),
-        ("-device", "virtio-rng-pci,rng=entropy,bus=pcie.0,addr=0x7"),
-        ("-device", "virtio-balloon-pci,id=balloon,bus=pcie.0,addr=0x8"),
+        ("-device", board.device("rng", "entropy", "rng=entropy")),
+        ("-device", board.device("balloon", "balloon", "id=balloon")),
     )
-    for index in range(VOLUME_PORT_COUNT):
-        place = f"bus=pcie.0,addr={9 + index:#x},chassis={index + 1},slot={index + 1}"
-        arguments += ["-device", f"pcie-root-port,id=volume{index},{place}"]
-    return arguments
+
+
+def _volumes(board: Board, machine: Machine) -> list[str]:
+    disks = [_disk(board, f"volume{index}", overlay_node(v)) for index, v in enumerate(machine.volumes)]
+    return _pairs(*(pair for disk in disks for pair in disk))
 
 
 def _read_only(name: str, path: Path) -> dict[str, object]:
     return {"driver": "raw", "node-name": name, "read-only": True, "file": file_node(path, writable=False)}
 
 
-def _disk(serial: str, address: str, node: dict[str, object]) -> Sequence[tuple[str, str]]:
-    device = (
-        f"virtio-blk-pci,id=disk-{serial},drive={node['node-name']},serial={serial},bus=pcie.0,addr={address}"
-    )
-    return (("-blockdev", json.dumps(node)), ("-device", device))
+def _disk(board: Board, serial: str, node: dict[str, object]) -> Sequence[tuple[str, str]]:
+    options = f"id=disk-{serial},drive={node['node-name']},serial={serial}"
+    return (("-blockdev", json.dumps(node)), ("-device", board.device("blk", serial, options)))
 
 
 def _pairs(*pairs: tuple[str, str]) -> list[str]:

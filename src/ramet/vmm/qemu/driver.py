@@ -1,4 +1,4 @@
-"""QEMU on the q35 board.
+"""QEMU, on one of its boards.
 
 Each VMM is a process with a session of its own. Its two sockets are bound by us before it starts, so that
 connecting never waits for a file to appear; after a restart of the daemon they are found by path.
@@ -15,7 +15,8 @@ import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
@@ -28,14 +29,18 @@ from ramet.core.spec import Runtime
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.port import (
     Capture,
+    CaptureFormat,
     ExitReason,
     LiveCapture,
     LiveFork,
     Machine,
     Restored,
+    SnapshotIncompatible,
     VmmFailed,
     VmmSilent,
+    VmmUnsupported,
 )
+from ramet.vmm.qemu.board import Q35, Board
 from ramet.vmm.qemu.command import (
     LAYER_NODE_PREFIX,
     NAME_PREFIX,
@@ -50,6 +55,7 @@ from ramet.vmm.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 
 PROGRAM: Final = "qemu-system-x86_64"
 LOG_TAIL_BYTES: Final = 2000
+_OPTIONS: Final = {"-name", "-M", "-m", "-accel"}
 SOCKET_PATH_BYTES_MAX: Final = 107  # unix(7)
 
 
@@ -63,15 +69,23 @@ class Timeouts:
     command_s: float = COMMAND_TIMEOUT_S
 
 
+@dataclass(frozen=True, slots=True)
+class _Built:
+    """What a command line says that must be known of its process later."""
+
+    memory_bytes: int
+    accelerator: str
+
+
 class QemuVm(LiveCapture, Restored):
     """One QEMU process and our session with its monitor."""
 
-    def __init__(self, process: HeldProcess, folder: Path, memory_bytes: int, timeouts: Timeouts) -> None:
-        self.runtime = Runtime(
-            process.pid, process.start_ticks, read_boot_id(), {"memory_bytes": memory_bytes}
-        )
+    def __init__(
+        self, process: HeldProcess, board: Board, folder: Path, built: "_Built", timeouts: Timeouts
+    ) -> None:
+        self.runtime = Runtime(process.pid, process.start_ticks, read_boot_id(), asdict(built))
         self.agent_socket = folder / "agent.sock"
-        self._process, self._folder, self._memory_bytes = process, folder, memory_bytes
+        self._process, self._board, self._folder, self._built = process, board, folder, built
         self._timeouts = timeouts
         self._monitor = Monitor(timeouts.command_s)
         self._copier: Copier | None = None
@@ -150,7 +164,7 @@ class QemuVm(LiveCapture, Restored):
         await self._monitor.execute("blockdev-del", node_name=node_name(new_top))
 
     async def copy_ahead(self, target: Capture) -> int:
-        guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._memory_bytes)
+        guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._built.memory_bytes)
         self._copier = Copier(guest, target.memory)
         return await self._in_thread(self._copier.copy_ahead)
 
@@ -170,6 +184,7 @@ class QemuVm(LiveCapture, Restored):
     async def save_devices(self, target: Capture) -> None:
         # live=false: otherwise QEMU, paused, gives its disks away to whoever loads the state.
         await self._monitor.execute("xen-save-devices-state", filename=target.devices.path, live=False)
+        target.format = self._format()
 
     async def copy_rest(self, target: Capture) -> int:
         assert self._copier is not None, "copy_ahead comes first"
@@ -180,7 +195,7 @@ class QemuVm(LiveCapture, Restored):
         blocks = await self._monitor.execute("query-block")
         assert isinstance(blocks, list)
         for block in blocks:
-            if f"/disk-{OVERLAY_DEVICE}/" in block.get("qdev", ""):
+            if f"disk-{OVERLAY_DEVICE}" in block.get("qdev", "").split("/"):
                 return Path(block["inserted"]["file"])
         raise VmmFailed("QEMU shows no overlay disk")
 
@@ -240,12 +255,21 @@ class QemuVm(LiveCapture, Restored):
 
     async def load(self, capture: Capture) -> None:
         try:
+            capture.demand_format(self._format())
+        except SnapshotIncompatible:
+            await self.kill()
+            raise
+        try:
             async with asyncio.timeout(self._timeouts.load_s):
                 await self._monitor.execute("migrate-incoming", uri=f"exec:cat {capture.devices.path}")
                 await self._wait_running()
         except (VmmFailed, TimeoutError) as error:
             await self.kill()
             raise VmmFailed(f"QEMU did not load the capture: {self.last_words() or error}") from error
+
+    def _format(self) -> CaptureFormat:
+        board = self._board
+        return CaptureFormat(board.name, self._monitor.version(), board.device_model, self._built.accelerator)
 
     async def _wait_running(self) -> None:
         async with anyio.create_task_group() as group:
@@ -280,33 +304,46 @@ class QemuDriver(LiveFork):
     """Starts QEMU, by KVM where it truly works, otherwise emulated.
 
     Args:
+        board: what QEMU builds; the driver has its name and finds only processes of it.
         instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
     """
 
-    name = "qemu"
-
     def __init__(
-        self, program: Path, version: str, accelerator: str, instances_folder: Path, timeouts: Timeouts
+        self,
+        program: Path,
+        version: str,
+        accelerator: str,
+        board: Board,
+        instances_folder: Path,
+        timeouts: Timeouts,
     ) -> None:
+        self.name, self._board = board.name, board
         self.version, self.accelerator, self._timeouts = version, accelerator, timeouts
         self._program, self._instances_folder = program, instances_folder
 
     @classmethod
-    def open(cls, instances_folder: Path, timeouts: Timeouts | None = None) -> "QemuDriver":
+    def open(
+        cls, instances_folder: Path, timeouts: Timeouts | None = None, board: Board = Q35
+    ) -> "QemuDriver":
         """Find QEMU on this host.
 
         Raises:
-            Broken: there is none.
+            Broken: there is none, or it cannot build this board.
         """
         program = shutil.which(PROGRAM)
         if program is None:
             raise Broken(f"{PROGRAM} is not installed", remedy="apt-get install qemu-system-x86")
-        text = subprocess.run([program, "--version"], stdout=subprocess.PIPE, text=True, check=True).stdout
-        version = re.search(r"version (\S+)", text)
+        version = re.search(r"version (\S+)", _ask(program, "--version"))
+        if not re.search(rf"^{re.escape(board.machine_type)}\s", _ask(program, "-M", "help"), re.MULTILINE):
+            raise Broken(
+                f"{PROGRAM} has no machine type {board.machine_type}",
+                remedy="see `ramet doctor`, or use another hypervisor",
+            )
         return cls(
             Path(program),
             version[1] if version else "",
             find_accelerator(),
+            board,
             instances_folder,
             timeouts or Timeouts(),
         )
@@ -321,18 +358,22 @@ class QemuDriver(LiveFork):
         found: dict[InstanceId, Runtime] = {}
         boot_id = read_boot_id()
         for pid, arguments in list_command_lines():
-            if not arguments[0].endswith(PROGRAM) or "-name" not in arguments:
+            options = dict(pairwise(arguments))
+            if not arguments[0].endswith(PROGRAM) or not options.keys() >= _OPTIONS:
                 continue
-            name = arguments[arguments.index("-name") + 1].removeprefix("guest=")
+            if options["-M"].partition(",")[0] != self._board.machine_type:
+                continue
+            name = options["-name"].removeprefix("guest=")
             instance = InstanceId(name.removeprefix(NAME_PREFIX))
             folder = self._instances_folder / instance
             if name.startswith(NAME_PREFIX) and any(f"path={folder}/" in argument for argument in arguments):
-                memory_mib = arguments[arguments.index("-m") + 1].removesuffix("M")
+                memory_mib, accelerator = options["-m"].removesuffix("M"), options["-accel"].partition(",")[0]
+                built = _Built(int(memory_mib) << 20, accelerator)
                 try:
                     ticks = read_start_ticks(pid)
                 except ProcessLookupError:
                     continue
-                found[instance] = Runtime(pid, ticks, boot_id, {"memory_bytes": int(memory_mib) << 20})
+                found[instance] = Runtime(pid, ticks, boot_id, asdict(built))
         return found
 
     async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> QemuVm:
@@ -340,9 +381,10 @@ class QemuDriver(LiveFork):
             process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
         except ProcessLookupError as error:
             raise VmmFailed("the VMM is gone", instance=instance) from error
-        memory_bytes = runtime.driver["memory_bytes"]
+        memory_bytes, accelerator = runtime.driver["memory_bytes"], runtime.driver["accelerator"]
         assert isinstance(memory_bytes, int)
-        vm = QemuVm(process, folder, memory_bytes, self._timeouts)
+        assert isinstance(accelerator, str)
+        vm = QemuVm(process, self._board, folder, _Built(memory_bytes, accelerator), self._timeouts)
         try:
             await vm.connect(self._timeouts.adopt_s)
             await vm.forget_prepared_disks()
@@ -364,13 +406,19 @@ class QemuDriver(LiveFork):
         await process.wait_exited()
 
     async def _start(self, machine: Machine, capture: Capture | None) -> QemuVm:
-        folder = machine.folder
+        folder, most = machine.folder, self._board.volume_count_max
+        if len(machine.volumes) > most:
+            raise VmmUnsupported(
+                f"an instance on {self.name} has {most} volumes at most, not {len(machine.volumes)}",
+                remedy="use fewer volumes, or another hypervisor",
+            )
         passed = [] if machine.nic is None else [machine.nic.tap_fd]
         listeners = [_listen(folder / "monitor.sock"), _listen(folder / "agent.sock")]
         try:
             sockets = Sockets(listeners[0].fileno(), listeners[1].fileno())
             argv = command_line(
                 self._program,
+                self._board,
                 machine,
                 sockets,
                 accelerator=self.accelerator,
@@ -385,7 +433,8 @@ class QemuDriver(LiveFork):
         finally:
             for listener in listeners:
                 listener.close()
-        vm = QemuVm(process, folder, machine.memory_bytes, self._timeouts)
+        built = _Built(machine.memory_bytes, self.accelerator)
+        vm = QemuVm(process, self._board, folder, built, self._timeouts)
         try:
             await vm.connect(self._timeouts.start_s)
         except BaseException as error:
@@ -394,6 +443,13 @@ class QemuDriver(LiveFork):
                 raise VmmFailed(f"QEMU did not start: {vm.last_words() or error}") from error
             raise
         return vm
+
+
+def _ask(*argv: str) -> str:
+    try:
+        return subprocess.run(argv, stdout=subprocess.PIPE, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise Broken(f"{PROGRAM} does not run: {error}", remedy="see `ramet doctor`") from error
 
 
 def find_accelerator() -> str:

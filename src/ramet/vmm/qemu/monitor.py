@@ -58,6 +58,14 @@ class Monitor:
             peer.close()
             raise VmmFailed(f"the VMM's monitor cannot be reached: {error}") from error
 
+    def version(self) -> str:
+        """Return the version of the QEMU that is connected, which may be older than the one installed."""
+        greeting = self._client.greeting
+        assert greeting is not None, "connect() comes first"
+        number = greeting.QMP.version["qemu"]
+        assert isinstance(number, dict)
+        return f"{number['major']}.{number['minor']}.{number['micro']}"
+
     async def execute(self, command: str, **arguments: object) -> object:
         """Run a command; underscores in argument names stand for hyphens.
 
