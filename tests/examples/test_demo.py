@@ -63,6 +63,16 @@ def test_the_examples_of_a_page_work(page: str, tmp_path_factory: pytest.TempPat
     assert "hello\n" in done.stdout
 
 
+def test_the_example_of_hypervisors_works(tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / "docs/hypervisors.md").read_text())
+    folder = tmp_path_factory.mktemp("h")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    made = "python examples/make_image.py box; ramet image import box --name box:1\n"
+    done = run_session(folder, made + commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert "virtio0\n" in done.stdout
+
+
 OFFICIAL_CLIENT = """
 from hypeman import Hypeman
 from hypeman.lib.exec import exec

@@ -60,9 +60,13 @@ def check_qemu(_: Subject, host: HostView) -> Iterator[Finding]:
             "apt-get install qemu-system-x86; a QEMU built by hand may lack it",
         )
         return
-    yield ok("qemu", "qemu", f"QEMU {shown} with machine type {QEMU_MACHINE_TYPE}")
-    if "microvm" not in offered:
-        yield info("qemu", "qemu_no_microvm", "QEMU has no machine type microvm; q35 is used")
+    has_microvm = "microvm" in offered
+    types = f"types {QEMU_MACHINE_TYPE} and microvm" if has_microvm else f"type {QEMU_MACHINE_TYPE}"
+    yield ok("qemu", "qemu", f"QEMU {shown} with machine {types}")
+    if not has_microvm:
+        yield info(
+            "qemu", "qemu_no_microvm", "QEMU has no machine type microvm: there is no hypervisor qemu-microvm"
+        )
 
 
 def check_other_vmms(_: Subject, host: HostView) -> Iterator[Finding]:

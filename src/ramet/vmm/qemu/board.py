@@ -36,7 +36,6 @@ class Board:
         arguments: further ones that belong to the board.
         kernel_arguments: what the guest's kernel must be told of it.
         nic_options: further ones of the network card.
-        has_hot_plug: a running guest can be given a device.
         needs_tsc_frequency: an emulated guest must be told its time stamp counter's frequency.
     """
 
@@ -49,7 +48,6 @@ class Board:
     arguments: tuple[str, ...]
     kernel_arguments: str
     nic_options: str
-    has_hot_plug: bool
     needs_tsc_frequency: bool
 
     def device(self, kind: str, place: str, options: str) -> str:
@@ -88,7 +86,6 @@ Q35: Final = Board(
     arguments=_volume_ports(),
     kernel_arguments="",
     nic_options=",romfile=",
-    has_hot_plug=True,
     needs_tsc_frequency=False,
 )
 
@@ -107,7 +104,6 @@ MICROVM: Final = Board(
     arguments=("-global", "virtio-mmio.force-legacy=off"),
     kernel_arguments="reboot=t",  # By triple fault: there is no keyboard controller, and ACPI's reset hangs.
     nic_options="",
-    has_hot_plug=False,
     needs_tsc_frequency=True,
 )
 
