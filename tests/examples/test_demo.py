@@ -51,14 +51,15 @@ def test_the_demo_forks_and_every_child_is_itself() -> None:
     assert report["forks"].keys() == {"count", "succeeded", "wall_s", "mean_s", "p50_s", "p95_s", "max_s"}
 
 
-@pytest.mark.parametrize("page", ["README.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/logs.md"])
 def test_the_examples_of_a_page_work(page: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     [commands] = EXAMPLE.findall((PROJECT / page).read_text())
     folder = tmp_path_factory.mktemp("s")  # A short path: sockets lie in it.
     (folder / "examples").symlink_to(PROJECT / "examples")
     done = run_session(folder, commands)
     assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
-    assert done.stdout.count("warm\n") == 2, done.stdout  # The source's state, and the child's.
+    if page == "README.md":
+        assert done.stdout.count("warm\n") == 2, done.stdout  # The source's state, and the child's.
     assert "web-copy\n" in done.stdout
     assert "hello\n" in done.stdout
 

@@ -7,7 +7,7 @@ DATA/
   images/                  see ramet.images.catalog
   kits/                    kernels and initramfs, see ramet.boot.kit
   layers/                  disk layers, see ramet.disks.layers
-  instances/<id>/          spec.json, config.img, console.log, output.log, vmm.log, sockets
+  instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
 """
 
