@@ -20,6 +20,7 @@ from ramet.client.pack import pack
 from ramet.client.unpack import unpack
 from ramet.core.errors import RametError
 from ramet.wire_api.tar import TarDamaged
+from tests.trees import manifest
 
 MTIME_NS = 1_600_000_000_123_456_789
 CHUNK_BYTES = 10_007  # So that nothing in an archive ends where a chunk does.
@@ -44,23 +45,6 @@ def write_tree(root: Path) -> None:
     (root / "sub" / "empty").chmod(0o1777)
     for path in (root / "sub" / "link", root / "big", root / "sub" / "empty", root / "sub"):
         os.utime(path, ns=(MTIME_NS, MTIME_NS + 1), follow_symlinks=False)
-
-
-def manifest(root: Path) -> dict[str, tuple[object, ...]]:
-    """Return all that is below `root`: mode, owner, time, content or target, and other names of the same."""
-    found: dict[str, tuple[object, ...]] = {}
-    groups: dict[int, list[str]] = {}
-    for path in sorted(root.rglob("*")):
-        name, facts = str(path.relative_to(root)), path.lstat()
-        groups.setdefault(facts.st_ino, []).append(name)
-        content: object = None
-        if stat.S_ISREG(facts.st_mode):
-            content = path.read_bytes()
-        elif stat.S_ISLNK(facts.st_mode):
-            content = os.readlink(path)
-        owner = (facts.st_uid, facts.st_gid)
-        found[name] = (oct(facts.st_mode), owner, facts.st_mtime_ns, content, groups[facts.st_ino])
-    return found
 
 
 def chunks_of(data: bytes) -> Iterator[bytes]:

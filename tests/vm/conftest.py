@@ -15,7 +15,9 @@ import pytest
 from ramet.core.errors import RametError
 from ramet.daemon.config import Settings
 from ramet.daemon.wiring import running
+from ramet.wire_api.instances import CreateInstance
 from tests.net.namespaces import Namespace, own_namespace, run_ip
+from tests.vm.daemon import Daemon
 from tests.vm.images import IMAGE, write_image
 from tests.vm.site import FAR_ADDRESS, METADATA_ADDRESS, NEAR_ADDRESS, Children, Site, vmm_pids
 
@@ -83,6 +85,32 @@ async def source(site: Site) -> str:
     """Return the name of a booted instance that every test may fork and none may end."""
     await site.boot("source")
     return "source"
+
+
+@pytest.fixture(scope="package")
+def served(kernel_package: Path | None) -> Iterator[Daemon]:
+    """Return a daemon, a process in a namespace of its own, with a booted instance called "web".
+
+    For tests from outside, by the command line; nobody ends the instance.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rmt-", dir="/tmp"))
+    write_image(folder / "image")
+    if kernel_package is not None:
+        os.environ["RAMET_KERNEL_PACKAGE"] = str(kernel_package)
+    daemon = Daemon(folder)
+    try:
+        with own_namespace():
+            daemon.start()
+        daemon.client.import_image(str(folder / "image"), IMAGE)
+        body = CreateInstance(name="web", image=IMAGE, size="256MB", overlay_size="2GB", vcpus=1)
+        assert daemon.client.create(body).state == "Running"
+        yield daemon
+        daemon.client.delete("web")
+        daemon.stop()
+    finally:
+        for pid in vmm_pids(folder):
+            os.kill(pid, 9)
+        shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A daemon as a process of its own, and what lies on the host because of it."""
 
+import os
 import re
 import signal
 import sqlite3
@@ -95,6 +96,18 @@ class Daemon:
                 output += data
         assert connection.exit_code == 0, output
         return output.decode()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What commands of ours need to find it."""
+        return {**os.environ, "RAMET_HOST": f"unix://{self.folder}/api.sock"}
+
+    def ramet(self, *arguments: str, stdin: bytes = b"") -> bytes:
+        """Run one of our commands and return its output; it must succeed, without a word on stderr."""
+        command = [sys.executable, "-m", "ramet.cli", *arguments]
+        done = subprocess.run(command, env=self.environment, input=stdin, capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b""), (arguments, done)
+        return done.stdout
 
     def pid_of(self, instance: str) -> int:
         (pid,) = [

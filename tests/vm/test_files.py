@@ -12,14 +12,13 @@ import anyio
 import pytest
 
 from ramet.guest.errors import BadArchive, PathIsDirectory, PathNotDirectory, PathNotFound
+from tests.trees import FILE_COUNT, write_large_tree
 from tests.vm.site import Children, Site
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 BIG_BYTES = 200 << 20
 CHUNK_BYTES = 1 << 20
-FILE_COUNT = 5_000
-MTIME_NS = 1_700_000_000_123_456_789
 
 
 async def chunks_of(data: bytes | io.BufferedReader) -> AsyncIterator[bytes]:
@@ -86,31 +85,6 @@ async def test_a_large_file_goes_in_and_comes_out_the_same(site: Site, source: s
     await site.sh(source, "rm /var/big")
 
 
-def make_tree(folder: Path) -> None:
-    for index in range(FILE_COUNT):
-        home = folder / f"d{index % 50}" / f"e{index % 7}"
-        home.mkdir(parents=True, exist_ok=True)
-        path = home / f"file {index} {'é' * (index % 60)}"
-        match index % 10:
-            case 7:
-                path.symlink_to(f"../../d0/{index}")
-                os.lchown(path, index % 900, index % 800)
-                continue
-            case 8:
-                os.link(folder / "d0" / "e0" / "file 0 ", path)
-                continue
-            case 9:
-                os.mkfifo(path)
-            case _:
-                path.write_bytes(os.urandom(index % 3000))
-        os.chown(path, index % 900, index % 800)
-        os.chmod(path, (index * 7) % 0o7777)
-        os.utime(path, ns=(MTIME_NS, MTIME_NS + index * 1_000_000_007))
-    for home in folder.glob("d*"):
-        os.chmod(home, 0o2751)
-        os.utime(home, ns=(MTIME_NS, MTIME_NS))
-
-
 def facts(tar: tarfile.TarFile) -> dict[str, tuple[object, ...]]:
     """Return what an archive says of each of its members; hard links as whatever they are links to."""
     inodes: dict[str, str] = {}
@@ -137,7 +111,7 @@ def facts(tar: tarfile.TarFile) -> dict[str, tuple[object, ...]]:
 async def test_a_tree_with_links_modes_and_owners_comes_back_equal(
     site: Site, source: str, tmp_path: Path
 ) -> None:
-    make_tree(tmp_path / "tree")
+    write_large_tree(tmp_path / "tree")
     sent = tmp_path / "sent.tar"
     with tarfile.open(sent, "w", format=tarfile.PAX_FORMAT) as tar:
         tar.add(tmp_path / "tree", "tree")
