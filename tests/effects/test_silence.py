@@ -1,7 +1,9 @@
 """A VMM that runs and does not answer is left alone, shown, and followed."""
 
+import json
 import os
 import signal
+import sqlite3
 
 import anyio
 import anyio.lowlevel
@@ -10,6 +12,7 @@ import pytest
 from ramet.core.spec import State
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import LiveCapture, VmmSilent
+from tests.effects.test_restart import crash
 from tests.effects.world import Daemon, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
@@ -106,3 +109,26 @@ async def test_a_layer_it_switched_to_unseen_is_learned_when_it_answers(world: W
         assert daemon.fleet.get("src").record.layer == new
         assert daemon.site.layers.statistics()["held"] == 1
         assert await daemon.run("src", "read", "kept") == "yes"
+
+
+async def test_what_a_capture_that_was_cut_short_left_is_kept_until_the_silence_ends(world: World) -> None:
+    await crash(world, "fork", "switch_disk", "after")
+    world.vmm_timeout_s = PATIENCE_S
+    for pid in world.processes():
+        os.kill(pid, signal.SIGSTOP)
+    with sqlite3.connect(world.folder / "data" / "state.db") as database:
+        (facts,) = database.execute("SELECT facts FROM journal WHERE operation = 'capture'").fetchone()
+    switched = json.loads(facts)["layer"]
+    runtimes = []
+    for _ in range(2):
+        async with world.daemon() as daemon:
+            record = daemon.fleet.get("src").record
+            assert (record.state, record.layer) == (State.UNKNOWN, switched)
+            assert record.runtime is not None
+            runtimes.append(record.runtime)
+    os.kill(runtimes[0].pid, signal.SIGKILL)
+    async with world.daemon() as daemon:
+        await follow(daemon, State.STOPPED)
+        assert daemon.fleet.get("src").record.layer == switched
+        await daemon.fleet.start("src")
+        assert await daemon.is_well("src")
