@@ -51,7 +51,9 @@ class Keeper:
 
     def _next_interval_s(self, longest: int, grown: int, interval_s: float) -> float:
         """Return when to look again: at the latest in half the time in which the longest would be full."""
-        if grown <= 0:
+        if grown < 0:  # One was rotated, and may have been over its bound already.
+            return max(INTERVAL_S_MIN, interval_s / 2)
+        if grown == 0:
             return min(INTERVAL_S_MAX, 2 * interval_s)
         left = max(0, self._bounds.file_bytes_max - longest)
         return min(INTERVAL_S_MAX, max(INTERVAL_S_MIN, left / (grown / interval_s) / 2))
