@@ -45,6 +45,11 @@ async def test_it_has_no_pci_and_every_device_of_an_instance(site: Site, microvm
     assert found.split() == ["7", "0"]
 
 
+async def test_its_clock_is_finer_than_its_tick(site: Site, microvm: str) -> None:
+    found = await site.sh(microvm, "cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+    assert found in {"tsc\n", "kvm-clock\n"}
+
+
 async def test_each_driver_finds_its_own_vms_alone(site: Site, source: str, microvm: str) -> None:
     drivers = site.effects.drivers
     found = {name: set(await driver.find()) for name, driver in drivers.items()}

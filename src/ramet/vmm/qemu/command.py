@@ -116,7 +116,8 @@ def _kernel_arguments(board: Board, *, is_emulated: bool) -> str:
     arguments = [KERNEL_ARGUMENTS, board.kernel_arguments]
     if is_emulated and board.needs_tsc_frequency:
         # About half of the boots would hang calibrating it: the board has no other clock to do it by.
-        arguments.append(f"tsc_early_khz={read_tsc_khz()}")
+        # It is one counter for all processors; taken for unreliable, time would go by the tick, 4 ms.
+        arguments.append(f"tsc_early_khz={read_tsc_khz()} tsc=reliable")
     return " ".join(filter(None, arguments))
 
 
