@@ -1,8 +1,6 @@
 """Pulls from a registry that lies, and from Debian's real one."""
 
-import os
 import shutil
-import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -26,6 +24,7 @@ from ramet.images.errors import (
 )
 from tests.images.build import Json, file, tar
 from tests.images.lying_registry import LyingRegistry, Request, incompressible, lying_registry
+from tests.images.real_registry import docker_registry, push
 from tests.net.namespaces import own_namespace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
@@ -262,28 +261,9 @@ async def test_debians_own_registry_serves_what_skopeo_put_there(tmp_path: Path)
     from tests.vm.images import write_image
 
     write_image(tmp_path / "layout")
-    settings = tmp_path / "registry.yml"
-    settings.write_text(
-        f"version: 0.1\nstorage: {{filesystem: {{rootdirectory: {tmp_path}/store}}}}\n"
-        "http: {addr: 127.0.0.1:5000}\nlog: {level: error}\n"
-    )
-    with (tmp_path / "log").open("wb") as log:
-        server = subprocess.Popen(  # noqa: ASYNC220  # Starting it does not block.
-            [
-                "docker-registry",
-                "serve",
-                str(settings),
-            ],
-            stdout=log,
-            stderr=log,
-        )
-    try:
-        copy = ["skopeo", "--insecure-policy", "copy", "--quiet", "--dest-tls-verify=false"]
-        copy += ["--retry-times=5", f"oci:{tmp_path}/layout", "docker://127.0.0.1:5000/team/demo:1"]
-        await anyio.run_process(copy, env={**os.environ, "HOME": str(tmp_path)})
+    with docker_registry(tmp_path / "registry") as registry:
+        name = f"{registry}/team/demo:1"
+        push(tmp_path / "layout", name)
         async with catalog_in(tmp_path / "images", replace(QUICK, document_timeout_s=30.0)) as catalog:
-            image = await catalog.pulls.fetch(parse_reference("127.0.0.1:5000/team/demo:1"))
+            image = await catalog.pulls.fetch(parse_reference(name))
         assert image.rootfs.stat().st_size == image.size_bytes > 1 << 20
-    finally:
-        server.terminate()
-        server.wait(30)
