@@ -69,6 +69,7 @@ class Life:
         if not last and self.rng.random() < 0.4:
             self._arm(("fail", "fail late", "die"), 40)
         is_up = False
+        asyncio.get_running_loop().call_later(LIFE_TIMEOUT_S * 0.9, self._show_tasks)
         try:
             async with self.world.daemon(self.chaos.faults) as daemon:
                 is_up = True
@@ -134,8 +135,13 @@ class Life:
             await check_until_well(self.world, daemon)
         except Violation:
             self.say(f"struck before: {dict(self.chaos.struck)}")
+            self._show_tasks()
             raise
         self.say("well")
+
+    def _show_tasks(self) -> None:
+        for task in asyncio.all_tasks():
+            task.print_stack(file=self._trace)
 
     async def _delete_all(self, daemon: Daemon) -> None:
         for view in daemon.fleet.list():

@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from ramet.core.spec import State
+from ramet.effects.reconcile import CAPTURE
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import LiveCapture, VmmSilent
 from tests.effects.test_restart import crash
@@ -98,6 +99,7 @@ async def test_a_layer_it_switched_to_unseen_is_learned_when_it_answers(world: W
         rig = daemon.site.rigs[daemon.fleet.get("src").record.id]
         old = rig.layer
         new = daemon.site.layers.create_on(old, daemon.spec.overlay_bytes)
+        daemon.site.database.begin(CAPTURE, rig.instance, layer=new)
         assert isinstance(rig.vm, LiveCapture)
         await rig.vm.prepare_disk(daemon.site.layers.path(new))
         async with rig.vm.paused():

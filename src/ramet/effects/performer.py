@@ -52,12 +52,15 @@ from ramet.logs.reading import read_logs
 from ramet.net.slots import NoEndpoint
 from ramet.snapshots.capture import Source, Taken, take_capture
 from ramet.snapshots.flight import Flights
+from ramet.store.database import StateUnwritable
 from ramet.vmm.port import LiveCapture
 
 log = structlog.get_logger(__name__)
 
 BOOT_ANSWER_TIMEOUT_S: Final = 90.0
 EXIT_TIMEOUT_S: Final = 5.0
+END_RETRY_S: Final = 2.0
+"""How soon a journal entry is ended again that could not be."""
 
 Tell = Callable[[InstanceId, Event], Awaitable[None]]
 Look = Callable[[InstanceId], InstanceRecord]
@@ -67,13 +70,10 @@ class SitePerformer:
     """Carries out actions on a site. `connect` it to the fleet before the first action."""
 
     def __init__(self, site: Site, group: TaskGroup) -> None:
-        self._site = site
+        self._site, self._group = site, group
         self._operations = Operations(site.folder.instances)
         self._flights = Flights(self._take_capture, group)
         self._making: dict[InstanceId, int] = {}
-        self._switched: dict[InstanceId, int] = {}
-        """Captures after which an instance writes to another layer than its record on disk says."""
-        self._unsaved: set[InstanceId] = set()
         self._timings: dict[InstanceId, Timings] = {}
         self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None]] = {}
         self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
@@ -104,15 +104,11 @@ class SitePerformer:
 
     def save(self, record: InstanceRecord) -> None:
         database = self._site.database
-        self._unsaved.add(record.id)
         with database.transaction():
             database.save(record)
-            for entries in (self._making, self._switched):
-                if record.id in entries:
-                    database.end(entries[record.id])
-        self._unsaved.discard(record.id)
+            if record.id in self._making:
+                database.end(self._making[record.id])
         self._making.pop(record.id, None)
-        self._switched.pop(record.id, None)
         self._keep_spec(record)
         self._operations.tell(record)
 
@@ -211,11 +207,9 @@ class SitePerformer:
                     await destroy(site, record)
                 with site.database.transaction():
                     site.database.forget(record.id)
-                    for entries in (self._making, self._switched):
-                        if record.id in entries:
-                            site.database.end(entries[record.id])
-                self._unsaved.discard(record.id)
-                for memory in (self._making, self._switched, self._timings, self._kept, self._turns):
+                    if record.id in self._making:
+                        site.database.end(self._making[record.id])
+                for memory in (self._making, self._timings, self._kept, self._turns):
                     memory.pop(record.id, None)
                 self._operations.forget(record.id)
 
@@ -310,10 +304,28 @@ class SitePerformer:
                     record_switch=record_switch,
                 )
         finally:
-            if source in self._unsaved:
-                self._switched[source] = entry  # It ends when the record can be written.
-            else:
-                site.database.end_at_last(entry)
+            if not self._try_end_capture(source, entry):
+                self._group.start_soon(self._end_capture, source, entry)
+
+    async def _end_capture(self, source: InstanceId, entry: int) -> None:
+        """End a capture's journal entry as soon as the disk takes it; if we leave before, a start ends it."""
+        while not self._try_end_capture(source, entry):  # noqa: ASYNC110 - nobody tells when there is room
+            await anyio.sleep(END_RETRY_S)
+
+    def _try_end_capture(self, source: InstanceId, entry: int) -> bool:
+        """End a capture's journal entry together with a record that tells its layer, or not at all."""
+        assert self._look is not None, "connect() comes first"
+        database = self._site.database
+        try:
+            with database.transaction():
+                with suppress(InstanceNotFound):  # With the source, its layers have gone.
+                    # What it has become may not have been written yet: a full disk holds nothing up.
+                    database.save(self._look(source))
+                database.end(entry)
+        except StateUnwritable as error:
+            log.info("capture_not_ended", instance=source, error=str(error))
+            return False
+        return True
 
 
 class RigWorkload:

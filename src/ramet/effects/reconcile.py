@@ -69,12 +69,26 @@ async def reconcile(site: Site) -> Reconciled:
         if instance not in found.held:
             records[instance] = replace(records[instance], layer=layer)
     instances = [await _adopt(site, record, found) for record in records.values()]
-    await _remove_strays(site, set(records), keep_layers=bool(found.silent))
-    for entry in site.database.unfinished():
-        if entry.instance not in found.silent:  # What became of its capture can still not be told.
+    # What a VMM without an answer writes to, record and journal say; without a record, only it knows.
+    lost_and_silent = {record.id for record in lost} & found.silent.keys()
+    await _remove_strays(site, set(records), keep_layers=bool(lost_and_silent))
+    with site.database.transaction():
+        _keep_layers_told(site, [record for record, _ in instances])
+        for entry in site.database.unfinished():
             log.info("operation_undone", operation=entry.operation, instance=entry.instance)
             site.database.end(entry.id)
     return instances
+
+
+def _keep_layers_told(site: Site, records: Sequence[InstanceRecord]) -> None:
+    """Write what captures switched their sources to before the journal forgets it, and nothing else."""
+    tops = {
+        record.id: site.rigs[record.id].layer if record.id in site.rigs else record.layer
+        for record in records
+    }
+    for stored in site.database.load():
+        if tops[stored.id] != stored.layer:
+            site.database.save(replace(stored, layer=tops[stored.id]))
 
 
 def _switched_layers(site: Site, records: dict[InstanceId, InstanceRecord]) -> dict[InstanceId, LayerId]:
@@ -82,12 +96,13 @@ def _switched_layers(site: Site, records: dict[InstanceId, InstanceRecord]) -> d
 
     An empty one reads as that below it, so it is right for a source that was not switched, too.
     """
-    found = {}
+    found: dict[InstanceId, LayerId] = {}
     for entry in site.database.unfinished():
         record, layer = records.get(entry.instance), LayerId(str(entry.facts.get("layer")))
         if entry.operation != CAPTURE or record is None or record.layer is None:
             continue
-        if site.layers.is_directly_on(layer, record.layer):
+        # The record of one switch may not have been written when the next was made: they follow each other.
+        if site.layers.is_directly_on(layer, found.get(record.id, record.layer)):
             log.info("switched_layer_found", instance=record.id, layer=layer)
             found[record.id] = layer
     return found
@@ -198,7 +213,6 @@ async def _remove_strays(site: Site, known: set[InstanceId], *, keep_layers: boo
     for folder in site.folder.instances.iterdir():
         if folder.name not in known:
             await to_thread.run_sync(remove_folder, folder)
-    # Which layers a VMM that does not answer writes to, only it knows.
     layers = [] if keep_layers else site.layers.sweep()
     swept = await site.network.sweep()
     log.info("strays_removed", layers=len(layers), network=str(swept))

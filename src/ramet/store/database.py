@@ -11,7 +11,7 @@ operation exists and removed, in one transaction with the record, when all of it
 import json
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -68,7 +68,6 @@ class Database:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._to_end: set[int] = set()
         try:
             self._connection = sqlite3.connect(path, isolation_level=None)
             self._connection.execute("PRAGMA journal_mode = WAL")
@@ -140,14 +139,6 @@ class Database:
     def end(self, entry: int) -> None:
         """Remove a journal entry; harmless if it is gone."""
         self._execute("DELETE FROM journal WHERE id = ?", (entry,))
-
-    def end_at_last(self, entry: int) -> None:
-        """Remove a journal entry now or, if it cannot be now, with the next that can. Never raises."""
-        self._to_end.add(entry)
-        with suppress(StateUnwritable):  # An entry too many is only a reminder to look.
-            for each in list(self._to_end):
-                self.end(each)
-                self._to_end.remove(each)
 
     def unfinished(self) -> list[JournalEntry]:
         """Return the journal, oldest first."""
