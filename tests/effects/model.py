@@ -141,7 +141,13 @@ class Life:
 
     def _show_tasks(self) -> None:
         for task in asyncio.all_tasks():
-            task.print_stack(file=self._trace)
+            self.say(f"task {task.get_name()}")
+            awaited: Any = task.get_coro()
+            while hasattr(awaited, "cr_await"):  # The task itself knows its outermost frame only.
+                code = awaited.cr_code
+                line = awaited.cr_frame.f_lineno if awaited.cr_frame else "over"
+                self.say(f"  {code.co_filename}:{line} {code.co_qualname}")
+                awaited = awaited.cr_await
 
     async def _delete_all(self, daemon: Daemon) -> None:
         for view in daemon.fleet.list():

@@ -16,7 +16,7 @@ from ramet.images.errors import PullInterrupted
 from ramet.images.pulls import PullStatus
 from ramet.images.steps import PullStep
 from tests.images.lying_registry import LyingRegistry, lying_registry
-from tests.images.test_pull import big_blob, catalog_in, fill
+from tests.images.pulling import big_blob, catalog_in, fill
 from tests.net.namespaces import own_namespace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]

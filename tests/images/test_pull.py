@@ -1,8 +1,7 @@
 """Pulls from a registry that lies, and from Debian's real one."""
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import anyio
 import pytest
 
 from ramet.core.errors import RametError
-from ramet.images import Catalog, Credentials, ImageLimits, RegistryConfig, parse_reference
+from ramet.images import Credentials, ImageLimits, parse_reference
 from ramet.images.errors import (
     BlobMissing,
     DigestMismatch,
@@ -22,15 +21,12 @@ from ramet.images.errors import (
     RegistryStalled,
     StorageFull,
 )
-from tests.images.build import Json, file, tar
-from tests.images.lying_registry import LyingRegistry, Request, incompressible, lying_registry
+from tests.images.lying_registry import LyingRegistry, Request, lying_registry
+from tests.images.pulling import QUICK, big_blob, catalog_in, fill
 from tests.images.real_registry import docker_registry, push
 from tests.net.namespaces import own_namespace
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
-
-QUICK = RegistryConfig(backoff_s=0.01, stall_timeout_s=0.5, document_timeout_s=0.5, wait_s_max=1.0)
-LAYER_BYTES = 3 << 20
 
 
 @pytest.fixture(autouse=True)
@@ -43,29 +39,6 @@ def own_network() -> Iterator[None]:
 def registry(own_network: None) -> Iterator[LyingRegistry]:
     with lying_registry() as found:
         yield found
-
-
-@asynccontextmanager
-async def catalog_in(
-    folder: Path, config: RegistryConfig = QUICK, limits: ImageLimits | None = None
-) -> AsyncIterator[Catalog]:
-    catalog = Catalog(folder, limits or ImageLimits(), registries=config)
-    await catalog.open()
-    async with anyio.create_task_group() as group:
-        await group.start(catalog.pulls.run)
-        yield catalog
-        group.cancel_scope.cancel()
-
-
-def fill(registry: LyingRegistry) -> Json:
-    layers = [tar([file("big", incompressible(LAYER_BYTES))]), tar([file("small", b"x")])]
-    manifest = registry.blobs.manifest(layers, config={"Cmd": ["/big"]})
-    registry.put(manifest)
-    return manifest
-
-
-def big_blob(registry: LyingRegistry) -> str:
-    return max(registry.blobs.by_digest, key=lambda digest: len(registry.blobs.by_digest[digest]))
 
 
 async def test_a_pull_shared_by_many_asks_for_each_layer_once(

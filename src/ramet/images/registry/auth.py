@@ -15,13 +15,13 @@ import httpx
 
 from ramet.images.errors import (
     RegistryAnswerInvalid,
-    RegistryBusy,
     RegistryDenied,
     RegistryStalled,
     RegistryUnreachable,
 )
 from ramet.images.registry.challenge import Challenge
 from ramet.images.registry.config import TOKEN_BYTES_MAX, Credentials, RegistryConfig
+from ramet.images.registry.retry import Attempts
 
 CLIENT_ID: Final = "ramet"
 
@@ -90,19 +90,27 @@ class Authorizer:
                 fields |= {"account": self._credentials.username, "client_id": CLIENT_ID}
                 secret = {"authorization": _basic(self._credentials)}
             request = self._http.build_request("GET", realm.copy_merge_params(fields), headers=secret)
-        try:
-            with anyio.fail_after(self._config.document_timeout_s):
-                status, content, retry_after = await self._ask(request)
-        except (TimeoutError, httpx.ReadTimeout) as error:
-            raise RegistryStalled(f"The token server {realm.host} of {self._authority} stalls") from error
-        except httpx.HTTPError as error:
-            raise RegistryUnreachable(
-                f"The token server {realm.host} of {self._authority} cannot be reached:"
-                f" {str(error) or type(error).__name__}"
-            ) from error
-        return self._read(status, content, realm.host, retry_after)
+        attempts = Attempts(self._config, realm.host, self._authority)
+        while True:
+            try:
+                with anyio.fail_after(self._config.document_timeout_s):
+                    response, content = await self._ask(request)
+            except (TimeoutError, httpx.ReadTimeout) as error:
+                raise RegistryStalled(
+                    f"The token server {realm.host} of {self._authority} stalls", registry=self._authority
+                ) from error
+            except httpx.HTTPError as error:
+                if not await attempts.wait_for_another():
+                    raise RegistryUnreachable(
+                        f"The token server {realm.host} of {self._authority} cannot be reached:"
+                        f" {str(error) or type(error).__name__}",
+                        registry=self._authority,
+                    ) from error
+                continue
+            if not await attempts.may_pass(response):
+                return self._read(response.status_code, content, realm.host)
 
-    async def _ask(self, request: httpx.Request) -> tuple[int, bytes, str]:
+    async def _ask(self, request: httpx.Request) -> tuple[httpx.Response, bytes]:
         response = await self._http.send(request, stream=True, follow_redirects=False)
         try:
             content = bytearray()
@@ -112,29 +120,22 @@ class Authorizer:
                     raise RegistryAnswerInvalid(
                         f"The token server {request.url.host} sends more than {TOKEN_BYTES_MAX} bytes"
                     )
-            return response.status_code, bytes(content), response.headers.get("retry-after", "")
+            return response, bytes(content)
         finally:
             with anyio.CancelScope(shield=True):
                 await response.aclose()
 
-    def _read(self, status: int, content: bytes, host: str, retry_after: str) -> str:
+    def _read(self, status: int, content: bytes, host: str) -> str:
         if status in (HTTPStatus.BAD_REQUEST, HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             raise RegistryDenied(
                 f"The token server {host} of {self._authority} does not accept the credentials",
                 remedy=f"log in as the daemon's user: docker login {self._authority}",
                 registry=self._authority,
             )
-        if status == HTTPStatus.TOO_MANY_REQUESTS:
-            wait_s = int(retry_after[:9]) if retry_after.isascii() and retry_after.isdigit() else 60
-            raise RegistryBusy(
-                f"The token server {host} allows no more requests for {wait_s} s",
-                remedy="try again later",
-                retry_after_s=wait_s,
-                registry=self._authority,
-            )
         if status != HTTPStatus.OK:
             raise RegistryUnreachable(
-                f"The token server {host} of {self._authority} fails with status {status}"
+                f"The token server {host} of {self._authority} fails with status {status}",
+                registry=self._authority,
             )
         try:
             answer = json.loads(content)

@@ -4,10 +4,7 @@ A secret goes to the registry it is for, or to the token server which that regis
 else: what a redirect leads to gets none, nor is its answer asked what secret it would like.
 """
 
-import email.utils
-import random
 import ssl
-import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -25,7 +22,6 @@ from ramet.images.errors import (
     ImageTooLarge,
     NotInRegistry,
     RegistryAnswerInvalid,
-    RegistryBusy,
     RegistryDenied,
     RegistryStalled,
     RegistryUnreachable,
@@ -40,12 +36,11 @@ from ramet.images.registry.config import (
     authority_of,
 )
 from ramet.images.registry.keychain import Keychain
+from ramet.images.registry.retry import Attempts, backoff_s, is_passing
 
 CHALLENGE_COUNT_MAX: Final = 2  # A token may have expired since; a third 401 is meant.
 CONNECTION_COUNT_MAX: Final = 32
-BACKOFF_S_MAX: Final = 10.0
 
-_PASSING: Final = frozenset({408, 500, 502, 503, 504})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _ACCEPT: Final = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _HEADERS: Final = {"user-agent": f"ramet/{__version__}", "accept-encoding": "identity"}
@@ -162,11 +157,11 @@ class Repository:
 
     async def wait_before(self, attempt: int) -> None:
         """Wait as long as is fitting after `attempt` failures in a row."""
-        backoff_s = min(self.config.backoff_s * 2 ** (attempt - 1), BACKOFF_S_MAX)
-        await anyio.sleep(backoff_s * random.uniform(0.5, 1.0))
+        await anyio.sleep(backoff_s(self.config, attempt))
 
     async def _document(self, path: str, headers: Mapping[str, str], bytes_max: int) -> Document:
-        for attempt in range(1, self.config.attempt_count_max + 1):
+        attempts = self._attempts()
+        while True:
             response = await self._send(path, headers)
             try:
                 with anyio.fail_after(self.config.document_timeout_s):
@@ -174,13 +169,11 @@ class Repository:
             except (TimeoutError, httpx.ReadTimeout) as error:
                 raise self.stalled() from error
             except httpx.HTTPError as error:
-                if attempt == self.config.attempt_count_max:
+                if not await attempts.wait_for_another():
                     raise self.broken(str(error) or type(error).__name__) from error
             finally:
                 with anyio.CancelScope(shield=True):
                     await response.aclose()
-            await self.wait_before(attempt)
-        raise AssertionError("the last attempt returns or raises")
 
     async def _read(self, response: httpx.Response, bytes_max: int) -> bytes:
         content = bytearray()
@@ -192,20 +185,17 @@ class Repository:
 
     async def _send(self, path: str, headers: Mapping[str, str]) -> httpx.Response:
         """Return the answer to a GET, its body unread: 200, 206 or 416."""
-        attempt = 0
+        attempts = self._attempts()
         challenge_count = 0
-        waited_s = 0.0
         while True:
-            attempt += 1
             try:
                 with anyio.fail_after(self.config.document_timeout_s):
                     response, is_own = await self._follow(path, headers)
             except (TimeoutError, httpx.ReadTimeout) as error:
                 raise self.stalled() from error
             except httpx.TransportError as error:
-                if attempt >= self.config.attempt_count_max:
+                if not await attempts.wait_for_another():
                     raise self.broken(str(error) or type(error).__name__) from error
-                await self.wait_before(attempt)
                 continue
             if response.status_code in (200, 206, 416):
                 return response
@@ -216,20 +206,12 @@ class Repository:
                 used = response.request.headers.get("authorization", "")
                 challenges = parse_challenges(response.headers.get_list("www-authenticate"))
                 if await self._authorizer.answer(challenges, used):
-                    attempt -= 1
                     continue
-            if status == HTTPStatus.TOO_MANY_REQUESTS:
-                wait_s = self.config.backoff_s * 2 ** (attempt - 1)
-                wait_s = max(wait_s, retry_after_s(response.headers.get("retry-after"), wait_s))
-                waited_s += wait_s
-                if attempt >= self.config.attempt_count_max or waited_s > self.config.wait_s_max:
-                    raise self._busy(wait_s)
-                await anyio.sleep(wait_s)
-                continue
-            if status in _PASSING and attempt < self.config.attempt_count_max:
-                await self.wait_before(attempt)
-                continue
-            raise self._refusal(status, path)
+            if not await attempts.may_pass(response):
+                raise self._refusal(status, path)
+
+    def _attempts(self) -> Attempts:
+        return Attempts(self.config, self.authority, self.authority)
 
     async def _follow(self, path: str, headers: Mapping[str, str]) -> tuple[httpx.Response, bool]:
         """Return the answer at the end of all redirects, and whether the registry itself gave it."""
@@ -273,20 +255,12 @@ class Repository:
             )
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             return denied(self.authority, self.name)
-        if status in _PASSING:
+        if is_passing(status):
             return RegistryUnreachable(
                 f"{self.authority} fails with status {status}", registry=self.authority
             )
         return RegistryAnswerInvalid(
             f"{self.authority} answered with the unexpected status {status}", registry=self.authority
-        )
-
-    def _busy(self, wait_s: float) -> RegistryBusy:
-        return RegistryBusy(
-            f"{self.authority} allows no more requests for {wait_s:.0f} s",
-            remedy="log in to it (docker login), or try again later",
-            retry_after_s=round(wait_s, 1),
-            registry=self.authority,
         )
 
     def stalled(self) -> RegistryStalled:
@@ -313,16 +287,3 @@ def denied(authority: str, repository: str) -> RegistryDenied:
         remedy=f"check the name, or log in as the daemon's user: docker login {authority}",
         registry=authority,
     )
-
-
-def retry_after_s(header: str | None, default_s: float) -> float:
-    """Return the seconds that a Retry-After header (seconds or a date) asks for; never negative."""
-    text = (header or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    if text:
-        try:
-            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
-        except (ValueError, OverflowError):
-            return default_s
-    return default_s

@@ -14,6 +14,8 @@ from ramet.images.limits import GIB, MIB
 from ramet.images.reference import DEFAULT_REGISTRY
 
 CACHE_BYTES_MAX: Final = 2 * GIB
+TOKEN_BYTES_MAX: Final = MIB
+REDIRECT_COUNT_MAX: Final = 5
 DOCKER_HUB: Final = "registry-1.docker.io"  # What serves the images of docker.io.
 
 
@@ -100,7 +102,3 @@ def is_loopback(authority: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-TOKEN_BYTES_MAX: Final = MIB
-REDIRECT_COUNT_MAX: Final = 5
