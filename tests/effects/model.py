@@ -111,6 +111,7 @@ class Life:
         elif self.rng.random() < 0.5:
             await self._settle(daemon)
         self.say("leaves")
+        self.chaos.go_on()  # Nobody would be left to do it.
         for task in self._flying:
             task.cancel()
 

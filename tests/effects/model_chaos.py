@@ -58,6 +58,12 @@ class Chaos:
     def calm(self) -> None:
         """Let all go well from here on, and go on what stands still."""
         self._armed = None
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Let nothing stand still from here on, while what is armed to fail still does."""
+        if self._armed is not None and self._armed[1] == "hold":
+            self._armed = None
         self._release.set()
         self._release = anyio.Event()
 
@@ -204,6 +210,10 @@ class ChaosFaults(Faults):
     def __init__(self, chaos: Chaos) -> None:
         super().__init__()
         self._chaos = chaos
+
+    def struck(self, point: str) -> int:
+        """Return how often a call was made to fail."""
+        return self._chaos.struck[point]
 
     @asynccontextmanager
     async def around(self, call: Call) -> AsyncIterator[None]:

@@ -81,10 +81,13 @@ async def release(site: Site, record: InstanceRecord) -> None:
         await site.network.detach(record.id)
 
 
-async def _end_unheld(site: Site, record: InstanceRecord) -> None:
-    """End a VMM that could not be spoken to. Looked for on the host: a recorded pid may be another's now."""
+async def end_unheld(site: Site, record: InstanceRecord) -> None:
+    """End a VMM that could not be spoken to, or that outlived the failure of its start.
+
+    Looked for on the host: a recorded pid may be another's now, and what failed may have recorded none.
+    """
     driver = site.drivers.get(record.spec.hypervisor)
-    if record.runtime is None or driver is None:
+    if driver is None or (record.runtime is None and not record.state_error):
         return
     runtime = (await driver.find()).get(record.id)
     if runtime is not None:
@@ -107,7 +110,7 @@ async def destroy(site: Site, record: InstanceRecord) -> None:
         await rig.close()
         site.rigs.pop(record.id, None)
     else:
-        await _end_unheld(site, record)
+        await end_unheld(site, record)
     if layer is not None:
         site.layers.release(layer)
     await to_thread.run_sync(remove_folder, site.instance_folder(record.id))

@@ -13,7 +13,7 @@ from anyio import to_thread
 from ramet.core.ids import LayerId
 from ramet.core.spec import InstanceRecord
 from ramet.effects.boot import attached
-from ramet.effects.end import release
+from ramet.effects.end import end_unheld, release
 from ramet.effects.folder import prepare_folder_again
 from ramet.effects.machine import make_machine
 from ramet.effects.site import Rig, Site
@@ -30,6 +30,7 @@ async def start(
     Raises:
         RametError: it did not work; disk, folder and endpoint are as before.
     """
+    await end_unheld(site, record)  # A start before this one may have failed, and its undoing too.
     await release(site, record)  # What a VMM that just ended still held.
     layer = top_layer()
     assert layer is not None, "an instance that was made has a disk"
