@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +21,8 @@ from ramet.vmm.port import ExitReason
 STOP_GRACE_S: Final = 5.0
 """What the workload gets between SIGTERM and SIGKILL."""
 STOP_ANSWER_TIMEOUT_S: Final = 5.0
+STOP_ATTEMPT_COUNT: Final = 2
+"""A connection may be lost with the request on it."""
 POWER_OFF_TIMEOUT_S: Final = 20.0
 CONSOLE_TAIL_BYTES: Final = 16 << 10
 
@@ -58,14 +61,16 @@ def read_exit(console: Path) -> tuple[Exit | None, str]:
 
 async def shut_down(rig: Rig) -> None:
     """Ask the guest to power off; end its VMM if it does not. Returns when the VMM is gone."""
-    try:
-        channel = await rig.channel(STOP_ANSWER_TIMEOUT_S)
-        await channel.shutdown(grace_s=STOP_GRACE_S)
-        with anyio.move_on_after(STOP_GRACE_S + POWER_OFF_TIMEOUT_S):
-            await rig.vm.wait_exited()
-    except RametError:
-        # A guest that cannot be asked is a guest that has to be ended; that is what follows.
-        pass
+    with suppress(RametError):  # A guest that cannot be asked is one that has to be ended, as follows.
+        for _ in range(STOP_ATTEMPT_COUNT):
+            channel = await rig.channel(STOP_ANSWER_TIMEOUT_S)
+            is_taken = await channel.shutdown(grace_s=STOP_GRACE_S)
+            timeout_s = STOP_GRACE_S + POWER_OFF_TIMEOUT_S if is_taken else STOP_ANSWER_TIMEOUT_S
+            with anyio.move_on_after(timeout_s):
+                await rig.vm.wait_exited()
+                break
+            if is_taken:
+                break
     await rig.vm.kill()
 
 

@@ -204,7 +204,8 @@ class SitePerformer:
                     await release(site, record)
             case Destroy():
                 async with self._turns[record.id]:
-                    await destroy(site, record)
+                    # A capture that the release waited for may have told a new layer since we were asked.
+                    await destroy(site, replace(record, layer=self._layer_of(record.id)))
                 with site.database.transaction():
                     site.database.forget(record.id)
                     if record.id in self._making:
@@ -286,15 +287,21 @@ class SitePerformer:
 
         new_top = LayerId(mint_id())
         entry = site.database.begin(CAPTURE, source, layer=new_top)
+        mistaken: list[LayerId] = []
         try:
             async with rig.capturing:
+                top = site.layers.id_of(await rig.vm.top_layer())
+                if top != rig.layer:
+                    # A capture before this one had to take for done a switch that was not.
+                    site.layers.hold(top)
+                    mistaken.append(rig.layer)
+                    await record_switch(top)
                 return await take_capture(
                     Source(
                         name=record.name,
                         vm=rig.vm,
                         workload=RigWorkload(rig),
-                        # Of the VMM, which knows: a capture before this one may have failed to learn it.
-                        layer=site.layers.id_of(await rig.vm.top_layer()),
+                        layer=top,
                         memory_bytes=record.spec.memory_bytes,
                         overlay_bytes=record.spec.overlay_bytes,
                     ),
@@ -304,16 +311,19 @@ class SitePerformer:
                     record_switch=record_switch,
                 )
         finally:
-            if not self._try_end_capture(source, entry):
-                self._group.start_soon(self._end_capture, source, entry)
+            if not self._try_end_capture(source, entry, mistaken):
+                self._group.start_soon(self._end_capture, source, entry, mistaken)
 
-    async def _end_capture(self, source: InstanceId, entry: int) -> None:
+    async def _end_capture(self, source: InstanceId, entry: int, mistaken: list[LayerId]) -> None:
         """End a capture's journal entry as soon as the disk takes it; if we leave before, a start ends it."""
-        while not self._try_end_capture(source, entry):  # noqa: ASYNC110 - nobody tells when there is room
+        while not self._try_end_capture(source, entry, mistaken):  # noqa: ASYNC110 - nobody tells of room
             await anyio.sleep(END_RETRY_S)
 
-    def _try_end_capture(self, source: InstanceId, entry: int) -> bool:
-        """End a capture's journal entry together with a record that tells its layer, or not at all."""
+    def _try_end_capture(self, source: InstanceId, entry: int, mistaken: list[LayerId]) -> bool:
+        """End a capture's journal entry together with a record that tells its layer, or not at all.
+
+        `mistaken`: layers that the record on disk may have named until then, and nobody needs.
+        """
         assert self._look is not None, "connect() comes first"
         database = self._site.database
         try:
@@ -325,6 +335,8 @@ class SitePerformer:
         except StateUnwritable as error:
             log.info("capture_not_ended", instance=source, error=str(error))
             return False
+        for layer in mistaken:
+            self._site.layers.release(layer)
         return True
 
 

@@ -178,10 +178,11 @@ class Channel(asyncio.Protocol):
         """Let frozen processes run. Harmless when nothing is frozen."""
         await self.request("thaw", timeout_s=timeout_s)
 
-    async def shutdown(self, *, grace_s: float = 5.0, timeout_s: float = REQUEST_TIMEOUT_S) -> None:
+    async def shutdown(self, *, grace_s: float = 5.0, timeout_s: float = REQUEST_TIMEOUT_S) -> bool:
         """Ask the guest to end its workload (SIGTERM, `grace_s`, SIGKILL), sync and power off.
 
-        Returns when the guest has taken the request; that it is off, the VMM tells.
+        Returns True when the guest has taken the request; that it is off, the VMM tells. False when the
+        connection was lost first: it may be off already, or may not have heard.
         """
         pending = self.send_request("shutdown", {"timeout_s": grace_s})
         try:
@@ -189,7 +190,8 @@ class Channel(asyncio.Protocol):
         except GuestUnreachable:
             if self._error is None:
                 raise
-            # A guest may be off before its answer is out: that is what was asked for.
+            return False
+        return True
 
     @property
     def workload(self) -> Workload:

@@ -111,6 +111,7 @@ async def take_capture(
             async with _frozen(source.workload, switch):
                 paused_at = time.perf_counter()
                 async with source.vm.paused():
+                    switch.is_tried = True
                     await source.vm.switch_disk(layers.path(new_top))
                     await source.vm.save_devices(capture)
                     paused_bytes = await source.vm.copy_rest(capture)
@@ -146,8 +147,8 @@ def _refused(source: Source, error: OSError) -> CaptureRefused:
 class _Switch:
     """Whether the source writes to its new layer already, settled before anybody goes on.
 
-    If the VMM cannot say so, it counts as done: an empty layer over the former top reads as that one does,
-    whatever is still written there, while what a forgotten new top holds would be lost.
+    If it was tried and the VMM cannot say, it counts as done: an empty layer over the former top reads as
+    that one does, whatever is still written there, while what a forgotten new top holds would be lost.
     """
 
     def __init__(
@@ -159,6 +160,7 @@ class _Switch:
     ) -> None:
         self._source, self._layers, self._new_top = source, layers, new_top
         self._record_switch = record_switch
+        self.is_tried = False
         self.is_done: bool | None = None  # None: not settled.
 
     async def __aenter__(self) -> None:
@@ -175,14 +177,14 @@ class _Switch:
         if self.is_done is not None:
             return
         path = self._layers.path(self._new_top)
-        self.is_done = True
+        self.is_done = self.is_tried
         if has_failed:
             try:
-                self.is_done = await self._source.vm.top_layer() == path
+                self.is_done = self.is_tried and await self._source.vm.top_layer() == path
                 if not self.is_done:
                     await self._source.vm.forget_disk(path)
             except VmmFailed as failure:
-                log.info("switched_layer_uncertain", instance=self._source.name, error=str(failure))
+                log.info("switch_unsettled", instance=self._source.name, error=str(failure))
         if self.is_done:
             await self._record_switch(self._new_top)
         else:
