@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Final
 
 import schemathesis
@@ -79,6 +79,17 @@ class Api:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             self._check(_cases(operation, mode), examples, number)
 
+    def close(self) -> None:
+        """Remove what the stand-ins keep on this host's disk."""
+        self._fleet.files.remove()
+
+    def _reset(self) -> None:
+        self._fleet.files.remove()
+        self._fleet.__init__()  # type: ignore[misc]  # In place: the app holds on to it.
+        self._catalog.__init__()  # type: ignore[misc]
+        self._fleet.put("src")
+        self._catalog.put(IMAGE)
+
     def _check(self, cases: st.SearchStrategy[AnyCase], examples: int, number: int) -> None:
         @seed(number)
         @settings(
@@ -90,10 +101,7 @@ class Api:
         )
         @given(case=cases)
         def ask(case: AnyCase) -> None:
-            self._fleet.__init__()  # type: ignore[misc]  # In place: the app holds on to it.
-            self._catalog.__init__()  # type: ignore[misc]
-            self._fleet.put("src")
-            self._catalog.put(IMAGE)
+            self._reset()
             response = case.call()
             case.validate_response(response, checks=list(_checks(response)))
 
@@ -119,18 +127,18 @@ def _cases(operation: Any, mode: GenerationMode) -> st.SearchStrategy[AnyCase]:
 def run(seconds: int) -> int:
     """Ask until the time is over; return 0 if nothing was found."""
     warnings.simplefilter("ignore")
-    api = Api()
-    operations = list(api.operations())
     end = time.monotonic() + seconds
     count = 0
-    while time.monotonic() < end:
-        for operation in operations:
-            number = time.monotonic_ns()
-            try:
-                api.check(operation, EXAMPLES_A_ROUND, number)
-            except Exception as error:
-                print(f"{operation.label}: seed {number}: {error!r}\n{error}", file=sys.stderr)
-                return 1
-            count += 2 * EXAMPLES_A_ROUND
+    with closing(Api()) as api:
+        operations = list(api.operations())
+        while time.monotonic() < end:
+            for operation in operations:
+                number = time.monotonic_ns()
+                try:
+                    api.check(operation, EXAMPLES_A_ROUND, number)
+                except Exception as error:
+                    print(f"{operation.label}: seed {number}: {error!r}\n{error}", file=sys.stderr)
+                    return 1
+                count += 2 * EXAMPLES_A_ROUND
     print(f"stat::number_of_executed_units: {count}", file=sys.stderr)
     return 0

@@ -159,7 +159,9 @@ def load_settings(overrides: dict[str, object], file: Path | None = None) -> Set
         _check_file(file)
 
     class FromFile(Settings):
-        model_config = SettingsConfigDict(**{**Settings.model_config, "yaml_file": file})
+        model_config = SettingsConfigDict(
+            **{**Settings.model_config, "yaml_file": file, "yaml_file_encoding": "utf-8"}
+        )
 
     try:
         settings = FromFile(**overrides)  # type: ignore[arg-type]  # What comes in is judged by the model.
@@ -181,11 +183,13 @@ def _check_file(file: Path) -> None:
     try:
         if file.stat().st_size > FILE_BYTES_MAX:
             raise SettingsInvalid(f"the settings file {file} is larger than {FILE_BYTES_MAX} bytes")
-        found = yaml.safe_load(file.read_bytes())
+        found = yaml.safe_load(file.read_bytes().decode())
     except FileNotFoundError as error:
         raise SettingsInvalid(f"there is no settings file {file}") from error
     except OSError as error:
         raise SettingsInvalid(f"the settings file {file} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise SettingsInvalid(f"the settings file {file} is not UTF-8", remedy="save it as UTF-8") from error
     # ValueError is a date or number that looks like one and is none.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         what = _line(str(getattr(error, "problem", None) or error))

@@ -71,12 +71,21 @@ class Reference:
         """The shortest form that parses to the same reference, as a person would write it."""
         if self.registry != DEFAULT_REGISTRY:
             return str(self)
-        repository = self.repository
-        short = repository.removeprefix(_OFFICIAL)
-        return (short if "/" not in short else repository) + self._suffix()
+        for short in (self.repository.removeprefix(_OFFICIAL), self.repository):
+            # Of "docker.io/a.io/b" no part can go: "a.io/b" is an image of another registry.
+            if _is_same(self, short + self._suffix()):
+                return short + self._suffix()
+        return str(self)
 
     def _suffix(self) -> str:
         return (f":{self.tag}" if self.tag else "") + (f"@{self.digest}" if self.digest else "")
+
+
+def _is_same(reference: Reference, text: str) -> bool:
+    try:
+        return parse_reference(text) == reference
+    except InvalidReference:
+        return False
 
 
 def parse_reference(text: str) -> Reference:
