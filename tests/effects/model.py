@@ -283,8 +283,9 @@ def run_model(seed: int, steps: int, images: Path, mutation: str | None = None) 
         try:
             for life in range(LIVES_PER_WORLD + 1):
                 last = life == LIVES_PER_WORLD
-                (folder / "trace").write_text("")
                 key = f"{seed}/{lives}"
+                before = (folder / "trace").read_text() if life else ""
+                (folder / "trace").write_text(f"---- life {key}\n")
                 status = live_in_child(folder, images, nursery, key, rng.randrange(5, 80), last, mutation)
                 nursery.settle()
                 lives += 1
@@ -292,7 +293,7 @@ def run_model(seed: int, steps: int, images: Path, mutation: str | None = None) 
                 done += sum(line.startswith("step ") for line in trace.splitlines())
                 crashes += os.WIFSIGNALED(status)
                 if status not in (0, signal.SIGKILL):
-                    print(trace)
+                    print(before, trace)
                     print(f"seed {seed}, life {key}, step {done}: exit status {status:#x}")
                     return 1
             for line in (folder / "coverage").read_text().splitlines():

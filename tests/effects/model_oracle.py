@@ -128,7 +128,8 @@ def check_files(
         if record.layer is not None and instance not in unknown
     }
     demand(found["folders"] <= records.keys(), "folders of nobody", found["folders"] - records.keys())
-    demand(whole <= found["folders"], "instances without their folder", whole - found["folders"])
+    without = [records[instance] for instance in whole - found["folders"]]
+    demand(not without, "instances without their folder", *without)
     layers, needed, broken = daemon.site.layers, set[str](), set[str]()
     tops = Counter(record.layer for record in records.values() if record.layer is not None)
     demand(not tops or max(tops.values()) == 1, "two instances write to one layer", tops)

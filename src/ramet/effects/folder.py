@@ -8,6 +8,8 @@ import shutil
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from ramet.core.errors import Broken
 from ramet.core.spec import InstanceRecord
 from ramet.effects.machine import write_config_disk
@@ -19,6 +21,8 @@ SPEC_FILE: Final = "spec.json"
 CONSOLE_FILE: Final = "console.log"
 STARTED_LINE: Final = b"RAMET-HOST started again"
 """What stands in a console's log between two runs; what is before it is of an earlier one."""
+
+log = structlog.get_logger(__name__)
 
 
 def prepare_folder(site: Site, record: InstanceRecord) -> None:
@@ -52,6 +56,14 @@ def prepare_folder_again(site: Site, record: InstanceRecord) -> None:
         _mark_console(folder / CONSOLE_FILE)
     except OSError as error:
         raise _unwritable(record, error) from error
+
+
+def keep_folder(folder: Path) -> None:
+    """Make the folder of an instance that has its disk still but, by a deletion cut short, no folder."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        log.warning("folder_not_made", folder=str(folder), error=str(error))  # The next start of either does.
 
 
 def write_spec(folder: Path, record: InstanceRecord) -> None:

@@ -21,7 +21,7 @@ from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, Runtime, State
 from ramet.disks.layers import LayerBroken
-from ramet.effects.folder import remove_folder
+from ramet.effects.folder import keep_folder, remove_folder
 from ramet.effects.hold import Held, hold, tell_end
 from ramet.effects.rebuild import find_lost_records, take_up
 from ramet.effects.site import Rig, Site
@@ -172,6 +172,7 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
             log.warning("instance_has_lost_its_disk", instance=record.id, error=str(error))
             runtime = silent.runtime if silent else None
             return replace(record, state=State.UNKNOWN, runtime=runtime, state_error=str(error)), None
+        keep_folder(site.instance_folder(record.id))
     if silent is not None:
         text = f"its VMM does not answer: {silent.error}"
         unknown = replace(record, state=State.UNKNOWN, runtime=silent.runtime, state_error=text)

@@ -282,6 +282,8 @@ class Channel(asyncio.Protocol):
         retry_s = HELLO_RETRY_S if first is None else FIRST_REQUEST_RETRY_S
         retry_s_max = max(retry_s, HELLO_RETRY_S_MAX)
         while True:
+            if self._error is not None:  # Lost before there was anybody to tell.
+                raise self._error.with_traceback(None)
             answer = self._say_hello_once(streams, first)
             assert self._ack is not None
             while not self._ack.done():
