@@ -7,6 +7,7 @@ shall wait is obeyed, unless that is longer than a user would watch.
 import email.utils
 import random
 import time
+from datetime import UTC
 from http import HTTPStatus
 from typing import Final
 
@@ -96,6 +97,8 @@ def retry_after_s(header: str | None, default_s: float) -> float:
     if text.isascii() and text.isdigit():
         return float(min(int(text[:10]), RETRY_AFTER_S_MAX))
     try:
-        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+        date = email.utils.parsedate_to_datetime(text)
+        # The oldest form of an HTTP date names no zone; all are in universal time (RFC 9110, 5.6.7).
+        return max(0.0, date.replace(tzinfo=date.tzinfo or UTC).timestamp() - time.time())
     except (ValueError, OverflowError):
         return default_s
