@@ -19,7 +19,7 @@ import anyio
 import jwt
 
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
-from ramet.core.errors import Broken, Exhausted
+from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import InstanceId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
 from ramet.images import (
@@ -376,9 +376,13 @@ class StandInCatalog:
 
 @dataclass
 class StandInPulls:
-    """A registry that has what `offered` names; `asked` is every pull's name and credentials."""
+    """A registry that has what `offered` names; `asked` is every pull's name and credentials.
+
+    With a `failure` it fails at everything.
+    """
 
     catalog: StandInCatalog
+    failure: RametError | None = None
     offered: set[str] = field(default_factory=set)
     asked: list[tuple[str, Credentials | None]] = field(default_factory=list)
 
@@ -408,6 +412,8 @@ class StandInPulls:
         )
 
     async def fetch(self, reference: Reference) -> Image:
+        if self.failure is not None:
+            raise self.failure
         if reference.name not in self.offered:
             raise NotInRegistry(f"{reference.registry} has no {reference}", remedy="check the name")
         return self.catalog.put(reference.name)

@@ -9,6 +9,7 @@ import pytest
 from ramet.api.errors import STATUS, status_of
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
 from ramet.core.spec import State
+from ramet.images.errors import NotInRegistry, RegistryBusy
 from ramet.instance.fleet_types import WrongState
 from tests.api.stand_in import Served
 
@@ -134,6 +135,19 @@ def test_a_missing_image_is_pulled(http: httpx.Client, served: Served) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "image_not_in_registry")
     served.catalog.pulls.offered.add("docker.io/library/nope:latest")
     assert create(http, image="nope").status_code == 201
+
+
+@pytest.mark.parametrize(("wait_s", "header"), [(30.0, "30"), (0.2, "1"), (7, "7")])
+def test_a_registrys_wish_to_be_left_alone_is_passed_on(
+    http: httpx.Client, served: Served, wait_s: float, header: str
+) -> None:
+    served.catalog.pulls.failure = RegistryBusy("Not now", remedy="later", retry_after_s=wait_s)
+    for answer in (http.post("/images", json={"name": "app"}), create(http, image="app")):
+        assert (answer.status_code, answer.json()["code"]) == (429, "registry_rate_limited")
+        assert answer.headers["retry-after"] == header
+        assert "x-should-retry" not in answer.headers
+    served.catalog.pulls.failure = NotInRegistry("No such image")
+    assert "retry-after" not in http.post("/images", json={"name": "app"}).headers
 
 
 def test_an_image_without_a_command_needs_one(http: httpx.Client, served: Served) -> None:

@@ -94,7 +94,9 @@ def answer_to(error: RametError) -> JSONResponse:
     status = status_of(error)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED:
         _log.error("request_failed", code=error.code, exc_info=error)
-    return answer(status, to_wire(error), may_retry=isinstance(error, Exhausted))
+    wait_s = error.fields.get("retry_after_s")
+    headers = {"retry-after": str(math.ceil(wait_s))} if isinstance(wait_s, int | float) else None
+    return answer(status, to_wire(error), may_retry=isinstance(error, Exhausted), headers=headers)
 
 
 def refusal(status: int, message: str, remedy: str | None = None) -> Error:
