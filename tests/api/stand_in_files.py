@@ -34,13 +34,18 @@ class BadArchive(Invalid):
 
 
 class StandInFiles:
-    """A guest's root. `broken_after_bytes`: how much of an archive is read before the guest goes away."""
+    """A guest's root.
+
+    `broken_after_bytes`: how much of an archive is read before the guest goes away; `refused`: how the writes
+    that failed did.
+    """
 
     def __init__(self) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="ramet-guest-"))
         self.broken_after_bytes: int | None = None
         self.keep_owner: bool | None = None
         self.open_count = 0
+        self.refused: list[Exception] = []
 
     def remove(self) -> None:
         shutil.rmtree(self.root)
@@ -153,6 +158,10 @@ class StandInFiles:
         try:
             await anyio.to_thread.run_sync(unpack)
         except tarfile.TarError as error:
+            self.refused.append(error)
             raise BadArchive(f"not an archive: {error}") from error
+        except Exception as error:
+            self.refused.append(error)
+            raise
         async for chunk in chunks:  # What follows the end mark.
             assert not chunk.strip(b"\0")

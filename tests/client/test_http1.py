@@ -65,7 +65,9 @@ def test_an_answer_that_ends_too_early_is_an_error(end: int) -> None:
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nab\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1" * 300,
-        b"x" * (HEAD_BYTES_MAX + 1),
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1;" + b"x" * 300 + b"\r\n",
+        b"x" * (HEAD_BYTES_MAX + 4),
+        b"HTTP/1.1 200 OK\r\nA: " + b"x" * HEAD_BYTES_MAX + b"\r\n\r\n",
     ],
 )
 def test_what_is_no_answer_is_refused(data: bytes) -> None:

@@ -76,9 +76,10 @@ class Answer:
 
     def _read_head(self) -> bool:
         end = self._buffer.find(b"\r\n\r\n")
+        # Without its end in sight: all of it but the last byte of the end may be here.
+        if end > HEAD_BYTES_MAX or (end < 0 and len(self._buffer) > HEAD_BYTES_MAX + 3):
+            raise NotHttp("the head of the answer is too long")
         if end < 0:
-            if len(self._buffer) > HEAD_BYTES_MAX:
-                raise NotHttp("the head of the answer is too long")
             return False
         first, *lines = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
         del self._buffer[: end + 4]
@@ -129,9 +130,9 @@ class Answer:
 
     def _read_chunk_size(self) -> bool:
         end = self._buffer.find(b"\r\n")
+        if end > LINE_BYTES_MAX or (end < 0 and len(self._buffer) > LINE_BYTES_MAX + 1):
+            raise NotHttp("the size of a chunk is too long")
         if end < 0:
-            if len(self._buffer) > LINE_BYTES_MAX:
-                raise NotHttp("the size of a chunk is too long")
             return False
         digits = bytes(self._buffer[:end]).split(b";")[0].strip()
         if not _CHUNK_BYTES.fullmatch(digits):
