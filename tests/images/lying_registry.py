@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 from tests.images.build import Blobs, Json
 
@@ -42,6 +43,14 @@ class Request(BaseHTTPRequestHandler):
             return self.say(206, content[offset:], **more, Content_Range=span)
         self.say(200, content, **more)
 
+    def do_POST(self) -> None:
+        registry = self.server.registry
+        registry.seen.append((self.path, {key.lower(): value for key, value in self.headers.items()}))
+        body = self.rfile.read(int(self.headers.get("Content-Length", "0")))
+        registry.forms.append(dict(parse_qsl(body.decode())))
+        if registry.lie is None or not registry.lie(self):
+            self.say(404)
+
     def say(self, status: int, body: bytes = b"", *, length: int | None = None, **headers: str) -> None:
         """Answer; a `length` longer than the body cuts the connection after it."""
         self.send_response(status)
@@ -66,11 +75,12 @@ class _Server(ThreadingHTTPServer):
 
 @dataclass
 class LyingRegistry:
-    """What it has, what it was asked, and the lie it tells, if any."""
+    """What it has, what it was asked and told in forms, and the lie it tells, if any."""
 
     blobs: Blobs = field(default_factory=Blobs)
     tags: dict[str, str] = field(default_factory=dict)
     seen: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    forms: list[dict[str, str]] = field(default_factory=list)
     lie: Answer | None = None
     over: threading.Event = field(default_factory=threading.Event)
     port: int = 0

@@ -9,23 +9,26 @@ import binascii
 import json
 import os
 import re
+import select
 import signal
-from collections.abc import Mapping
+import stat
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from subprocess import DEVNULL, PIPE
+from subprocess import DEVNULL, PIPE, Popen
 from typing import Final
-
-import anyio
-from anyio.abc import Process
 
 from ramet.images.errors import CredentialsUnreadable
 from ramet.images.limits import MIB
+from ramet.images.offload import run_stoppable
 from ramet.images.reference import DEFAULT_REGISTRY
 from ramet.images.registry.config import Credentials
 
 CONFIG_BYTES_MAX: Final = MIB
 HELPER_TIMEOUT_S: Final = 30.0
 HELPER_OUTPUT_BYTES_MAX: Final = 64 << 10
+CHECK_INTERVAL_S: Final = 0.1  # Between two looks at whether the pull has been cancelled.
 
 _HUB_KEY: Final = "https://index.docker.io/v1/"  # What docker login files docker.io under.
 _HUB_HOSTS: Final = frozenset({"docker.io", "index.docker.io", "registry-1.docker.io"})
@@ -72,7 +75,10 @@ class Keychain:
             return {}
         file = self._folder / "config.json"
         try:
-            with file.open("rb") as stream:
+            # A pipe in its place would block the daemon.
+            with open(file, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK)) as stream:
+                if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                    raise CredentialsUnreadable(f"{file} is not a regular file")
                 content = stream.read(CONFIG_BYTES_MAX + 1)
             if len(content) > CONFIG_BYTES_MAX:
                 raise CredentialsUnreadable(f"{file} has more than {CONFIG_BYTES_MAX} bytes")
@@ -89,28 +95,14 @@ class Keychain:
             raise CredentialsUnreadable(f"{str(helper)[:100]!r} cannot be a credential helper's name")
         program = f"docker-credential-{helper}"
         try:
-            process = await anyio.open_process(
-                [program, "get"], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, start_new_session=True
+            output, code = await run_stoppable(
+                lambda check: _converse(program, key, self._helper_timeout_s, check)
             )
         except OSError as error:
             raise CredentialsUnreadable(
                 f"The credential helper {program} cannot be started: {error.strerror}",
                 remedy=f"install {program}, or take it out of Docker's config.json",
             ) from error
-        try:
-            with anyio.fail_after(self._helper_timeout_s):
-                output = await _converse(process, key)
-                code = await process.wait()
-        except TimeoutError as error:
-            raise CredentialsUnreadable(
-                f"The credential helper {program} did not answer within {self._helper_timeout_s:.0f} s"
-            ) from error
-        finally:
-            await _end(process)
-        if output is None:
-            raise CredentialsUnreadable(
-                f"The credential helper {program} wrote more than {HELPER_OUTPUT_BYTES_MAX} bytes"
-            )
         text = output.decode(errors="replace")
         if code != 0:
             if any(words in text.lower() for words in _ABSENT):
@@ -119,30 +111,62 @@ class Keychain:
         return _from_helper(text, program)
 
 
-async def _converse(process: Process, key: str) -> bytes | None:
-    """Return what the helper writes, or None if that is too much."""
+def _converse(program: str, key: str, timeout_s: float, check: Callable[[], None]) -> tuple[bytes, int]:
+    """Return what the helper writes, and its exit code; leave nothing of it, nor of what it started. Blocks.
+
+    Raises:
+        CredentialsUnreadable: it wrote too much, or did not end in time.
+        OSError: it cannot be started.
+    """
+    with Popen(
+        [program, "get"], stdin=PIPE, stdout=PIPE, stderr=DEVNULL, bufsize=0, start_new_session=True
+    ) as process:
+        try:
+            output = _read_answer(process, program, key, timeout_s, check)
+        finally:
+            # Until `wait` its number is nobody else's, also if it has ended and left others in its group.
+            os.killpg(process.pid, signal.SIGKILL)
+        return output, process.wait()
+
+
+def _read_answer(
+    process: "Popen[bytes]", program: str, key: str, timeout_s: float, check: Callable[[], None]
+) -> bytes:
     assert process.stdin is not None
     assert process.stdout is not None
-    try:
-        await process.stdin.send(key.encode() + b"\n")
-        await process.stdin.aclose()
-    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
-        pass  # It did not read; its answer may be good all the same.
+    with suppress(BrokenPipeError):  # It did not read; its answer may be good all the same.
+        process.stdin.write(key.encode() + b"\n")
+    process.stdin.close()
+    until = time.monotonic() + timeout_s
+
+    def wait_readable(descriptor: int) -> None:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        while time.monotonic() < until:
+            check()
+            if poll.poll(CHECK_INTERVAL_S * 1000):
+                return
+        raise CredentialsUnreadable(
+            f"The credential helper {program} did not answer within {timeout_s:.0f} s"
+        )
+
     output = bytearray()
-    async for piece in process.stdout:
+    while len(output) <= HELPER_OUTPUT_BYTES_MAX:
+        wait_readable(process.stdout.fileno())
+        piece = process.stdout.read(HELPER_OUTPUT_BYTES_MAX)
+        if not piece:
+            break
         output += piece
-        if len(output) > HELPER_OUTPUT_BYTES_MAX:
-            return None
+    else:
+        raise CredentialsUnreadable(
+            f"The credential helper {program} wrote more than {HELPER_OUTPUT_BYTES_MAX} bytes"
+        )
+    ended = os.pidfd_open(process.pid)  # Waits for its end without taking note of it.
+    try:
+        wait_readable(ended)
+    finally:
+        os.close(ended)
     return bytes(output)
-
-
-async def _end(process: Process) -> None:
-    """Leave nothing of the helper behind, nor of what it started."""
-    with anyio.CancelScope(shield=True):
-        if process.returncode is None:  # Afterwards the number may be another's.
-            os.killpg(process.pid, signal.SIGKILL)
-        await process.wait()
-        await process.aclose()
 
 
 def _from_helper(text: str, program: str) -> Credentials | None:
