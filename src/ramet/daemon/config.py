@@ -26,6 +26,7 @@ from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
+LINE_LENGTH_MAX: Final = 250
 LOG_BYTES_MIN: Final = 64 << 10
 
 _REMEDY: Final = "docs/daemon.md lists the settings"
@@ -201,8 +202,9 @@ def _check_file(file: Path) -> None:
 
 
 def _line(text: str) -> str:
-    """Return `text` on one line."""
-    return " ".join(text.split())
+    """Return `text` on one line of bounded length: it may repeat what the file holds."""
+    line = " ".join(text.split())
+    return line if len(line) <= LINE_LENGTH_MAX else line[: LINE_LENGTH_MAX - 1] + "…"
 
 
 def _parse_port(text: str) -> tuple[Literal["tcp", "udp"], int]:
