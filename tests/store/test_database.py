@@ -1,5 +1,8 @@
 """Records and journal survive, or say why they do not."""
 
+import os
+import subprocess
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +10,7 @@ import pytest
 
 from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, Runtime, State
-from ramet.store.database import Database, StateUnreadable
+from ramet.store.database import RESERVE_BYTES, Database, StateUnreadable
 
 
 def make_record(name: str = "web") -> InstanceRecord:
@@ -75,3 +78,44 @@ def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     Database(tmp_path / "s.db")._connection.execute("PRAGMA user_version = 99")
     with pytest.raises(StateUnreadable, match="99"):
         Database(tmp_path / "s.db")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    options = f"size={2 * RESERVE_BYTES}"
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a disk")
+def test_a_full_disk_holds_up_no_record(small_disk: Path) -> None:
+    database, record = Database(small_disk / "s.db"), make_record()
+    with (small_disk / "ballast").open("wb") as file:
+        free = os.statvfs(small_disk)
+        os.posix_fallocate(file.fileno(), 0, free.f_bavail * free.f_frsize)
+    for generation in range(100):
+        entry = database.begin("make", record.id)
+        with database.transaction():
+            database.save(replace(record, generation=generation))
+            database.end(entry)
+    (small_disk / "ballast").unlink()
+    database.close()
+    database = Database(small_disk / "s.db")
+    assert (database.load(), database.unfinished()) == ([replace(record, generation=99)], [])
+
+
+def test_the_reserve_of_a_killed_daemon_is_not_taken_for_content(tmp_path: Path) -> None:
+    database, record = Database(tmp_path / "s.db"), make_record()
+    database.save(record)
+    for name in ("s.db", "s.db-wal"):  # As a kill leaves them; closing would tidy up.
+        (tmp_path / f"killed-{name}").write_bytes((tmp_path / name).read_bytes())
+    assert (tmp_path / "killed-s.db-wal").stat().st_size >= RESERVE_BYTES
+    (tmp_path / "killed-s.db-wal").rename(tmp_path / "killed.db-wal")
+    (tmp_path / "killed-s.db").rename(tmp_path / "killed.db")
+    found = Database(tmp_path / "killed.db")
+    assert found.load() == [record]
+    found.save(replace(record, generation=9))
+    assert [each.generation for each in found.load()] == [9]

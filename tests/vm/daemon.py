@@ -2,19 +2,24 @@
 
 import os
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ramet.client import Client, Endpoint, NotReachable
 from ramet.disks.qcow2 import read_backing
 from ramet.wire_api.exec import ExecStart
-from tests.net.namespaces import run_ip
+from ramet.wire_api.instances import CreateInstance
+from tests.net.namespaces import own_namespace, run_ip
+from tests.vm.images import IMAGE, write_image
 from tests.vm.site import vmm_pids
 from tests.vm.wire import nft
 
@@ -50,12 +55,25 @@ class Daemon:
         self.client = Client(Endpoint(str(socket)))
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, dying_at: str | None = None) -> None:
-        """Start it, perhaps one that kills itself at a point, and wait until it answers."""
+    def start(
+        self,
+        dying_at: str | None = None,
+        arguments: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """Start it, perhaps one that kills itself at a point, and wait until it answers.
+
+        `arguments` are more of `ramet serve`; `environment` comes before this process's own.
+        """
         module = ["ramet.cli"] if dying_at is None else ["tests.vm.dying_daemon", dying_at]
         with (self.folder / "daemon.log").open("ab") as log:
-            command = [sys.executable, "-m", *module, *self._arguments]
-            self._process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", *module, *self._arguments, *arguments],
+                cwd=ROOT,
+                env={**os.environ, **(environment or {})},
+                stdout=log,
+                stderr=log,
+            )
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
@@ -65,6 +83,11 @@ class Daemon:
                 assert self._process.poll() is None, self.log()
                 assert time.monotonic() < until, self.log()
                 time.sleep(POLL_INTERVAL_S)
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
 
     def kill(self) -> None:
         """Kill it, wherever it is."""
@@ -83,6 +106,13 @@ class Daemon:
         if self._process is not None:
             self._process.terminate()
             assert self._process.wait(END_TIMEOUT_S) == 0, self.log()
+            self._process = None
+
+    def end(self) -> None:
+        """Have it be gone, whatever state it is in."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
             self._process = None
 
     def log(self) -> str:
@@ -117,6 +147,12 @@ class Daemon:
         ]
         return pid
 
+    def boot(self, name: str, **fields: object) -> None:
+        """Make a small instance that must come up."""
+        body = {"size": "256MB", "overlay_size": "1GB", "vcpus": 1, **fields}
+        made = self.client.create(CreateInstance(name=name, image=IMAGE, **body))  # type: ignore[arg-type]
+        assert made.state == "Running", made
+
     def wait_for_names(self, names: Sequence[str]) -> None:
         """Wait until these instances are there and no others."""
         until = time.monotonic() + END_TIMEOUT_S
@@ -139,7 +175,7 @@ class Daemon:
                     deleted.add(f"{pid}: {target}")
         needed = set[Path]()
         for layer in records:
-            path: Path | None = self.data / "layers" / f"{layer}.qcow2"
+            path = self.data / "layers" / f"{layer}.qcow2" if layer is not None else None
             while path is not None and path.suffix == ".qcow2":
                 needed.add(path)
                 path = read_backing(path)
@@ -154,3 +190,25 @@ class Daemon:
             strange_layers={path.name for path in needed ^ found},
             deleted_open=deleted,
         )
+
+
+@contextmanager
+def own_daemon(kernel_package: Path | None) -> Iterator[Daemon]:
+    """Have a daemon with the test image in a folder and a network namespace of its own.
+
+    Outside, no VMM, mount or file of it is left.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="rmt-", dir="/tmp"))
+    write_image(folder / "image")
+    if kernel_package is not None:
+        os.environ["RAMET_KERNEL_PACKAGE"] = str(kernel_package)
+    daemon = Daemon(folder)
+    with own_namespace():
+        try:
+            yield daemon
+            daemon.stop()
+        finally:
+            daemon.end()
+            for pid in vmm_pids(folder):
+                os.kill(pid, signal.SIGKILL)
+            shutil.rmtree(folder)

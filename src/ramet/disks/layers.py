@@ -30,6 +30,8 @@ _BASE_PREFIX: Final = "ext4-"
 _PART_SUFFIX: Final = ".part"
 
 
+_ROOM_REMEDY: Final = "see that the file system of the data folder has space and can be written"
+
 log = structlog.get_logger(__name__)
 
 
@@ -79,7 +81,9 @@ class LayerStore:
                 _format(part, size_bytes)
                 part.rename(base)
             except OSError as error:
-                raise LayerBroken(f"no disk can be formatted: {error.strerror}") from error
+                raise LayerBroken(
+                    f"no disk can be formatted: {error.strerror}", remedy=_ROOM_REMEDY
+                ) from error
             finally:
                 with suppress(OSError):  # The next start's sweep finds it.
                     part.unlink(missing_ok=True)
@@ -197,7 +201,9 @@ class LayerStore:
         except OSError as error:
             with suppress(OSError):  # The next start's sweep finds it.
                 self.path(layer).unlink(missing_ok=True)
-            raise LayerBroken(f"no disk layer can be written: {error.strerror}") from error
+            raise LayerBroken(
+                f"no disk layer can be written: {error.strerror}", remedy=_ROOM_REMEDY
+            ) from error
         self._tops.add(layer)
         self._backing[layer] = backing
         self._count_above(backing, 1)
@@ -234,4 +240,4 @@ def _format(path: Path, size_bytes: int) -> None:
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        raise LayerBroken(f"mkfs.ext4 failed: {done.stdout.strip()}")
+        raise LayerBroken(f"mkfs.ext4 failed: {' '.join(done.stdout.split())}", remedy=_ROOM_REMEDY)

@@ -25,11 +25,17 @@ STARTED_LINE: Final = b"RAMET-HOST started again"
 log = structlog.get_logger(__name__)
 
 
+class FolderUnwritable(Broken):
+    """The folder of an instance cannot be written: the disk is full, or failing."""
+
+    code = "instance_folder_unwritable"
+
+
 def prepare_folder(site: Site, record: InstanceRecord) -> None:
     """Make the folder of an instance, with its config disk and its spec.
 
     Raises:
-        Broken: the disk is full.
+        FolderUnwritable: the disk is full.
         Invalid: the guest cannot be told what it should.
     """
     folder = site.instance_folder(record.id)
@@ -45,7 +51,7 @@ def prepare_folder_again(site: Site, record: InstanceRecord) -> None:
     """Make the folder of an instance ready for another run: a new config disk, and logs that go on.
 
     Raises:
-        Broken, Invalid: see `prepare_folder`; what was there is there.
+        FolderUnwritable, Invalid: see `prepare_folder`; what was there is there.
     """
     folder = site.instance_folder(record.id)
     try:
@@ -99,8 +105,8 @@ def _mark_console(console: Path) -> None:
             file.write(b"\n" + STARTED_LINE + b"\n")
 
 
-def _unwritable(record: InstanceRecord, error: OSError) -> Broken:
-    return Broken(
+def _unwritable(record: InstanceRecord, error: OSError) -> FolderUnwritable:
+    return FolderUnwritable(
         f"the folder of instance {record.name} cannot be written: {error.strerror}",
         remedy="see that the file system of the data folder has space and can be written",
     )

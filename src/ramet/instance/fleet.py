@@ -383,7 +383,14 @@ class Fleet:
         """If making it failed, remove what is left and raise why."""
         if actor.failure is not None:
             failure = actor.failure
-            await self._delete(actor)
+            try:
+                await self._delete(actor)
+            except DeleteIncomplete as error:
+                name = actor.record.name
+                raise DeleteIncomplete(
+                    f"{failure.message}; and what is left of instance {name} could not be removed",
+                    remedy=f"ramet rm --force {name}",
+                ) from error
             raise failure
 
     async def _delete(self, actor: Actor) -> None:

@@ -6,12 +6,16 @@ power cut but files; a killed daemon loses none.
 
 The journal says what is being made or unmade: an entry is written before the first host resource of an
 operation exists and removed, in one transaction with the record, when all of it is owned or gone.
+
+On a full disk, too, what has happened must be written, and what is deleted to make room forgotten. So room
+is reserved in the write-ahead log, which SQLite never cuts while it is open.
 """
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,6 +25,8 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord
 
 SCHEMA_VERSION: Final = 1
+RESERVE_BYTES: Final = 8 << 20
+"""Twice what SQLite writes to the log before it begins at its front again; some hundred operations."""
 
 _SCHEMA: Final = """
 CREATE TABLE instances (id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, record TEXT NOT NULL) STRICT;
@@ -82,6 +88,7 @@ class Database:
                 raise StateUnreadable(f"{path} is of version {version}, this ramet knows {SCHEMA_VERSION}")
         except sqlite3.DatabaseError as error:
             raise StateUnreadable(f"{path}: {error}", remedy=_UNREADABLE_REMEDY) from error
+        self._reserve()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -144,6 +151,15 @@ class Database:
         """Return the journal, oldest first."""
         rows = self._execute("SELECT id, operation, instance, facts FROM journal ORDER BY id")
         return [JournalEntry(row[0], row[1], InstanceId(row[2]), json.loads(row[3])) for row in rows]
+
+    def _reserve(self) -> None:
+        """Have the log take its room on the disk now; zeros after its end mean nothing to SQLite."""
+        with suppress(OSError):  # Full already, or not a disk that can: then what is there has to do.
+            log = os.open(f"{self._path}-wal", os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.posix_fallocate(log, 0, RESERVE_BYTES)
+            finally:
+                os.close(log)
 
     def _execute(self, statement: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
         try:
