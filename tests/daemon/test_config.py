@@ -46,6 +46,11 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("log_level: loud\n", "log_level"),
         ("network:\n  subnet_cidr: everywhere\n", "network.subnet_cidr"),
         ("network:\n  subnett: 10.0.0.0/8\n", "network.subnett"),
+        ("registries:\n  insecure: ['http://r.example']\n", "registries.insecure"),
+        ("registries:\n  mirrors: {docker.io: 'https://m.example'}\n", "registries.mirrors"),
+        ("registries:\n  mirrors: {docker.io: 'm.example/path'}\n", "registries.mirrors"),
+        ("registries:\n  mirrors: {'*': m.example}\n", "registries.mirrors"),
+        ("registries:\n  cache_bytes_max: -1\n", "registries.cache_bytes_max"),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -64,3 +69,14 @@ def test_a_port_that_is_none_is_refused() -> None:
     settings = load_settings({"network": {"allow_host_ports": ["domain"]}})
     with pytest.raises(SettingsInvalid, match="domain"):
         settings.network.bridge()
+
+
+def test_registries_are_nested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RAMET_REGISTRIES__INSECURE", '["r.example:5000", "10.0.0.1", "[::1]:5000"]')
+    monkeypatch.setenv("RAMET_REGISTRIES__MIRRORS", '{"docker.io": "m.example:443"}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    config = load_settings({}).registries.config()
+    assert config.insecure == {"r.example:5000", "10.0.0.1", "[::1]:5000"}
+    assert (config.mirrors, config.docker_config) == ({"docker.io": "m.example:443"}, tmp_path)
+    chosen = load_settings({"registries": {"docker_config": "/etc/docker"}}).registries.config()
+    assert chosen.docker_config == Path("/etc/docker")

@@ -9,7 +9,15 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, NonNegativeInt, PositiveInt, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -20,6 +28,7 @@ from pydantic_settings import (
 
 from ramet.core.errors import Invalid
 from ramet.core.units import parse_size
+from ramet.images.reference import is_authority
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
 from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
@@ -46,6 +55,15 @@ def _parse_bytes(value: object) -> object:
         return parse_size(value)
     except Invalid as error:
         raise ValueError(str(error)) from error
+
+
+def _check_registry(text: str) -> str:
+    if not is_authority(text):
+        raise ValueError("a registry is written as host or host:port, without https://")
+    return text
+
+
+RegistryHost = Annotated[str, AfterValidator(_check_registry)]
 
 
 class NetworkSettings(BaseModel, extra="forbid"):
@@ -77,12 +95,13 @@ class NetworkSettings(BaseModel, extra="forbid"):
 class RegistrySettings(BaseModel, extra="forbid"):
     """Where images are pulled from: `insecure` registries speak plain HTTP, `mirrors` are asked first.
 
+    All are "host" or "host:port", as in the name of an image; the mirror of Docker Hub is that of docker.io.
     `docker_config` is the folder of Docker's config.json, by default as DOCKER_CONFIG or ~/.docker says;
     `cache_bytes_max` bounds the downloaded layers that are kept for other images.
     """
 
-    insecure: tuple[str, ...] = ()
-    mirrors: dict[str, str] = {}
+    insecure: tuple[RegistryHost, ...] = ()
+    mirrors: dict[RegistryHost, RegistryHost] = {}
     docker_config: Path | None = None
     cache_bytes_max: NonNegativeInt = CACHE_BYTES_MAX
 

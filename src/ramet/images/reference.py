@@ -7,6 +7,7 @@ full form, so a name written either way finds it. The grammar is that of the dis
 
 import re
 from dataclasses import dataclass
+from ipaddress import IPv6Address
 from typing import Final, NewType
 
 from ramet.images.errors import InvalidReference
@@ -16,6 +17,7 @@ Digest = NewType("Digest", str)
 DEFAULT_REGISTRY: Final = "docker.io"
 DEFAULT_TAG: Final = "latest"
 REPOSITORY_LENGTH_MAX: Final = 255
+PORT_MAX: Final = 65535
 
 _LEGACY_REGISTRY: Final = "index.docker.io"
 _OFFICIAL: Final = "library/"
@@ -88,6 +90,19 @@ def _is_same(reference: Reference, text: str) -> bool:
         return False
 
 
+def is_authority(text: str) -> bool:
+    """Tell whether `text` is "host" or "host:port", the host a name, an IPv4 or an [IPv6] address."""
+    if _REGISTRY.fullmatch(text) is None:
+        return False
+    host, _, port = text.rpartition(":") if not text.endswith("]") and ":" in text else (text, "", "")
+    if host.startswith("["):
+        try:
+            IPv6Address(host[1:-1])
+        except ValueError:
+            return False
+    return not port or int(port) <= PORT_MAX
+
+
 def parse_reference(text: str) -> Reference:
     """Return the image that `text` names: [registry/]repository[:tag][@digest].
 
@@ -115,7 +130,7 @@ def parse_reference(text: str) -> Reference:
     if registry == DEFAULT_REGISTRY and "/" not in repository:
         repository = _OFFICIAL + repository
     if (
-        _REGISTRY.fullmatch(registry) is None
+        not is_authority(registry)
         or _REPOSITORY.fullmatch(repository) is None
         or len(registry) + 1 + len(repository) > REPOSITORY_LENGTH_MAX
         or (tag is not None and _TAG.fullmatch(tag) is None)

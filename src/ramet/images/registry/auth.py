@@ -150,6 +150,7 @@ class Authorizer:
         try:
             realm = httpx.URL(text)
             authority = urlsplit(text).netloc
+            urlsplit(text).port  # noqa: B018  # Raises for one that no address has; `httpx.URL` takes it.
         except (httpx.InvalidURL, ValueError) as error:
             raise RegistryAnswerInvalid(f"{self._authority} names a token server without address") from error
         is_plain = (

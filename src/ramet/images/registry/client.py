@@ -15,8 +15,10 @@ from urllib.parse import urlsplit
 
 import anyio
 import httpx
+import structlog
 
 from ramet import __version__
+from ramet.core.errors import RametError
 from ramet.images.documents import INDEX_TYPES, MANIFEST_TYPES
 from ramet.images.errors import (
     ImageTooLarge,
@@ -41,6 +43,7 @@ from ramet.images.registry.retry import Attempts, backoff_s, is_passing
 CHALLENGE_COUNT_MAX: Final = 2  # A token may have expired since; a third 401 is meant.
 CONNECTION_COUNT_MAX: Final = 32
 
+_log = structlog.get_logger(__name__)
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _ACCEPT: Final = ", ".join(sorted(INDEX_TYPES | MANIFEST_TYPES))
 _HEADERS: Final = {"user-agent": f"ramet/{__version__}", "accept-encoding": "identity"}
@@ -135,6 +138,10 @@ class Repository:
         """Return a small blob; raises as `manifest`."""
         return await self._document(f"blobs/{digest}", {}, bytes_max)
 
+    def log_passed_over(self, error: RametError) -> None:
+        """Note that this mirror failed and another repository is asked: a favour its operator misses."""
+        _log.warning("mirror_failed", mirror=self.authority, code=error.code, error=str(error))
+
     @asynccontextmanager
     async def stream(self, digest: str, offset: int) -> AsyncIterator[httpx.Response]:
         """Open a blob from `offset` on; the answer may be 200 (from 0), 206 or 416.
@@ -164,6 +171,8 @@ class Repository:
         while True:
             response = await self._send(path, headers)
             try:
+                if response.status_code != HTTPStatus.OK:
+                    raise self._unexpected(response.status_code)
                 with anyio.fail_after(self.config.document_timeout_s):
                     return Document(await self._read(response, bytes_max), response.headers)
             except (TimeoutError, httpx.ReadTimeout) as error:
@@ -233,6 +242,7 @@ class Repository:
         try:
             target = url.join(location)
             authority = urlsplit(str(target)).netloc
+            urlsplit(str(target)).port  # noqa: B018  # Raises for one that no address has; `httpx.URL` takes it.
         except (httpx.InvalidURL, ValueError) as error:
             raise RegistryAnswerInvalid(f"{self} redirects to something that is no address") from error
         is_plain = target.scheme == "http" and url.scheme == "http" and self.config.speaks_http(authority)
@@ -259,6 +269,9 @@ class Repository:
             return RegistryUnreachable(
                 f"{self.authority} fails with status {status}", registry=self.authority
             )
+        return self._unexpected(status)
+
+    def _unexpected(self, status: int) -> RegistryAnswerInvalid:
         return RegistryAnswerInvalid(
             f"{self.authority} answered with the unexpected status {status}", registry=self.authority
         )

@@ -13,7 +13,14 @@ import httpx
 
 from ramet.core.errors import RametError
 from ramet.images.documents import Descriptor
-from ramet.images.errors import BlobMissing, DigestMismatch, NotInRegistry, RegistryAnswerInvalid
+from ramet.images.errors import (
+    BlobMissing,
+    ConversionFailed,
+    DigestMismatch,
+    NotInRegistry,
+    RegistryAnswerInvalid,
+    StorageFull,
+)
 from ramet.images.registry.cache import BlobCache, Part
 from ramet.images.registry.client import BodyCut, Repository
 
@@ -53,8 +60,10 @@ async def download(
                 try:
                     await _Transfer(repository, descriptor, part, on_bytes).run()
                     return
-                except RametError:
-                    continue  # A mirror is a favour; the registry itself tells what is wrong.
+                except (StorageFull, ConversionFailed):
+                    raise
+                except RametError as error:
+                    repository.log_passed_over(error)
             await _Transfer(repositories[-1], descriptor, part, on_bytes).run()
         finally:
             part.close()

@@ -74,8 +74,9 @@ class RemoteImage:
         for repository in self.repositories[:-1]:
             try:
                 return await self._resolve(repository, platform)
-            except RametError:
-                self._documents.clear()  # A mirror is a favour; the registry itself tells what is wrong.
+            except RametError as error:
+                repository.log_passed_over(error)
+                self._documents.clear()
         return await self._resolve(self.repositories[-1], platform)
 
     def candidates(self) -> tuple[Candidate, ...]:
