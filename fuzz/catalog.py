@@ -2,6 +2,7 @@
 
 import sqlite3
 import tempfile
+from contextlib import closing, suppress
 from pathlib import Path
 
 from ramet.images.errors import CatalogCorrupt
@@ -18,37 +19,40 @@ def catalog(data: bytes) -> None:
         return
     with tempfile.TemporaryDirectory(prefix="ramet-fuzz-") as folder:
         file = Path(folder) / "file"
-        try:
-            match data[0] % 4:
-                case 0:
-                    file.write_bytes(data[1:])
-                    content = load_content(file)
-                    file.write_bytes(content_to_bytes(content))
-                    assert load_content(file) == content
-                case 1:
-                    file.write_bytes(data[1:])
+        match data[0] % 4:
+            case 0:
+                _content(file, data[1:])
+            case 1:
+                file.write_bytes(data[1:])
+                with suppress(CatalogCorrupt):
                     load_names(file)
-                case 2:
-                    _record(file, data[1:])
-                case _:
-                    file.write_bytes(data[1:])
-                    state = Database(file)
-                    try:
-                        state.load()
-                        state.unfinished()
-                    finally:
-                        state.close()
-        except (CatalogCorrupt, StateUnreadable):
-            pass
+            case 2:
+                _record(file, data[1:])
+            case _:
+                file.write_bytes(data[1:])
+                with suppress(StateUnreadable), closing(Database(file)) as state:
+                    state.load()
+                    state.unfinished()
+
+
+def _content(file: Path, text: bytes) -> None:
+    file.write_bytes(text)
+    try:
+        content = load_content(file)
+    except CatalogCorrupt:
+        return
+    file.write_bytes(content_to_bytes(content))
+    assert load_content(file) == content
 
 
 def _record(file: Path, text: bytes) -> None:
-    state = Database(file)
-    try:
+    with closing(Database(file)) as state:
         with sqlite3.connect(file) as rows:
             rows.execute("INSERT INTO instances VALUES ('id', 'name', ?)", (text.decode("utf-8", "replace"),))
         rows.close()
-        for record in state.load():
+        try:
+            records = state.load()
+        except StateUnreadable:
+            return
+        for record in records:
             assert type(record).from_json(record.to_json()) == record
-    finally:
-        state.close()

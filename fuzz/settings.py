@@ -30,10 +30,11 @@ def units(data: bytes) -> None:
     text = data.decode("utf-8", "replace")
     try:
         size_bytes = parse_size(text)
-        assert size_bytes >= 0
-        assert parse_size(format_size(size_bytes)) == size_bytes, f"{size_bytes} is written as another size"
     except Invalid as error:
         _check_sentence(error)
+    else:
+        assert size_bytes >= 0
+        assert parse_size(format_size(size_bytes)) == size_bytes, f"{size_bytes} is written as another size"
     try:
         assert 0 <= parse_duration(text) < float("inf")
     except Invalid as error:
