@@ -6,7 +6,16 @@ from pathlib import Path
 
 import anyio
 
-from ramet.images import Catalog, ImageLimits, RegistryConfig
+from ramet.core.errors import RametError
+from ramet.images import (
+    Catalog,
+    Credentials,
+    Image,
+    ImageLimits,
+    RegistryConfig,
+    parse_platform,
+    parse_reference,
+)
 from tests.images.build import Json, file, tar
 from tests.images.lying_registry import LyingRegistry, incompressible
 
@@ -24,6 +33,29 @@ async def catalog_in(
         await group.start(catalog.pulls.run)
         yield catalog
         group.cancel_scope.cancel()
+
+
+async def pull(
+    folder: Path,
+    name: str,
+    config: RegistryConfig = QUICK,
+    *,
+    credentials: Credentials | None = None,
+    platform: str | None = None,
+) -> Image:
+    """Pull with a catalog in `folder` that lives as long as this call, and raise what the pull raises."""
+    failure: RametError | None = None
+    async with catalog_in(folder, config) as catalog:
+        try:
+            return await catalog.pulls.fetch(
+                parse_reference(name),
+                credentials=credentials,
+                platform=None if platform is None else parse_platform(platform),
+            )
+        except RametError as error:
+            failure = error  # Raised below, where no task group makes an `ExceptionGroup` of it.
+    assert failure is not None
+    raise failure
 
 
 def fill(registry: LyingRegistry) -> Json:

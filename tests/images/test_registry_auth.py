@@ -10,9 +10,8 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from ramet.core.errors import RametError
 from ramet.core.ids import mint_id
-from ramet.images import Credentials, parse_reference
+from ramet.images import Credentials
 from ramet.images.errors import (
     RegistryAnswerInvalid,
     RegistryDenied,
@@ -23,7 +22,7 @@ from ramet.images.registry.challenge import HEADER_LENGTH_MAX, Challenge, parse_
 from ramet.images.registry.config import TOKEN_BYTES_MAX
 from tests.images.build import file, tar
 from tests.images.lying_registry import LyingRegistry, Request, incompressible
-from tests.images.pulling import LAYER_BYTES, QUICK, big_blob, catalog_in, fill
+from tests.images.pulling import LAYER_BYTES, QUICK, big_blob, fill, pull
 
 netns = pytest.mark.netns
 pytestmark = pytest.mark.anyio
@@ -80,22 +79,15 @@ class Guard:
         return [parse_qs(urlsplit(path).query) for path in seen]
 
 
-async def pull(
+async def log_in_and_pull(
     tmp_path: Path,
     registry: LyingRegistry,
     credentials: Credentials | None = None,
     config: Path | None = None,
 ) -> None:
-    """Pull "team/app" with a catalog of its own, and raise as that does."""
-    name = parse_reference(f"{registry.authority}/team/app")
-    failure: RametError | None = None
-    async with catalog_in(tmp_path / mint_id(), replace(QUICK, docker_config=config)) as catalog:
-        try:
-            assert (await catalog.pulls.fetch(name, credentials=credentials)).config.cmd == ("/big",)
-        except RametError as error:
-            failure = error  # Raised below, where no task group makes an `ExceptionGroup` of it.
-    if failure is not None:
-        raise failure
+    """Pull "team/app" with a catalog of its own."""
+    settings = replace(QUICK, docker_config=config)
+    await pull(tmp_path / mint_id(), f"{registry.authority}/team/app", settings, credentials=credentials)
 
 
 @netns
@@ -104,7 +96,7 @@ async def test_without_a_login_a_token_is_asked_for_by_nobody(
 ) -> None:
     fill(registry)
     guard = Guard(registry)
-    await pull(tmp_path, registry)
+    await log_in_and_pull(tmp_path, registry)
     assert guard.asked() == [{"service": ["shelf"], "scope": ["repository:team/app:pull"]}]
     assert "authorization" not in registry.asked("/token")[0]
 
@@ -115,7 +107,7 @@ async def test_a_login_goes_to_the_token_server_and_not_to_the_registry(
 ) -> None:
     fill(registry)
     guard = Guard(registry, wants=basic("me", "hidden"))
-    await pull(tmp_path, registry, Credentials("me", "hidden"))
+    await log_in_and_pull(tmp_path, registry, Credentials("me", "hidden"))
     assert guard.asked()[0]["account"] == ["me"]
     shown = {headers.get("authorization") for headers in registry.asked("/v2/")}
     assert shown == {None, "Bearer token0"}
@@ -129,9 +121,9 @@ async def test_dockers_login_is_used_where_the_request_has_none(
     Guard(registry, wants=basic("me", "hidden"))
     auths = {registry.authority: {"username": "me", "password": "hidden"}}
     (tmp_path / "config.json").write_text(json.dumps({"auths": auths}))
-    await pull(tmp_path, registry, config=tmp_path)
+    await log_in_and_pull(tmp_path, registry, config=tmp_path)
     with pytest.raises(RegistryDenied):
-        await pull(tmp_path, registry, Credentials("me", "wrong"), tmp_path)
+        await log_in_and_pull(tmp_path, registry, Credentials("me", "wrong"), tmp_path)
 
 
 @netns
@@ -147,9 +139,9 @@ async def test_a_password_is_sent_itself_where_that_is_wanted(
         return True
 
     registry.lie = wants_password
-    await pull(tmp_path, registry, Credentials("me", "hidden"))
+    await log_in_and_pull(tmp_path, registry, Credentials("me", "hidden"))
     with pytest.raises(RegistryDenied) as caught:
-        await pull(tmp_path, registry, Credentials("me", "wrong"))
+        await log_in_and_pull(tmp_path, registry, Credentials("me", "wrong"))
     assert registry.authority in caught.value.remedy
 
 
@@ -157,7 +149,7 @@ async def test_a_password_is_sent_itself_where_that_is_wanted(
 async def test_an_identity_token_is_exchanged(tmp_path: Path, registry: LyingRegistry) -> None:
     fill(registry)
     guard = Guard(registry)
-    await pull(tmp_path, registry, Credentials(identity_token="identity"))
+    await log_in_and_pull(tmp_path, registry, Credentials(identity_token="identity"))
     assert registry.forms == [
         {
             "grant_type": "refresh_token",
@@ -175,11 +167,11 @@ async def test_a_registry_token_is_sent_as_it_is_or_refused(tmp_path: Path, regi
     fill(registry)
     guard = Guard(registry)
     guard.uses["direct"] = 0
-    await pull(tmp_path, registry, Credentials(registry_token="direct"))
+    await log_in_and_pull(tmp_path, registry, Credentials(registry_token="direct"))
     with pytest.raises(RegistryDenied):
-        await pull(tmp_path, registry, Credentials(registry_token="other"))
+        await log_in_and_pull(tmp_path, registry, Credentials(registry_token="other"))
     with pytest.raises(RegistryAnswerInvalid):
-        await pull(tmp_path, registry, Credentials(registry_token="a\r\nHost: b"))
+        await log_in_and_pull(tmp_path, registry, Credentials(registry_token="a\r\nHost: b"))
     assert guard.asked() == []
 
 
@@ -187,7 +179,7 @@ async def test_a_registry_token_is_sent_as_it_is_or_refused(tmp_path: Path, regi
 async def test_a_token_that_ends_during_a_pull_is_replaced(tmp_path: Path, registry: LyingRegistry) -> None:
     fill(registry)
     guard = Guard(registry, use_count_max=1)
-    await pull(tmp_path, registry)
+    await log_in_and_pull(tmp_path, registry)
     request_count = 4  # A manifest, a config and two layers.
     assert set(guard.uses.values()) == {1}
     assert len(guard.uses) == len(guard.asked()) == request_count
@@ -213,7 +205,7 @@ async def test_a_token_that_ends_within_a_layer_costs_no_byte(
         return True
 
     registry.lie = cut
-    await pull(tmp_path, registry)
+    await log_in_and_pull(tmp_path, registry)
     rest = f"bytes={2 << 20}-"
     assert [headers.get("range") for headers in registry.asked(digest)] == [None, rest, rest]
     assert len(guard.asked()) == 2
@@ -226,7 +218,7 @@ async def test_a_registry_that_never_likes_its_own_tokens_is_given_up(
     fill(registry)
     guard = Guard(registry, use_count_max=0)
     with pytest.raises(RegistryDenied):
-        await pull(tmp_path, registry)
+        await log_in_and_pull(tmp_path, registry)
     assert len(guard.asked()) == 2
 
 
@@ -258,7 +250,7 @@ async def test_a_token_server_may_do_all_wrong(
     fill(registry)
     Guard(registry, answer=answer)
     with pytest.raises(error):
-        await pull(tmp_path, registry, Credentials("me", "hidden"))
+        await log_in_and_pull(tmp_path, registry, Credentials("me", "hidden"))
 
 
 @netns
@@ -284,7 +276,7 @@ async def test_a_secret_is_not_sent_to_an_unsafe_token_server(
     guard = Guard(registry)
     guard.realm = realm
     with pytest.raises(RegistryAnswerInvalid):
-        await pull(tmp_path, registry, Credentials("me", "hidden"))
+        await log_in_and_pull(tmp_path, registry, Credentials("me", "hidden"))
     assert len(registry.seen) == 1
 
 
