@@ -11,6 +11,7 @@ What no pull uses is bounded: the longest unused goes first.
 import errno
 import hashlib
 import os
+import stat
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -80,18 +81,25 @@ class BlobCache:
             yield
 
     async def has(self, descriptor: Descriptor) -> bool:
-        """Tell whether the blob is here, whole and right; one that is not goes away."""
+        """Tell whether the blob is here, whole and right; one that is not goes away.
+
+        Raises:
+            ConversionFailed: it cannot be read.
+        """
         path = self.path(descriptor.digest)
-        if not path.exists():
-            return False
-        if descriptor.digest not in self._verified:
-            with path.open("rb") as file:
-                hashed = await hash_file(file, descriptor)
-            if hashed.hexdigest() != descriptor.digest.partition(":")[2]:
-                path.unlink()
+        try:
+            if not path.exists():
                 return False
-            self._verified.add(descriptor.digest)
-        os.utime(path)  # Its age is the time of its last use.
+            if descriptor.digest not in self._verified:
+                with path.open("rb") as file:
+                    hashed = await hash_file(file, descriptor)
+                if hashed.hexdigest() != descriptor.digest.partition(":")[2]:
+                    path.unlink()
+                    return False
+                self._verified.add(descriptor.digest)
+            os.utime(path)  # Its age is the time of its last use.
+        except OSError as error:
+            raise storage_error(error) from error
         return True
 
     async def open_part(self, descriptor: Descriptor) -> "Part":
@@ -129,18 +137,25 @@ class BlobCache:
             )
 
     def trim(self, bytes_max: int) -> None:
-        """Let go of the longest unused blobs until the rest of the unused has at most `bytes_max` bytes."""
+        """Let go of the longest unused blobs until the rest of the unused has at most `bytes_max` bytes.
+
+        Raises:
+            ConversionFailed: one cannot be removed.
+        """
         held = {self.path(digest).name for digest in self._held}
         idle = []
         for path in self._folder.iterdir():
-            if path.name.removesuffix(PART) not in held:
-                found = path.stat()
+            found = path.lstat()
+            if path.name.removesuffix(PART) not in held and stat.S_ISREG(found.st_mode):
                 idle.append((found.st_mtime_ns, found.st_size, path))
         total_bytes = sum(size_bytes for _, size_bytes, _ in idle)
         for _, size_bytes, path in sorted(idle):
             if total_bytes <= bytes_max:
                 break
-            path.unlink()
+            try:
+                path.unlink()
+            except OSError as error:
+                raise storage_error(error) from error
             total_bytes -= size_bytes
 
     def take(self, path: Path, digest: Digest) -> None:
@@ -272,7 +287,7 @@ def storage_error(error: OSError) -> RametError:
         return StorageFull(
             "The disk that holds the images is full", remedy="remove images with: ramet image rm NAME"
         )
-    return ConversionFailed(f"The folder of the images cannot be used: {error.strerror}")
+    return ConversionFailed(f"The folder of the images cannot be used: {error.strerror or error}")
 
 
 def _new_hash(descriptor: Descriptor) -> "hashlib._Hash":
