@@ -31,6 +31,7 @@ from ramet.core.spec import State
 from ramet.images import Catalog, ImageLimits
 from ramet.vmm.fake.driver import MARK
 from ramet.vmm.fake.nursery import Nursery
+from tests.effects import model_oracle
 from tests.effects.model_chaos import Chaos, die, draw
 from tests.effects.model_mutations import MUTATIONS
 from tests.effects.model_oracle import Violation, check_until_well, demand, stored_records
@@ -42,6 +43,8 @@ IN_FLIGHT_MAX = 4
 LIFE_TIMEOUT_S = 150
 RETURN_TIMEOUT_S = 60.0
 LIVES_PER_WORLD = 5
+MUTANT_SETTLE_TIMEOUT_S = 2.0
+"""What stays wrong need not be waited for."""
 
 
 class Life:
@@ -152,7 +155,12 @@ class Life:
 
     async def _delete_all(self, daemon: Daemon) -> None:
         for view in daemon.fleet.list():
-            await daemon.fleet.delete(view.record.id)
+            try:
+                await daemon.fleet.delete(view.record.id)
+            except RametError as error:
+                raise Violation(
+                    f"nothing fails, but {view.record.name} cannot be deleted: {error}"
+                ) from error
         await self._settle(daemon)
         for kind, left in self.world.leftovers().items():
             demand(not left, "something stays after all is deleted", kind, left)
@@ -262,6 +270,7 @@ def live_in_child(
         life = Life(world, random.Random(key), steps, trace)
         if mutation is not None:
             MUTATIONS[mutation]()
+            model_oracle.SETTLE_TIMEOUT_S = MUTANT_SETTLE_TIMEOUT_S
         anyio.run(lambda: life.run(last=last))
         with (folder / "coverage").open("a") as file:
             for point in life.chaos.points:

@@ -1,0 +1,46 @@
+"""Ten thousand random operations, with random failures of every port call: no leak, nothing held twice.
+
+Each part of them is a process of its own (`tests.effects.model`), so a failure names the seed to begin again
+with. What the model would overlook is tried, too: each deliberate mistake is found.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.effects.model_mutations import MUTATIONS
+
+pytestmark = pytest.mark.netns
+
+ROOT = Path(__file__).parents[2]
+SEEDS = range(20)
+STEPS = 500
+TIMEOUT_S = 900
+MUTANT_STEPS = 1000
+SEEDS_PER_MUTANT = 3
+
+
+def run_model(seed: int, steps: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "tests.effects.model", "--seed", str(seed), "--steps", str(steps)]
+    return subprocess.run(
+        [*command, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_whatever_fails_the_host_is_as_its_records_say(seed: int) -> None:
+    done = run_model(seed, STEPS)
+    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
+    assert int(done.stdout.split()[2]) >= STEPS, done.stdout
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS)
+def test_a_mistake_is_found(mutation: str) -> None:
+    for seed in range(SEEDS_PER_MUTANT):
+        done = run_model(seed, MUTANT_STEPS, "--mutate", mutation)
+        if done.returncode:
+            assert "Violation" in done.stdout, done.stdout[-20_000:] + done.stderr
+            return
+    pytest.fail(f"{mutation} was not found in {SEEDS_PER_MUTANT} x {MUTANT_STEPS} steps")
