@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.make_image import busybox_files, make_oci_layout
 from native.build import build_example
-
 from ramet.client.client import Client
 from ramet.client.endpoint import Endpoint
 from ramet.core.errors import RametError

@@ -6,8 +6,8 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from examples.make_image import make_oci_layout
 
+from examples.make_image import make_oci_layout
 from ramet.images import Catalog, ImageLimits
 from tests.effects.world import World, new_folder
 from tests.net.namespaces import own_namespace

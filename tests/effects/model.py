@@ -24,8 +24,8 @@ from typing import Any
 
 import anyio
 import structlog
-from examples.make_image import make_oci_layout
 
+from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
 from ramet.core.spec import State
 from ramet.images import Catalog, ImageLimits

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+
 from fuzz import mutate, rust, seeds
 from fuzz.targets import CORPORA, TARGETS, Target
-
 from ramet.wire.frames import Reset
 
 CORPUS_BYTES_MAX: Final = 200_000  # Of a target: a corpus is read by people, too.

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from examples.make_image import busybox_files, make_oci_layout
 
+from examples.make_image import busybox_files, make_oci_layout
 from ramet.core.errors import RametError
 from ramet.images import Catalog, Digest, ImageLimits, ImportProgress, Phase
 from ramet.images.documents import OCI_LAYER, OCI_MANIFEST

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import anyio
 import pytest
-from examples.make_image import APPLETS
 
+from examples.make_image import APPLETS
 from ramet.boot.kit import prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, KernelNotFound, ProgramNotBuilt, native_program
 from ramet.core.errors import Broken
