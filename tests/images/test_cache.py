@@ -8,9 +8,9 @@ from types import MappingProxyType
 import pytest
 
 from ramet.images.documents import OCI_LAYER, Descriptor
-from ramet.images.errors import ConversionFailed, DigestMismatch, StorageFull
+from ramet.images.errors import ConversionFailed, DigestMismatch, StorageFull, storage_error
 from ramet.images.reference import Digest
-from ramet.images.registry.cache import BlobCache, storage_error
+from ramet.images.registry.cache import BlobCache
 from tests.images.build import digest_of
 
 pytestmark = pytest.mark.anyio

@@ -13,7 +13,7 @@ from ramet.images.errors import (
     RegistryStalled,
     RegistryUnreachable,
 )
-from ramet.images.registry.config import REDIRECT_COUNT_MAX
+from ramet.images.registry.client import REDIRECT_COUNT_MAX
 from tests.images.lying_registry import LyingRegistry, Request
 from tests.images.pulling import QUICK, big_blob, fill, pull
 

@@ -18,8 +18,8 @@ from ramet.images.errors import (
     RegistryStalled,
     RegistryUnreachable,
 )
+from ramet.images.registry.auth import TOKEN_BYTES_MAX
 from ramet.images.registry.challenge import HEADER_LENGTH_MAX, Challenge, parse_challenges
-from ramet.images.registry.config import TOKEN_BYTES_MAX
 from tests.images.build import file, tar
 from tests.images.lying_registry import LyingRegistry, Request, incompressible
 from tests.images.pulling import LAYER_BYTES, QUICK, big_blob, fill, pull

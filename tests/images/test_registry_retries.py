@@ -68,6 +68,7 @@ PASSING: list[list[Refusal]] = [
     [(429, {"Retry_After": "0"})],
     [(429, {"Retry_After": date_in(-HOUR_S)})],
     [(429, {"Retry_After": "soon"})],
+    [(503, {"Retry_After": "0"})],
     [(429, {}), (503, {}), (500, {})],
     [(status, {}) for status in (408, 502, 504)],
 ]
@@ -93,11 +94,13 @@ async def test_what_may_pass_is_asked_again(
 @pytest.mark.anyio
 @pytest.mark.netns
 @pytest.mark.parametrize("part", ["/manifests/", "/blobs/", "/token"])
-@pytest.mark.parametrize("retry_after", [str(HOUR_S), date_in(HOUR_S + 60)])
+@pytest.mark.parametrize(
+    ("status", "retry_after"), [(429, str(HOUR_S)), (429, date_in(HOUR_S + 60)), (503, str(HOUR_S))]
+)
 async def test_who_asks_for_too_much_time_is_not_asked_again(
-    tmp_path: Path, registry: LyingRegistry, part: str, retry_after: str
+    tmp_path: Path, registry: LyingRegistry, part: str, status: int, retry_after: str
 ) -> None:
-    registry.lie = refusing(part, [(429, {"Retry_After": retry_after})] * ATTEMPTS)
+    registry.lie = refusing(part, [(status, {"Retry_After": retry_after})] * ATTEMPTS)
     if part == "/token":
         registry.lie = with_tokens(registry, registry.lie)
     async with catalog_in(tmp_path / "images") as catalog:

@@ -37,7 +37,7 @@ from ramet.images.errors import (
     InvalidReference,
     LayerCorrupt,
     NotAnImage,
-    StorageFull,
+    storage_error,
 )
 from ramet.images.layout import INDEX_FILE, LAYOUT_FILE, blob_path, check_layout_version, open_regular
 from ramet.images.limits import ARCHIVE_MEMBER_COUNT_MAX, ImageLimits
@@ -144,7 +144,7 @@ class Archive:
                 try:
                     copy.write(piece)
                 except OSError as error:
-                    raise StorageFull("The disk that holds the images is full") from error
+                    raise storage_error(error) from error
 
     def _index(self) -> dict[str, _Member]:
         members: dict[str, _Member] = {}

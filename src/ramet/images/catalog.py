@@ -13,8 +13,8 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -32,6 +32,7 @@ from ramet.images.errors import (
     ImageNotFound,
     InvalidReference,
     StorageFull,
+    storage_error,
 )
 from ramet.images.limits import ImageLimits
 from ramet.images.offload import run_stoppable
@@ -155,11 +156,14 @@ class Catalog:
             if selection.digest not in self._contents:
                 async with self._conversions:
                     await self._convert(source, selection, progress)
-            self._names.tags.update(dict.fromkeys(names, selection.digest))
-            self._names.pins.update(dict.fromkeys(selection.indexes, selection.digest))
-            if labels is not None:
-                self._names.labels.update({name: dict(labels) for name in names})
-            await self._save_names()
+
+            def add(found: Names) -> None:
+                found.tags.update(dict.fromkeys(names, selection.digest))
+                found.pins.update(dict.fromkeys(selection.indexes, selection.digest))
+                if labels is not None:
+                    found.labels.update({name: dict(labels) for name in names})
+
+            await self._change_names(add)
             image = self._image(selection.digest, names[0] if names else None)
         if progress is not None:
             progress(_after(selection, Phase.READY))
@@ -198,8 +202,7 @@ class Catalog:
         async with self._alone(digest):
             if digest not in self._contents:
                 raise _not_found(ref)
-            self._names.tags[target.name] = digest
-            await self._save_names()
+            await self._change_names(lambda found: found.tags.update({target.name: digest}))
             return self._image(digest, target.name)
 
     async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None:
@@ -226,10 +229,13 @@ class Catalog:
                 raise _not_found(ref)
             kept = [tag for tag in self._tags_of(digest) if name is not None and tag != name]
             if kept:
-                assert name is not None
-                del self._names.tags[name]
-                self._names.labels.pop(name, None)
-                await self._save_names()
+
+                def take(found: Names) -> None:
+                    assert name is not None
+                    del found.tags[name]
+                    found.labels.pop(name, None)
+
+                await self._change_names(take)
                 return
             if in_use(digest):
                 raise ImageInUse(
@@ -238,11 +244,13 @@ class Catalog:
                     digest=digest,
                 )
             grave = self._tmp / mint_id()
-            self._place(digest).rename(grave)
-            del self._contents[digest]
-            self._names = self._names.of(self._contents)
-            await self._save_names()
-            await run_stoppable(lambda _: shutil.rmtree(grave))
+            with _storage_errors():
+                self._place(digest).rename(grave)
+                del self._contents[digest]
+                self._names = self._names.of(self._contents)
+                # Before the names are written, which a full disk may refuse; they count for nothing now.
+                await run_stoppable(lambda _: shutil.rmtree(grave))
+            await self._change_names(lambda _: None)
 
     # Importing
 
@@ -253,32 +261,43 @@ class Catalog:
         if self._features is None:
             self._features = await detect_features()
         async with self._scratch() as scratch:
-            staging, result = scratch / "staging", scratch / "content"
-            staging.mkdir()
-            staging.chmod(0o755)  # Of the image's root folder, unless a layer says otherwise.
-            result.mkdir()
-            unpacked: Unpacked = await run_stoppable(
-                lambda check: unpack(source, selection, staging, self._limits, self._guarded(check), report)
-            )
-            steps.reached(PullStep.UNPACKED)
-            report(_after(selection, Phase.CONVERTING))
-            rootfs = result / ROOTFS_FILE
-            await make_rootfs(staging, rootfs, selection.digest, unpacked.mtime_s_max, self._features)
-            steps.reached(PullStep.CONVERTED)
-            content = Content(
-                digest=selection.digest,
-                size_bytes=rootfs.stat().st_size,
-                config=selection.document.config,
-                created_at=datetime.now(UTC),
-                layers=tuple(layer.digest for layer in selection.manifest.layers),
-            )
-            await run_stoppable(lambda _: _seal(result, content))
-            steps.reached(PullStep.SEALED)
-            # No await between these two: what is on disk is in memory, even if we are cancelled.
-            result.rename(self._place(selection.digest))
-            self._contents[selection.digest] = content
-            await run_stoppable(lambda _: sync(self._content))
-            steps.reached(PullStep.PUBLISHED)
+            with _storage_errors():
+                await self._build(source, selection, scratch, self._features, report)
+
+    async def _build(
+        self,
+        source: Source,
+        selection: Selection,
+        scratch: Path,
+        features: ErofsFeatures,
+        report: Callable[[ImportProgress], None],
+    ) -> None:
+        staging, result = scratch / "staging", scratch / "content"
+        staging.mkdir()
+        staging.chmod(0o755)  # Of the image's root folder, unless a layer says otherwise.
+        result.mkdir()
+        unpacked: Unpacked = await run_stoppable(
+            lambda check: unpack(source, selection, staging, self._limits, self._guarded(check), report)
+        )
+        steps.reached(PullStep.UNPACKED)
+        report(_after(selection, Phase.CONVERTING))
+        rootfs = result / ROOTFS_FILE
+        await make_rootfs(staging, rootfs, selection.digest, unpacked.mtime_s_max, features)
+        steps.reached(PullStep.CONVERTED)
+        content = Content(
+            digest=selection.digest,
+            size_bytes=rootfs.stat().st_size,
+            config=selection.document.config,
+            created_at=datetime.now(UTC),
+            layers=tuple(layer.digest for layer in selection.manifest.layers),
+        )
+        await run_stoppable(lambda _: _seal(result, content))
+        steps.reached(PullStep.SEALED)
+        # No await between these two: what is on disk is in memory, even if we are cancelled.
+        result.rename(self._place(selection.digest))
+        self._contents[selection.digest] = content
+        await run_stoppable(lambda _: sync(self._content))
+        steps.reached(PullStep.PUBLISHED)
 
     def _guarded(self, check: Callable[[], None]) -> Callable[[], None]:
         """Return `check`, which also refuses to use up the disk's reserve."""
@@ -298,7 +317,8 @@ class Catalog:
     async def _scratch(self) -> AsyncIterator[Path]:
         """A folder of our own in `tmp/`, which nobody but root can enter; gone afterwards."""
         folder = self._tmp / mint_id()
-        folder.mkdir(mode=0o700)
+        with _storage_errors():
+            folder.mkdir(mode=0o700)
         try:
             yield folder
         finally:
@@ -318,11 +338,28 @@ class Catalog:
             if count > 1:
                 self._busy[digest] = (lock, count - 1)
 
-    async def _save_names(self) -> None:
+    async def _change_names(self, change: Callable[[Names], None]) -> None:
+        """Have `change` made to the names on disk, and then to those in memory; of what is here only.
+
+        Raises:
+            StorageFull, ConversionFailed: nothing has changed.
+        """
         async with self._names_lock:
             names = self._names.of(self._contents)
-            file = self._folder / "tags.json"
-            await run_stoppable(lambda _: save_names(file, names, self._tmp / mint_id()))
+            change(names)
+            is_saved = False
+
+            def save(_: Callable[[], None]) -> None:
+                nonlocal is_saved
+                with _storage_errors():
+                    save_names(self._folder / "tags.json", names, self._tmp / mint_id())
+                is_saved = True
+
+            try:
+                await run_stoppable(save)
+            finally:
+                if is_saved:  # Also if we were cancelled meanwhile.
+                    self._names = names.of(self._contents)
 
     # Looking up
 
@@ -415,6 +452,15 @@ def _names(selection: Selection, wanted: Reference | None, stem: str) -> tuple[s
         return (parse_reference(stem.lower()).name,)
     except InvalidReference as error:
         raise InvalidReference("The image has no name of its own", remedy="give it one: --name") from error
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    """Turn what the kernel says about our folder into one of our errors."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(error) from error
 
 
 def _after(selection: Selection, phase: Phase) -> ImportProgress:

@@ -4,7 +4,12 @@ Whoever made the image caused most of these, so they are `Invalid`: asking again
 fails again. The others say that a registry or this host could not do its part.
 """
 
+import errno
+from typing import Final
+
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class InvalidReference(Invalid):
@@ -191,3 +196,13 @@ class CatalogCorrupt(Broken):
     """A file of the catalog on disk is not what we wrote."""
 
     code = "catalog_corrupt"
+
+
+def storage_error(error: OSError) -> StorageFull | ConversionFailed:
+    """Return what a failure to read or write below the folder of the images means to a user."""
+    if error.errno in _FULL:
+        return StorageFull(
+            "The disk that holds the images is full",
+            remedy="remove images with: ramet image rm NAME, or make room otherwise",
+        )
+    return ConversionFailed(f"The folder of the images cannot be used: {error.strerror or error}")

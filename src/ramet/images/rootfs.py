@@ -6,6 +6,7 @@ to the youngest file, fixes it and changes no file's time.
 """
 
 import asyncio
+import errno
 import os
 import uuid
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Final
 
 import anyio
 
-from ramet.images.errors import ConversionFailed, StorageFull
+from ramet.images.errors import ConversionFailed, storage_error
 
 PROGRAM: Final = "mkfs.erofs"
 OUTPUT_BYTES_MAX: Final = 2048
@@ -77,7 +78,7 @@ async def make_rootfs(
     code, output = await _run([*command, str(file), str(folder)], environment)
     if code != 0:
         if "No space left" in output:
-            raise StorageFull("The disk that holds the images is full")
+            raise storage_error(OSError(errno.ENOSPC, output))
         last = output.strip()[-OUTPUT_BYTES_MAX:]
         raise ConversionFailed(f"{PROGRAM} ended with code {code}: {last}", exit_code=code)
 
@@ -94,6 +95,8 @@ async def _run(command: list[str], environment: dict[str, str]) -> tuple[int, st
         )
     except FileNotFoundError as error:
         raise ConversionFailed(f"{PROGRAM} is not installed", remedy="apt install erofs-utils") from error
+    except OSError as error:
+        raise ConversionFailed(f"{PROGRAM} cannot be started: {error.strerror}") from error
     try:
         output, _ = await process.communicate()
     finally:

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Final
 
 from ramet.images.blobs import Readable
-from ramet.images.errors import ConversionFailed, ImageTooLarge, LayerCorrupt, StorageFull, UnsafePath
+from ramet.images.errors import ConversionFailed, ImageTooLarge, LayerCorrupt, UnsafePath, storage_error
 from ramet.images.limits import PATH_BYTES_MAX, ImageLimits
 from ramet.images.rooted import Root, remove_tree, split_path
 from ramet.images.tarstream import TarEntry, entries
@@ -355,7 +355,7 @@ def _named(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StorageFull("The disk that holds the images is full") from error
+            raise storage_error(error) from error
         if error.errno in _CORRUPT_ERRNOS:
             raise LayerCorrupt(f"{name[:200]!a} cannot be made: {error.strerror}", path=name[:200]) from error
         remedy = "run as root" if error.errno in (errno.EPERM, errno.EACCES) else ""

@@ -19,11 +19,13 @@ from ramet.images.errors import (
     RegistryStalled,
     RegistryUnreachable,
 )
+from ramet.images.limits import MIB
 from ramet.images.registry.challenge import Challenge
-from ramet.images.registry.config import TOKEN_BYTES_MAX, Credentials, RegistryConfig
+from ramet.images.registry.config import Credentials, RegistryConfig
 from ramet.images.registry.retry import Attempts
 
 CLIENT_ID: Final = "ramet"
+TOKEN_BYTES_MAX: Final = MIB  # Of a token server's answer.
 
 
 class Authorizer:

@@ -8,7 +8,6 @@ one before its first use by a process. So a crash, or a hand on the folder, cost
 What no pull uses is bounded: the longest unused goes first.
 """
 
-import errno
 import hashlib
 import os
 import stat
@@ -20,16 +19,14 @@ from typing import BinaryIO, Final
 import anyio
 from anyio import to_thread
 
-from ramet.core.errors import RametError
 from ramet.images.blobs import CHUNK_BYTES
 from ramet.images.documents import Descriptor
-from ramet.images.errors import ConversionFailed, DigestMismatch, StorageFull
+from ramet.images.errors import DigestMismatch, StorageFull, storage_error
 from ramet.images.offload import run_stoppable
 from ramet.images.reference import Digest
 
 PART: Final = ".part"
 CHECK_STEP_BYTES: Final = 16 << 20  # Written between two looks at the room that is left.
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class BlobCache:
@@ -279,15 +276,6 @@ async def hash_file(file: BinaryIO, descriptor: Descriptor) -> "hashlib._Hash":
 
     await run_stoppable(read)
     return hashed
-
-
-def storage_error(error: OSError) -> RametError:
-    """Return what a failure to write below the images means to a user."""
-    if error.errno in _FULL:
-        return StorageFull(
-            "The disk that holds the images is full", remedy="remove images with: ramet image rm NAME"
-        )
-    return ConversionFailed(f"The folder of the images cannot be used: {error.strerror or error}")
 
 
 def _new_hash(descriptor: Descriptor) -> "hashlib._Hash":

@@ -31,17 +31,13 @@ from ramet.images.errors import (
 from ramet.images.reference import Reference
 from ramet.images.registry.auth import Authorizer
 from ramet.images.registry.challenge import parse_challenges
-from ramet.images.registry.config import (
-    REDIRECT_COUNT_MAX,
-    Credentials,
-    RegistryConfig,
-    authority_of,
-)
+from ramet.images.registry.config import Credentials, RegistryConfig, authority_of
 from ramet.images.registry.keychain import Keychain
 from ramet.images.registry.retry import Attempts, backoff_s, is_passing
 
 CHALLENGE_COUNT_MAX: Final = 2  # A token may have expired since; a third 401 is meant.
 CONNECTION_COUNT_MAX: Final = 32
+REDIRECT_COUNT_MAX: Final = 5
 
 _log = structlog.get_logger(__name__)
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})

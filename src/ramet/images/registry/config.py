@@ -10,13 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ramet.images.limits import GIB, MIB
+from ramet.images.limits import GIB
 from ramet.images.reference import DEFAULT_REGISTRY
 
-CACHE_BYTES_MAX: Final = 2 * GIB
-TOKEN_BYTES_MAX: Final = MIB
-REDIRECT_COUNT_MAX: Final = 5
 DOCKER_HUB: Final = "registry-1.docker.io"  # What serves the images of docker.io.
+CACHE_BYTES_MAX: Final = 2 * GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class RegistryConfig:
         stall_timeout_s: for the next `stall_bytes`; a registry slower than that has stalled.
         document_timeout_s: for a whole manifest, config or token.
         attempt_count_max: without progress in between.
-        wait_s_max: longest wait that a registry may ask for in Retry-After.
+        wait_s_max: for as long as one request's answers may have us wait, all together.
         backoff_s: wait before the second attempt; doubled for each further one.
     """
 

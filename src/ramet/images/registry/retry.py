@@ -58,10 +58,13 @@ class Attempts:
         """Tell whether to ask again after this answer; if so, the time to wait is over.
 
         Raises:
-            RegistryBusy: it is 429, and asks for more time than we give or has come too often.
+            RegistryBusy: it is 429, or 503 with a Retry-After, and asks for more time than we give or has
+                come too often.
         """
-        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS:
-            await self._obey(response.headers.get("retry-after"))
+        wish = response.headers.get("retry-after")
+        is_unavailable = response.status_code == HTTPStatus.SERVICE_UNAVAILABLE
+        if response.status_code == HTTPStatus.TOO_MANY_REQUESTS or (is_unavailable and wish is not None):
+            await self._obey(wish)
             return True
         return response.status_code in _PASSING and await self.wait_for_another()
 
