@@ -118,6 +118,18 @@ class Daemon:
     def log(self) -> str:
         return (self.folder / "daemon.log").read_text()[-4000:]
 
+    @property
+    def log_bytes(self) -> int:
+        """How long its log is."""
+        return (self.folder / "daemon.log").stat().st_size
+
+    def wait_for_log(self, event: str, *, after: int) -> None:
+        """Wait until the daemon has logged `event` behind the first `after` bytes of its log."""
+        until = time.monotonic() + END_TIMEOUT_S
+        while event.encode() not in (self.folder / "daemon.log").read_bytes()[after:]:
+            assert time.monotonic() < until, self.log()
+            time.sleep(POLL_INTERVAL_S)
+
     def sh(self, name: str, script: str) -> str:
         """Run a shell script in a guest and return its output; it must succeed."""
         output = b""

@@ -14,6 +14,7 @@ from ramet.core.errors import RametError
 from ramet.core.spec import Exit, InstanceRecord
 from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
 from ramet.effects.site import Rig, Site
+from ramet.effects.starvation import keep_fed
 from ramet.instance.transitions import VmmExited
 from ramet.logs.reading import read_end
 from ramet.vmm.port import ExitReason
@@ -36,7 +37,10 @@ _REASONS: Final = {
 
 async def watch(site: Site, rig: Rig) -> VmmExited:
     """Wait for the end of a VMM and tell how it came about."""
-    reason = await rig.vm.wait_exited()
+    async with anyio.create_task_group() as group:
+        group.start_soon(keep_fed, rig)
+        reason = await rig.vm.wait_exited()
+        group.cancel_scope.cancel()
     folder = site.instance_folder(rig.instance)
     end, guest_reason = await to_thread.run_sync(read_exit, folder / CONSOLE_FILE)
     text = guest_reason or ("" if end is not None else _REASONS.get(reason, ""))

@@ -69,9 +69,10 @@ async def fork(
                 await vm.load(taken.capture)
             with timings.phase("identify"):
                 identity = guest_identity(site, record)
-                channel, answer = await identify_child(
-                    vm.agent_socket, identity, timeout_s=IDENTIFY_TIMEOUT_S
-                )
+                with vm.unless_starved():
+                    channel, answer = await identify_child(
+                        vm.agent_socket, identity, timeout_s=IDENTIFY_TIMEOUT_S
+                    )
         rig.use(channel)
         # After a repeated hello the answer speaks of a child that the first one had made itself already.
         if answer.ran_before_identity and channel.hello_count == 1:

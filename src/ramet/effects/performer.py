@@ -262,7 +262,8 @@ class SitePerformer:
         if rig is None:
             return
         try:
-            await rig.channel(BOOT_ANSWER_TIMEOUT_S)
+            with rig.vm.unless_starved():
+                await rig.channel(BOOT_ANSWER_TIMEOUT_S)
         except RametError as error:
             with anyio.move_on_after(EXIT_TIMEOUT_S):
                 await rig.vm.wait_exited()

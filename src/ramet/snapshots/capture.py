@@ -105,10 +105,11 @@ async def take_capture(
     try:
         async with switch:
             await source.vm.prepare_disk(layers.path(new_top))
-            await source.workload.sync()
+            with source.vm.unless_starved():
+                await source.workload.sync()
             ahead_bytes = await source.vm.copy_ahead(capture)
             before_pause()
-            async with _frozen(source.workload, switch):
+            async with _frozen(source.vm, source.workload, switch):
                 paused_at = time.perf_counter()
                 async with source.vm.paused():
                     switch.is_tried = True
@@ -192,11 +193,12 @@ class _Switch:
 
 
 @asynccontextmanager
-async def _frozen(workload: Workload, switch: _Switch) -> AsyncIterator[None]:
+async def _frozen(vm: LiveCapture, workload: Workload, switch: _Switch) -> AsyncIterator[None]:
     """Have the workload stand still inside, and until it is settled what it writes to."""
     has_failed = True
     try:
-        await workload.freeze()
+        with vm.unless_starved():
+            await workload.freeze()
         yield
         has_failed = False
     finally:

@@ -10,11 +10,14 @@ All calls raise `Broken` (or a subclass of it) where the VMM or the kernel faile
 
 import asyncio
 from abc import ABC, abstractmethod
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
+
+import anyio
 
 from ramet.core.errors import Broken, Conflict, Unsupported
 from ramet.core.ids import InstanceId
@@ -42,6 +45,12 @@ class VmmSilent(VmmFailed):
     """The VMM runs and does not answer: stopped, hung or overworked. It may yet."""
 
     code = "vmm_silent"
+
+
+class GuestStarved(VmmFailed):
+    """The guest stands still in a write: the host's disk is full. It goes on when there is room."""
+
+    code = "guest_starved"
 
 
 class SnapshotIncompatible(Conflict):
@@ -166,7 +175,34 @@ class Vm(ABC):
 
     @abstractmethod
     async def resume(self) -> None:
-        """Let the guest run. Harmless if it does."""
+        """Let the guest run. Harmless if it does; waits for the end of a capture's pause."""
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether the guest stands still in a write, for want of room on the host's disk.
+
+        Never, of a VMM that lets its guest see the failure.
+        """
+        return False
+
+    def when_starved(self, call: Callable[[], None]) -> AbstractContextManager[None]:
+        """Inside, have `call` called whenever the guest is stopped like that, or was resumed in vain."""
+        return nullcontext()
+
+    @contextmanager
+    def unless_starved(self) -> Iterator[None]:
+        """Give the inside up when the guest starves, or does so still: what it was asked to do, it cannot.
+
+        Raises:
+            GuestStarved: that was so.
+        """
+        with anyio.CancelScope() as scope, self.when_starved(scope.cancel):
+            yield
+        if scope.cancelled_caught:
+            raise GuestStarved(
+                "the guest cannot write: the host's disk is full",
+                remedy="make room on the file system of the data folder",
+            )
 
     @abstractmethod
     async def detach(self) -> None:

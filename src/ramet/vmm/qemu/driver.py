@@ -14,7 +14,7 @@ import signal
 import socket
 import subprocess
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -89,6 +89,7 @@ class QemuVm(LiveCapture, Restored):
         self._timeouts = timeouts
         self._monitor = Monitor(timeouts.command_s)
         self._copier: Copier | None = None
+        self._pausing = anyio.Lock()
         self._killed = False
 
     async def connect(self, timeout_s: float) -> None:
@@ -142,7 +143,16 @@ class QemuVm(LiveCapture, Restored):
         return not status["running"]
 
     async def resume(self) -> None:
-        await self._monitor.execute("cont")
+        async with self._pausing:
+            await self._monitor.execute("cont")
+
+    @property
+    def is_starved(self) -> bool:
+        return self._monitor.is_starved
+
+    def when_starved(self, call: Callable[[], None]) -> AbstractContextManager[None]:
+        # A full disk stops QEMU (werror=enospc, its default for disks), and "cont" tries the write again.
+        return self._monitor.when_starved(call)
 
     async def detach(self) -> None:
         self._process.close()
@@ -170,12 +180,13 @@ class QemuVm(LiveCapture, Restored):
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        try:
-            await self._monitor.execute("stop")
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._monitor.execute("cont")
+        async with self._pausing:
+            try:
+                await self._monitor.execute("stop")
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._monitor.execute("cont")
 
     async def switch_disk(self, new_top: Path) -> None:
         old = node_name(await self.top_layer())

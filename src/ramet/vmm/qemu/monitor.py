@@ -6,7 +6,8 @@ for ever: QEMU's monitor takes one client at a time and answers a second one not
 
 import asyncio
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +25,8 @@ LAST_WORDS_TIMEOUT_S: Final = 1.0
 class Monitor:
     """One QMP session.
 
-    `shutdown_reason` is the reason of the last SHUTDOWN event ("guest-shutdown", "guest-reset", ...), if any.
+    `shutdown_reason` is the reason of the last SHUTDOWN event ("guest-shutdown", "guest-reset", ...), if any;
+    `is_starved`: a write failed for want of room, and the guest has stood still since.
     """
 
     def __init__(self, timeout_s: float = COMMAND_TIMEOUT_S) -> None:
@@ -32,9 +34,11 @@ class Monitor:
         self._client = QMPClient()
         self._running = asyncio.Event()
         self._jobs: dict[str, asyncio.Future[str]] = {}
+        self.is_starved = False
+        self._when_starved: list[Callable[[], None]] = []
         self._disconnecting = asyncio.Lock()  # The client can be disconnected by one task at a time.
         self.shutdown_reason: str | None = None
-        names = ("SHUTDOWN", "RESUME", "BLOCK_JOB_COMPLETED")
+        names = ("SHUTDOWN", "RESUME", "BLOCK_JOB_COMPLETED", "BLOCK_IO_ERROR")
         self._listener = EventListener(names=names, event_filter=self._see_event)
         self._client.register_listener(self._listener)
 
@@ -90,6 +94,15 @@ class Monitor:
     async def wait_resumed(self) -> None:
         """Return when the guest runs, as told by an event since connecting."""
         await self._running.wait()
+
+    @contextmanager
+    def when_starved(self, call: Callable[[], None]) -> Iterator[None]:
+        """Inside, have `call` called whenever a write fails for want of room, which stops the guest."""
+        self._when_starved.append(call)
+        try:
+            yield
+        finally:
+            self._when_starved.remove(call)
 
     async def run_block_job(self, name: str, command: str, **arguments: object) -> None:
         """Start a block job and return when it has completed.
@@ -152,6 +165,11 @@ class Monitor:
                 self.shutdown_reason = str(data.get("reason", ""))
             case "RESUME":
                 self._running.set()
+                self.is_starved = False
+            case "BLOCK_IO_ERROR" if data.get("action") == "stop":
+                self.is_starved = True
+                for call in self._when_starved:
+                    call()
             case "BLOCK_JOB_COMPLETED":
                 waiter = self._jobs.get(str(data.get("device")))
                 if waiter is not None and not waiter.done():
