@@ -47,7 +47,9 @@ impl Run {
                 fds.push(libc::pollfd { fd, events, revents: 0 });
                 pipes.push(pipe);
             });
-            if fds.is_empty() {
+            // Without a pipe left, the process is about to end.
+            let awaits_credit = self.exec.outputs.iter().any(Option::is_some);
+            if fds.is_empty() && awaits_credit {
                 break;
             }
             sys::poll(&mut fds, Some(1)).unwrap();
