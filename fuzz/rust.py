@@ -11,12 +11,13 @@ from typing import Final
 
 from native.build import find_cargo
 
-FOLDER: Final = Path(__file__).resolve().parent.parent / "native" / "fuzz"
+NATIVE: Final = Path(__file__).resolve().parent.parent / "native"
 CORPORA: Final = Path(__file__).parent / "corpus"
-TARGETS: Final = ("guest_frames", "guest_messages", "pager_requests", "pager_handshake")
-INPUT_BYTES_MAX: Final = 4096
+TARGETS: Final = ("guest_frames", "guest_messages", "guest_archive", "pager_requests", "pager_handshake")
+INPUT_BYTES_MAX: Final = 8192
 INPUT_TIMEOUT_S: Final = 20
 
+_PACKAGE: Final = "ramet-fuzz"
 _TRIPLE: Final = "x86_64-unknown-linux-gnu"
 _COVERAGE: Final = (
     "-Cpasses=sancov-module",
@@ -30,12 +31,34 @@ _COVERAGE: Final = (
 
 
 def build() -> Path:
-    """Build all targets; return the folder of the programs."""
-    goal = FOLDER.parent / "target" / "fuzz"
+    """Build all targets with libFuzzer; return the folder of the programs."""
+    goal = NATIVE / "target" / "fuzz"
     environment = dict(os.environ, RUSTFLAGS=" ".join(_COVERAGE), CARGO_TARGET_DIR=str(goal))
-    command = [find_cargo(), "build", "--quiet", "--release", "--target", _TRIPLE]
-    subprocess.run(command, cwd=FOLDER, env=environment, check=True)
-    return goal / _TRIPLE / "release"
+    command = [find_cargo(), "build", "--quiet", "--package", _PACKAGE, "--profile", "fuzz"]
+    subprocess.run([*command, "--target", _TRIPLE], cwd=NATIVE, env=environment, check=True)
+    return goal / _TRIPLE / "fuzz"
+
+
+def build_replay(native: Path = NATIVE, goal: Path = NATIVE / "target") -> Path:
+    """Build all targets as programs that run the files they are given; return the folder of the programs.
+
+    Needs no C++ and no network: all it needs is what the guest's program needs, too. Overflow checks and
+    debug assertions are on.
+
+    Args:
+        native: the workspace, or a copy of it.
+        goal: where cargo keeps what it makes.
+    """
+    environment = dict(os.environ, CARGO_TARGET_DIR=str(goal), CARGO_NET_OFFLINE="true")
+    command = [find_cargo(), "build", "--quiet", "--locked", "--package", _PACKAGE]
+    subprocess.run(command, cwd=native, env=environment, check=True)
+    return goal / "debug"
+
+
+def replay(program: Path) -> subprocess.CompletedProcess[str]:
+    """Run a target that `build_replay` made over its committed corpus; status 0 if nothing was found."""
+    files = sorted((CORPORA / program.name).iterdir())
+    return subprocess.run([program, *files], capture_output=True, text=True, check=False)
 
 
 def run(name: str, work: Path, seconds: int) -> int:
@@ -59,9 +82,3 @@ def minimise(name: str, work: Path) -> int:
     """Fold what was learnt into the committed corpus: only inputs that reach something new."""
     command = [str(build() / name), "-merge=1", f"-max_len={INPUT_BYTES_MAX}", str(CORPORA / name)]
     return subprocess.run([*command, str(work / "learnt")], check=False).returncode
-
-
-def replay(name: str) -> int:
-    """Run the committed corpus once; return the status."""
-    files = sorted(str(file) for file in (CORPORA / name).iterdir())
-    return subprocess.run([str(build() / name), *files], check=False).returncode

@@ -28,6 +28,16 @@ _IDENTITY: Final = {
     "network": _NETWORK,
 }
 _WORKLOAD: Final = {"state": "running", "pid": 7, "code": None, "signal": None, "message": ""}
+_SIZE: Final = {"rows": 24, "cols": 80}
+_REPORT: Final = {
+    "link_target": "/a",
+    "mode": 0o644,
+    "size_bytes": 7,
+    "uid": 1,
+    "gid": 2,
+    "mtime_ns": 5,
+    "error": None,
+}
 _CONFIG: Final = {
     "os": "linux",
     "architecture": "amd64",
@@ -133,13 +143,15 @@ def make() -> dict[str, list[bytes]]:
         {"workload": _WORKLOAD, "uptime_s": 1.5},
         {"argv": ["sh"], "env": {"A": "b"}, "cwd": "/", "user": "1", "timeout_s": 1.5, "stdin": True},
         {"code": 0, "signal": None, "timed_out": False},
+        _SIZE,
+        {**dict.fromkeys(("exists", "is_dir", "is_file", "is_symlink"), True), **_REPORT},
         {"ok": {"a": 1}},
         {"event": "workload_exited", "code": 0, "signal": None, "message": ""},
     ]
     config = BootConfig(("/bin/sh",), {"A": "b"}, "/", "", "web", "0" * 32, 5, b"\xff")
     return {
         "frames": [b"\0\3" + to_guest, b"\1\0" + to_host, b"\0\x11" + to_guest[:30] + to_guest],
-        "messages": [text(kind, head) for head, kind in enumerate(kinds)] + [b"\x0b\0\0\0\1"],
+        "messages": [text(kind, head) for head, kind in enumerate(kinds)] + [b"\x0d\0\0\0\1"],
         "boot_config": [config.to_disk(), _boot_disk({**_IDENTITY, "argv": ["/x"], "overlay": "disk"})],
         "channel": [answers, answers[:40], _frames(Frame(FrameType.RESPONSE, 1, b"x")), b"\0\4"],
         "documents": [text({"manifests": [_DESCRIPTOR]}, 0), text(_MANIFEST, 1), text(_CONFIG, 2)],
@@ -166,7 +178,12 @@ def _rust_seeds(to_guest: bytes, kinds: list[Any]) -> dict[str, list[bytes]]:
         "guest_messages": [
             *(text(message, head) for head, message in enumerate([*asked, boot])),
             b"\7na\xc3\xaf",
+            text({"exec": 1, **_SIZE}, 8),
+            text({"path": "/a", "follow_links": True}, 9),
+            text({"path": "/a", "keep_owner": True}, 10),
+            text({**command, "tty": _SIZE}, 2),
         ],
+        "guest_archive": _copied_seeds(),
         "pager_requests": [
             text({"op": "health"}),
             text({"op": "open_session", "id": "a-1", "base": "/memory", "size": 4096}),
@@ -177,6 +194,32 @@ def _rust_seeds(to_guest: bytes, kinds: list[Any]) -> dict[str, list[bytes]]:
             text({"mappings": [mapping]}),
         ],
     }
+
+
+def _copied_seeds() -> list[bytes]:
+    """Return archives as `ramet cp` sends and gets them, behind a byte."""
+    tree = tar(
+        ("t", tarfile.DIRTYPE, b"", ""),
+        ("t/f", tarfile.REGTYPE, b"content", ""),
+        ("t/s", tarfile.SYMTYPE, b"", "f"),
+        ("t/h", tarfile.LNKTYPE, b"", "t/f"),
+        ("t/p", tarfile.FIFOTYPE, b"", ""),
+    )
+    named = tar(("a/" * 60 + "f", tarfile.REGTYPE, b"x", ""), pax={"mtime": "1.5", "uid": "7", "size": "1"})
+    leading_out = tar(("../canary", tarfile.REGTYPE, b"x", ""), ("out/canary", tarfile.REGTYPE, b"x", ""))
+    return [b"\0" + tree, b"\1" + named, b"\3" + leading_out, b"\0" + _sparse()]
+
+
+def _sparse() -> bytes:
+    return tar(
+        ("f", tarfile.REGTYPE, b"2\n0\n1\n8\n1\n".ljust(512, b"\0") + b"xy", ""),
+        pax={
+            "GNU.sparse.major": "1",
+            "GNU.sparse.minor": "0",
+            "GNU.sparse.name": "s",
+            "GNU.sparse.realsize": "9",
+        },
+    )
 
 
 def _boot_disk(message: object) -> bytes:
@@ -201,15 +244,6 @@ def _image_seeds() -> dict[str, list[bytes]]:
     attributes = tar(
         ("f", tarfile.REGTYPE, b"x", ""), pax={"SCHILY.xattr.user.a": "b", "mtime": "1.5", "uid": "7"}
     )
-    sparse = tar(
-        ("f", tarfile.REGTYPE, b"2\n0\n1\n8\n1\n".ljust(512, b"\0") + b"xy", ""),
-        pax={
-            "GNU.sparse.major": "1",
-            "GNU.sparse.minor": "0",
-            "GNU.sparse.name": "s",
-            "GNU.sparse.realsize": "9",
-        },
-    )
     docker = tar(
         ("config.json", tarfile.REGTYPE, text(_CONFIG), ""),
         ("l/layer.tar", tarfile.REGTYPE, b"layer", ""),
@@ -230,8 +264,9 @@ def _image_seeds() -> dict[str, list[bytes]]:
             _layers(first, second),
             _layers(gzip.compress(first, mtime=0), second),
             _layers(attributes),
-            _layers(sparse),
+            _layers(_sparse()),
         ],
+        "copied": _copied_seeds(),
         "archive": [docker, oci, gzip.compress(oci, mtime=0)],
     }
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fuzz import catalog, guest, http, images, settings, wire
+from fuzz import catalog, copies, guest, http, images, settings, wire
 
 CORPORA: Final = Path(__file__).parent / "corpus"
 
@@ -47,6 +47,7 @@ _ALL: Final = (
     Target("channel", guest.channel, ("ramet.wire", "ramet.guest")),
     Target("layer", images.layer, ("ramet.images", "tarfile"), 16_384),
     Target("archive", images.archive, ("ramet.images", "tarfile"), 16_384),
+    Target("copied", copies.copied, ("ramet.wire_api.tar", "ramet.client.unpack"), 16_384),
     Target("documents", images.documents, ("ramet.images",)),
     Target("reference", images.reference, ("ramet.images.reference",), 512),
     Target("catalog", catalog.catalog, ("ramet.images", "ramet.core")),

@@ -29,6 +29,8 @@ from ramet.wire.messages import (
     Identity,
     IdentityAnswer,
     Network,
+    PathReport,
+    TerminalSize,
     Workload,
     dump,
     load,
@@ -103,6 +105,8 @@ _PARSERS: Final[tuple[Callable[[Mapping[str, Any]], Any], ...]] = (
     Health.from_json,
     ExecRequest.from_json,
     ExitStatus.from_json,
+    TerminalSize.from_json,
+    PathReport.from_json,
 )
 
 

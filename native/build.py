@@ -106,9 +106,11 @@ def _program_names(cargo: str) -> list[str]:
     )
     if told.returncode != 0:
         raise BuildFailed(f"`cargo metadata` failed in {NATIVE}")
+    workspace = json.loads(told.stdout)
     return sorted(
         target["name"]
-        for package in json.loads(told.stdout)["packages"]
+        for package in workspace["packages"]
+        if package["id"] in workspace["workspace_default_members"]  # Not the fuzz targets.
         for target in package["targets"]
         if "bin" in target["kind"]
     )

@@ -4,6 +4,7 @@ Replaying alone would pass with targets that check nothing, so a bug is planted 
 found. Inputs near the seeds are tried as well, the same ones on every machine.
 """
 
+import shutil
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,6 +63,7 @@ BUGS: Final[dict[str, tuple[str, Any]]] = {
     "messages": ("fuzz.wire.dump", lambda message: b"{}"),
     "boot_config": ("ramet.wire.boot_config.BootConfig.to_disk", lambda self: b""),
     "channel": ("ramet.guest.channel.Channel.is_lost", None),
+    "copied": ("ramet.client.unpack._Names.place", lambda self, name: ("..", "x")),
     "layer": ("fuzz.images.Staging.add_layer", _raise),
     "archive": ("fuzz.images.Archive.candidates", _raise),
     "documents": ("fuzz.images.config_from_json", lambda stored: None),
@@ -88,3 +90,49 @@ def test_a_planted_bug_is_found_by_the_replay(target: Target, monkeypatch: pytes
         except Exception:
             found += 1
     assert found > 0
+
+
+@pytest.fixture(scope="module")
+def replays() -> Path:
+    """The folder of the Rust targets, built to run files."""
+    return rust.build_replay()
+
+
+@pytest.mark.parametrize("name", rust.TARGETS)
+def test_what_was_found_once_in_rust_is_not_found_again(name: str, replays: Path) -> None:
+    done = rust.replay(replays / name)
+    assert done.returncode == 0, done.stderr
+
+
+# What is planted in the Rust programs: in which file, what stands there, and what stands there instead.
+RUST_BUGS: Final[dict[str, tuple[str, str, str]]] = {
+    "guest_frames": ("guest/src/frames.rs", "|index| index + 1)", "|_| data.len())"),
+    "guest_messages": ("guest/src/messages.rs", r'"\\u{unit:04x}"', r'"\\u{unit:x}"'),
+    "guest_archive": ("guest/src/archive.rs", "block[156] = self.kind;", "block[156] = REGULAR;"),
+    "pager_requests": (
+        "pager/src/protocol.rs",
+        "    Ok(request)",
+        "    Ok(Request::OpenSession { id: String::new(), base: String::new(), size: 1 })",
+    ),
+    "pager_handshake": (
+        "pager/src/handshake.rs",
+        "Ok(Mapping { start, size_bytes, offset })",
+        "Ok(Mapping { start, size_bytes, offset: offset + session_bytes })",
+    ),
+}
+
+
+def test_bugs_planted_in_the_rust_programs_are_found_by_the_replay() -> None:
+    # Always at one place, so that cargo builds the dependencies only once.
+    goal = rust.NATIVE / "target" / "planted"
+    copy = goal / "native"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(rust.NATIVE, copy, ignore=shutil.ignore_patterns("target", "__pycache__"))
+    assert RUST_BUGS.keys() == set(rust.TARGETS)
+    for file, right, wrong in RUST_BUGS.values():
+        source = copy / file
+        text = source.read_text()
+        assert right in text, f"{file} has changed: plant another bug"
+        source.write_text(text.replace(right, wrong, 1))
+    programs = rust.build_replay(copy, goal)
+    assert [name for name in rust.TARGETS if rust.replay(programs / name).returncode == 0] == []

@@ -1,14 +1,17 @@
 //! The guest's frames: however bytes are cut, they mean the same, and a frame encodes to what it was.
 //!
 //! The first byte decides how the rest is cut.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+mod entry;
 #[path = "../../guest/src/frames.rs"]
 #[allow(dead_code)]
 mod frames;
 
-use frames::{append_frame, append_hello, append_raw, Event, Receiver, HELLO, MAGIC, PAYLOAD_BYTES_MAX, STDIN};
-use libfuzzer_sys::fuzz_target;
+use entry::fuzz_target;
+use frames::{
+    append_frame, append_hello, append_raw, Event, Receiver, HELLO, MAGIC, PAYLOAD_BYTES_MAX, STDIN,
+};
 
 #[derive(Debug, PartialEq)]
 enum Seen {

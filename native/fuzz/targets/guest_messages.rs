@@ -1,21 +1,22 @@
 //! What a host may ask, and the boot configuration: parsed or refused, whatever it is.
 //!
 //! The first byte chooses the message.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+mod entry;
 #[path = "../../guest/src/messages.rs"]
 #[allow(dead_code)]
 mod messages;
 
-use libfuzzer_sys::fuzz_target;
+use entry::fuzz_target;
 use messages::{
-    from_hex, to_json, BootConfig, ErrorBody, ExecRequest, Hello, Identity, Operation, Refusal, ShutdownRequest,
-    SignalRequest,
+    from_hex, to_json, BootConfig, ErrorBody, ExecRequest, Hello, Identity, Operation, ReadRequest, Refusal,
+    ResizeRequest, ShutdownRequest, SignalRequest, WriteRequest,
 };
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, payload)) = data.split_first() else { return };
-    match choice % 8 {
+    match choice % 11 {
         0 => drop(serde_json::from_slice::<Hello>(payload)),
         1 => drop(serde_json::from_slice::<Operation>(payload)),
         2 => drop(serde_json::from_slice::<ExecRequest>(payload)),
@@ -23,11 +24,15 @@ fuzz_target!(|data: &[u8]| {
         4 => drop(serde_json::from_slice::<SignalRequest>(payload)),
         5 => {
             if let Ok(identity) = serde_json::from_slice::<Identity>(payload) {
-                let bytes = from_hex(&identity.entropy);
-                assert!(bytes.is_none_or(|bytes| bytes.len() * 2 == identity.entropy.len()));
+                if let Some(bytes) = from_hex(&identity.entropy) {
+                    assert_eq!(bytes.len() * 2, identity.entropy.len());
+                }
             }
         }
         6 => drop(serde_json::from_slice::<BootConfig>(payload)),
+        8 => drop(serde_json::from_slice::<ResizeRequest>(payload)),
+        9 => drop(serde_json::from_slice::<ReadRequest>(payload)),
+        10 => drop(serde_json::from_slice::<WriteRequest>(payload)),
         _ => {
             // Whatever a message says, it stands on the wire as ASCII and is read as it was.
             let text = String::from_utf8_lossy(payload);

@@ -1,6 +1,7 @@
 //! What a VMM says when it connects: mappings that lie within the session and do not overlap, or a refusal.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+mod entry;
 #[path = "../../pager/src/handshake.rs"]
 #[allow(dead_code)]
 mod handshake;
@@ -8,8 +9,8 @@ mod handshake;
 #[allow(dead_code)]
 mod limits;
 
+use entry::fuzz_target;
 use handshake::{parse, Handshake};
-use libfuzzer_sys::fuzz_target;
 
 const SESSION_BYTES: u64 = 1 << 20;
 

@@ -1,6 +1,7 @@
 //! A line on the pager's control socket: a request within the limits, or a refusal.
-#![no_main]
+#![cfg_attr(fuzzing, no_main)]
 
+mod entry;
 #[path = "../../pager/src/limits.rs"]
 #[allow(dead_code)]
 mod limits;
@@ -8,7 +9,7 @@ mod limits;
 #[allow(dead_code)]
 mod protocol;
 
-use libfuzzer_sys::fuzz_target;
+use entry::fuzz_target;
 use protocol::{parse, Request};
 
 fuzz_target!(|data: &[u8]| {

@@ -133,6 +133,10 @@ class _Unpacking:
                     self._make_folder(parent, name, shown)
                     self._open.append((parts, entry))
                 case Kind.SYMLINK:
+                    if "\0" in entry.link:
+                        raise ArchiveUnsafe(
+                            f"The archive holds the link {entry.link[:80]!a}, which no link can be"
+                        )
                     with _new_name(parent, name) as temporary:
                         os.symlink(entry.link, temporary, dir_fd=parent)
                         self._attribute(temporary, parent, entry)

@@ -16,6 +16,7 @@ from ramet.core.errors import Invalid
 BLOCK_BYTES: Final = 512
 HEADER_BYTES_MAX: Final = 1 << 20  # Of all headers before one entry.
 SPARSE_MAP_BYTES_MAX: Final = 64 << 10
+FILE_BYTES_MAX: Final = 2**63 - 1  # What off_t can count.
 END_OF_ARCHIVE: Final = bytes(2 * BLOCK_BYTES)
 
 _ENCODING: Final = "utf-8"
@@ -225,6 +226,8 @@ class TarReader:
             map_bytes, segments = found
             real_bytes = _number(self._records.get("GNU.sparse.realsize", ""))
             _check_map(segments, real_bytes, size_bytes - map_bytes)
+            if real_bytes > FILE_BYTES_MAX:
+                raise TarDamaged("The archive holds a sparse file that is longer than any file can be")
             self._segments = segments
         elif any(name.startswith("GNU.sparse.") for name in self._records) or info.type == b"S":
             raise TarDamaged("The archive holds a sparse file in an old form")
