@@ -20,7 +20,7 @@ import jwt
 
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.core.errors import Broken, Exhausted, RametError
-from ramet.core.ids import InstanceId, mint_id
+from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
 from ramet.images import (
     LINUX_AMD64,
@@ -199,7 +199,8 @@ class StandInFleet:
         """Have an instance called `name` from now on."""
         identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, 1_700_000_000.5)
         spec = spec or InstanceSpec("img", "sha256:" + "0" * 64, "qemu", 2, 1 << 30, 10 << 30)
-        record = InstanceRecord(spec, identity, state, started_at=1_700_000_001.0)
+        layer = LayerId("layer")
+        record = InstanceRecord(spec, identity, state, started_at=1_700_000_001.0, layer=layer)
         self._records[record.id] = record
         return record
 

@@ -115,7 +115,7 @@ def test_files_of_what_does_not_run_cannot_be_had(
     served.fleet.put("web", State.STOPPED)
     answer = http.request(method, path, params={"path": "/"})
     assert (answer.status_code, answer.json()["code"]) == (409, "invalid_state")
-    assert answer.json()["remedy"] == "ramet wait web --state Running"
+    assert answer.json()["remedy"] == "ramet start web"
 
 
 def test_looking_needs_less_than_copying() -> None:

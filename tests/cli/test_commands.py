@@ -172,7 +172,7 @@ def test_exec_where_nothing_runs_says_so(ramet: Ramet, served: Served) -> None:
     assert (exit_code, out) == (1, "")
     assert err.splitlines() == [
         "Error: web is Stopped, and commands run in running instances only",
-        "  ramet wait web --state Running",
+        "  ramet start web",
     ]
 
 
@@ -231,7 +231,7 @@ def test_wait_exits_by_what_came(ramet: Ramet, served: Served) -> None:
     assert ramet("wait", "web") == (0, "", "")
     exit_code, out, err = ramet("wait", "web", "--state", "Stopped", "--timeout", "1s", "--json")
     assert (exit_code, json.loads(out)["timed_out"]) == (1, True)
-    assert err == "Error: web is Running after 1s, not Stopped\n"
+    assert err == "Error: web is Running after 1s, not Stopped [other_state]\n"
 
 
 def test_images(ramet: Ramet, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

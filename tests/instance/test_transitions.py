@@ -232,6 +232,46 @@ def test_only_what_is_stopped_and_has_a_disk_can_be_started(record: InstanceReco
         step(record, StartAsked())
 
 
+@pytest.mark.parametrize(
+    ("record", "asked", "message", "remedy"),
+    [
+        (RUNNING, StartAsked(), "is Running and cannot be started", "boot it anew: ramet restart name"),
+        (NEW, StartAsked(), "is Created and cannot be started", "ramet wait name --state Running"),
+        (
+            replace(STOPPED, layer=None),
+            StartAsked(),
+            "is Stopped and cannot be started",
+            "it was never made whole; remove it: ramet rm name",
+        ),
+        (SILENT, StartAsked(), "is Unknown and cannot be started", "see why: ramet inspect name"),
+        (
+            STOPPED,
+            StopAsked(),
+            "is Stopped and cannot be stopped",
+            "it takes no memory; remove it with its disk: ramet rm name",
+        ),
+        (
+            step(RUNNING, StopAsked())[0],
+            StopAsked(),
+            "is Shutdown and cannot be stopped",
+            "ramet wait name --state Stopped",
+        ),
+        (
+            STARTING,
+            DeleteAsked(),
+            "is Initializing and cannot be deleted",
+            "ramet wait name --state Running, and then delete it",
+        ),
+    ],
+)
+def test_a_refusal_tells_the_command_that_helps(
+    record: InstanceRecord, asked: Event, message: str, remedy: str
+) -> None:
+    with pytest.raises(WrongState) as caught:
+        step(record, asked)
+    assert (caught.value.message, caught.value.remedy) == (f"name {message}", remedy)
+
+
 @pytest.mark.parametrize("asked", [StartAsked(), StopAsked(), DeleteAsked()])
 def test_an_instance_that_is_being_made_started_or_deleted_refuses_requests(asked: Event) -> None:
     for record in (NEW, STARTING, after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked())):

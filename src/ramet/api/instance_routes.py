@@ -23,6 +23,7 @@ from ramet.api.types import (
 )
 from ramet.core.errors import Invalid, RametError, Unsupported
 from ramet.core.spec import State
+from ramet.instance import remedies
 from ramet.instance.fleet_types import InstanceView, WrongState
 from ramet.wire_api import instances as wire
 from ramet.wire_api.errors import Error
@@ -146,7 +147,7 @@ def _check_fork(source: InstanceView, body: wire.ForkInstance) -> None:
     if state is not State.RUNNING:
         raise WrongState(
             f"{name} is {state}, and only a running instance can be forked",
-            remedy=f"ramet wait {name} --state Running",
+            remedy=remedies.to_run(source.record),
             state=state.value,
         )
     if not body.from_running:

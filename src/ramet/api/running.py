@@ -2,6 +2,7 @@
 
 from ramet.api.ports import FleetPort
 from ramet.core.spec import State
+from ramet.instance import remedies
 from ramet.instance.fleet_types import InstanceView, WrongState
 
 
@@ -17,7 +18,7 @@ def require_running(fleet: FleetPort, ref: str, what: str) -> InstanceView:
     if state is not State.RUNNING:
         raise WrongState(
             f"{name} is {state}, and {what} in running instances only",
-            remedy=f"ramet wait {name} --state Running",
+            remedy=remedies.to_run(found.record),
             state=state.value,
         )
     return found

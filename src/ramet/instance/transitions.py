@@ -27,6 +27,7 @@ from typing import Final
 from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import Exit, InstanceRecord, Runtime, State
+from ramet.instance import remedies
 from ramet.instance.fleet_types import WrongState
 
 # Events: what was asked, and what happened.
@@ -267,18 +268,16 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
         case Failed(error, at) if record.state is State.INITIALIZING:
             return replace(record, state=State.SHUTDOWN, state_error=str(error)), (ShutDown(),)
         case StartAsked(entrypoint, cmd):
-            _demand(record, State.STOPPED, asked="start")
-            if record.layer is None:
-                raise _wrong(record, "start")  # It was never made whole.
+            if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
+                raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
         case StopAsked():
-            _demand(record, State.INITIALIZING, State.RUNNING, asked="stop")
-            if is_starting(record):
-                raise _wrong(record, "stop")
+            if record.state not in (State.INITIALIZING, State.RUNNING) or is_starting(record):
+                raise _wrong(record, "stopped", remedies.to_stop(record))
             return replace(record, state=State.SHUTDOWN), (ShutDown(),)
         case DeleteAsked():
             if record.state is State.CREATED or is_starting(record):
-                raise _wrong(record, "delete")
+                raise _wrong(record, "deleted", remedies.to_delete(record))
             return replace(record, state=State.SHUTDOWN, is_deleting=True), (Destroy(),)
         case VmmExited(end, reason, at) if record.state in _ALIVE:
             stopped = replace(
@@ -346,14 +345,9 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             return record, ()
 
 
-def _demand(record: InstanceRecord, *states: State, asked: str) -> None:
-    if record.state not in states:
-        raise _wrong(record, asked)
-
-
-def _wrong(record: InstanceRecord, asked: str) -> WrongState:
+def _wrong(record: InstanceRecord, done: str, remedy: str) -> WrongState:
     return WrongState(
-        f"instance {record.name} is {record.state}: it cannot be asked to {asked}", state=record.state
+        f"{record.name} is {record.state} and cannot be {done}", remedy=remedy, state=record.state
     )
 
 
