@@ -68,6 +68,50 @@ def test_what_a_crash_left_is_swept(tmp_path: Path) -> None:
     assert store.sweep() == [store.path(lost)]
 
 
+def test_a_layer_that_a_crash_left_half_written_is_swept_and_keeps_nobody_from_starting(
+    tmp_path: Path,
+) -> None:
+    kept = LayerStore(tmp_path).create(SIZE)
+    half, part = tmp_path / "half.qcow2", tmp_path / "half.part"
+    half.touch()
+    part.touch()
+    store = LayerStore(tmp_path)
+    store.hold(kept)
+    assert set(store.sweep()) == {half, part}
+    assert {path for path, _ in store.chain(kept)} == set(tmp_path.iterdir())
+
+
+def test_nothing_is_swept_while_somebody_holds_a_damaged_layer(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    bottom = store.create(SIZE)
+    middle = store.create_on(bottom, SIZE)
+    top = store.create_on(middle, SIZE)
+    for damaged in (top, middle):
+        whole = store.path(damaged).read_bytes()
+        store.path(damaged).write_bytes(b"damaged")
+        later = LayerStore(tmp_path)
+        with pytest.raises(LayerBroken, match=f"{damaged}.*damaged"):
+            later.hold(top)
+        assert later.sweep() == []
+        store.path(damaged).write_bytes(whole)
+        assert later.chain(top) == store.chain(top)
+    store.release(top)
+    assert not store.path(top).exists()
+
+
+def test_what_stands_on_a_missing_layer_is_kept_while_it_is_held(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    bottom = store.create(SIZE)
+    top = store.create_on(bottom, SIZE)
+    away = store.path(bottom).rename(tmp_path / "away")
+    later = LayerStore(tmp_path)
+    with pytest.raises(LayerBroken, match="missing"):
+        later.hold(top)
+    assert later.sweep() == []
+    away.rename(store.path(bottom))
+    LayerStore(tmp_path).hold(top)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(["fork", "drop"]), st.integers(0, 99)), max_size=25))
 def test_every_live_disk_is_always_whole(

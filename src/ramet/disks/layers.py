@@ -7,7 +7,8 @@ ext4-<bytes>.raw  <-  <layer>.qcow2  <-  <layer>.qcow2     (top: written by one 
 
 A live fork freezes its source's top layer and puts a new one above it; children get tops of their own on the
 frozen one. A layer names its backing in its own header, so the chain needs no record beside the files. A
-layer is *held* while it is some instance's top or below a held one; the rest is deleted.
+layer is *held* while it is some instance's top or below a held one; the rest is deleted. Where a held one is
+damaged, nobody can tell any more what it stands on, and nothing is swept.
 """
 
 import subprocess
@@ -45,19 +46,24 @@ class LayerStore:
     """The folder of all layers. For the event loop's thread, but for `ensure_base`.
 
     Calls are a few small file operations and never look at layers that are not concerned.
-
-    Raises, on construction:
-        LayerBroken: a layer in the folder is damaged.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tops: set[LayerId] = set()
         self._undeleted: set[LayerId] = set()
-        self._backing = {self.id_of(path): _read_backing(path) for path in folder.glob(f"*{_SUFFIX}")}
+        self._backing: dict[LayerId, Path | None] = {}
+        """What each layer stands on; None: it is damaged, and cannot tell."""
         self._above: Counter[LayerId] = Counter()
+        for path in folder.glob(f"*{_SUFFIX}"):
+            try:
+                self._backing[self.id_of(path)] = _read_backing(path)
+            except LayerBroken as error:  # Of concern only if somebody's disk has it.
+                log.warning("damaged_layer_found", error=str(error))
+                self._backing[self.id_of(path)] = None
         for backing in self._backing.values():
-            self._count_above(backing, 1)
+            if backing is not None:
+                self._count_above(backing, 1)
 
     def path(self, layer: LayerId) -> Path:
         return self._folder / f"{layer}{_SUFFIX}"
@@ -109,10 +115,10 @@ class LayerStore:
         """Hold a layer that a stored record names as its top.
 
         Raises:
-            LayerBroken: its chain is not whole.
+            LayerBroken: its chain is not whole. What there is of it is held, until it is released.
         """
-        self.chain(layer)
         self._tops.add(layer)
+        self.chain(layer)
 
     def release(self, layer: LayerId) -> None:
         """Hold `layer` no more; it and what only it needed is deleted. Idempotent.
@@ -125,17 +131,18 @@ class LayerStore:
 
     def rebased(self, layer: LayerId) -> None:
         """Learn that the backing of `layer` is another now, and delete what was only needed under it."""
-        former = self._backing[layer]
-        self._backing[layer] = _read_backing(self.path(layer))
-        self._count_above(self._backing[layer], 1)
-        self._count_above(former, -1)
-        self._delete_unneeded(self.id_of(former))
+        former, now = self._backing[layer], _read_backing(self.path(layer))
+        self._backing[layer] = now
+        self._count_above(now, 1)
+        if former is not None:
+            self._count_above(former, -1)
+            self._delete_unneeded(self.id_of(former))
 
     def chain(self, layer: LayerId) -> tuple[tuple[Path, Literal["raw", "qcow2"]], ...]:
         """Return the files of a disk with their formats, topmost first.
 
         Raises:
-            LayerBroken: one is missing.
+            LayerBroken: one is missing or damaged.
         """
         path, files = self.path(layer), list[tuple[Path, Literal["raw", "qcow2"]]]()
         while True:
@@ -144,7 +151,7 @@ class LayerStore:
             if path.suffix != _SUFFIX:
                 return (*files, (path, "raw"))
             files.append((path, "qcow2"))
-            path = self._backing[self.id_of(path)]
+            path = self._backing_of(self.id_of(path))
 
     def is_directly_on(self, layer: LayerId, backing: LayerId) -> bool:
         """Tell whether `layer` exists and has `backing` right below it."""
@@ -157,6 +164,10 @@ class LayerStore:
     def sweep(self) -> list[Path]:
         """Delete what nobody holds, such as a crash left it; returns the files deleted."""
         before = set(self._backing)
+        damaged = [layer for layer in before if self._backing[layer] is None and self._is_needed(layer)]
+        if damaged:
+            log.warning("layers_not_swept", damaged=damaged)
+            return []
         for layer in before:
             self._delete_unneeded(layer)
         parts = list(self._folder.glob(f"*{_PART_SUFFIX}"))
@@ -170,7 +181,7 @@ class LayerStore:
 
     def _delete_unneeded(self, layer: LayerId) -> None:
         """Delete `layer` if nobody needs it, then what it stood on, and so on down."""
-        while layer in self._backing and layer not in self._tops and not self._above[layer]:
+        while layer in self._backing and not self._is_needed(layer):
             try:
                 self.path(layer).unlink(missing_ok=True)
             except OSError as error:
@@ -181,8 +192,18 @@ class LayerStore:
             self._undeleted.discard(layer)
             backing = self._backing.pop(layer)
             del self._above[layer]
+            if backing is None:
+                return
             self._count_above(backing, -1)
             layer = self.id_of(backing)
+
+    def _is_needed(self, layer: LayerId) -> bool:
+        return layer in self._tops or bool(self._above[layer])
+
+    def _backing_of(self, layer: LayerId) -> Path:
+        backing = self._backing.get(layer)
+        # Asked again where it is damaged: it may have been repaired, or the error tells why.
+        return _read_backing(self.path(layer)) if backing is None else backing
 
     def _count_above(self, backing: Path, change: int) -> None:
         if backing.suffix == _SUFFIX:
@@ -196,11 +217,13 @@ class LayerStore:
         layer: LayerId | None = None,
     ) -> LayerId:
         layer = layer or LayerId(mint_id())
+        part = self.path(layer).with_suffix(_PART_SUFFIX)
         try:
-            create_qcow2(self.path(layer), size_bytes, backing, form)
+            create_qcow2(part, size_bytes, backing, form)
+            part.rename(self.path(layer))
         except OSError as error:
             with suppress(OSError):  # The next start's sweep finds it.
-                self.path(layer).unlink(missing_ok=True)
+                part.unlink(missing_ok=True)
             raise LayerBroken(
                 f"no disk layer can be written: {error.strerror}", remedy=_ROOM_REMEDY
             ) from error
