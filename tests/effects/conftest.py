@@ -9,6 +9,7 @@ import pytest
 
 from examples.make_image import make_oci_layout
 from ramet.images import Catalog, ImageLimits
+from tests.effects.crashing import Crashes
 from tests.effects.world import World, new_folder
 from tests.net.namespaces import own_namespace
 
@@ -44,3 +45,11 @@ async def world(images: Path) -> AsyncIterator[World]:
     world = World(new_folder(), images)
     yield world
     await world.aclose()
+
+
+@pytest.fixture
+def crashes(world: World) -> Iterator[Crashes]:
+    """What has daemons on that host killed."""
+    crashes = Crashes(world)
+    yield crashes
+    crashes.close()

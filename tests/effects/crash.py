@@ -1,46 +1,73 @@
-"""A daemon that is killed (SIGKILL) in the middle of something.
+"""Daemons killed (SIGKILL) in the middle of an operation: python -m tests.effects.crash FOLDER IMAGES
 
-    python -m tests.effects.crash FOLDER IMAGES SCENARIO CALL before|after
-
-"create" dies while it makes `src`; "fork" has `src` and `old`, a child, and dies while it makes another;
-"delete" has `src` and dies while it removes it. CALL is one of the port, or "forget": removing a record.
+For each line "OPERATION;STEP" on stdin, a daemon takes over the host in FOLDER, begins the operation and dies
+when it is about to take the step (see `tests.steps`). It answers with a line: how the process ended. Without
+a step it lives, and has written the steps it took into FOLDER/steps.
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import cast
+from typing import Literal, cast, get_args
 
 import anyio
+import anyio.lowlevel
 
-from ramet.vmm.fake.faults import Call
-from tests.effects.world import Daemon, World
+from tests.effects.world import World
+from tests.steps import watch_steps
 
-
-async def main(folder: Path, images: Path, scenario: str, call: str, late: bool) -> None:
-    async with World(folder, images).daemon() as daemon:
-        if scenario != "create":
-            await daemon.fleet.create("src", daemon.spec)
-            await daemon.run("src", "set", "who", "src")
-        if scenario == "fork":
-            await daemon.fleet.fork("src", ["old"])
-        arm(daemon, call, late)
-        match scenario:
-            case "create":
-                await daemon.fleet.create("src", daemon.spec)
-            case "fork":
-                await daemon.fleet.fork("src", ["a"])
-            case "delete":
-                await daemon.fleet.delete("src")
+Operation = Literal["create", "fork", "stop", "start", "delete"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+"""All make, end or remove "new"; "fork" makes it of "src"."""
 
 
-def arm(daemon: Daemon, call: str, late: bool) -> None:
-    if call == "forget":
-        daemon.site.database.forget = lambda instance: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
-    else:
-        daemon.faults.die(cast(Call, call), late=late)
+class Mortal:
+    """A daemon that this process, or rather a copy of it, is to be."""
+
+    def __init__(self, folder: Path, images: Path) -> None:
+        self.folder, self.images = folder, images
+        self.taken: list[str] = []
+        self.deadly = ""
+        self.steps = watch_steps(self.reach)
+
+    def reach(self, step: str) -> None:
+        self.taken.append(step)
+        if step == self.deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
+
+    async def operate(self, operation: Operation) -> None:
+        async with World(self.folder, self.images).daemon() as daemon:
+            self.steps.begin()
+            match operation:
+                case "create":
+                    await daemon.fleet.create("new", daemon.spec)
+                case "fork":
+                    assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
+                case "stop":
+                    view = await daemon.fleet.stop("new")
+                    while view.record.id in daemon.site.rigs:  # What only its run needed.
+                        await anyio.lowlevel.checkpoint()
+                case "start":
+                    await daemon.fleet.start("new")
+                case "delete":
+                    await daemon.fleet.delete("new")
+        if not self.deadly:
+            (self.folder / "steps").write_text("\n".join(self.taken))
+
+
+def main() -> None:
+    mortal = Mortal(Path(sys.argv[1]), Path(sys.argv[2]))
+    for line in sys.stdin:
+        operation, _, mortal.deadly = line.rstrip("\n").partition(";")
+        child = os.fork()
+        if child == 0:
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Where its log goes.
+            anyio.run(mortal.operate, cast(Operation, operation))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
-    anyio.run(main, Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5] == "after")
+    main()

@@ -2,9 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import anyio
 import pytest
@@ -18,16 +15,6 @@ from tests.effects.world import Daemon, World
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 
 WELL_TIMEOUT_S = 20.0
-ROOT = Path(__file__).parent.parent.parent
-
-
-async def crash(world: World, scenario: str, call: str, when: str) -> None:
-    """Have a daemon killed in a call."""
-    argv = [sys.executable, "-m", "tests.effects.crash", world.folder, world.images, scenario, call, when]
-    done = await anyio.run_process(
-        [str(part) for part in argv], check=False, cwd=ROOT, stderr=subprocess.STDOUT
-    )
-    assert done.returncode == -signal.SIGKILL, done.stdout.decode()
 
 
 async def check_only(world: World, daemon: Daemon, names: set[str]) -> None:
@@ -64,52 +51,6 @@ async def test_guests_run_on_when_the_daemon_leaves_and_comes_back(world: World)
         assert (await daemon.fleet.stop("src")).record.state is State.STOPPED
         for name in ("src", "child", "grandchild"):
             await daemon.fleet.delete(name)
-        await check_only(world, daemon, set())
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize("call", [*CAPTURE_CALLS[1:], "start_waiting", "load"])
-async def test_a_daemon_killed_in_a_fork_loses_no_guest_and_leaves_nothing_half_made(
-    world: World, call: str, when: str
-) -> None:
-    await crash(world, "fork", call, when)
-    assert len(world.processes()) >= 2
-    async with world.daemon() as daemon:
-        await check_only(world, daemon, {"src", "old"})
-        assert await daemon.run("src", "get", "who") == "src"
-        assert {outcome.error for outcome in await daemon.fleet.fork("src", ["a", "b"])} == {None}
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_guest_that_was_paused_runs_again_before_anything_else_is_done(
-    world: World, when: str
-) -> None:
-    await crash(world, "fork", "switch_disk", when)
-    faults = Faults()
-    async with world.daemon(faults):
-        # Of other guests, held at the same time, "top_layer" may be asked first.
-        assert set(faults.calls[: faults.calls.index("resume")]) <= {
-            "find",
-            "adopt",
-            "is_paused",
-            "top_layer",
-        }
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-async def test_a_daemon_killed_in_a_create_leaves_nothing(world: World, when: str) -> None:
-    await crash(world, "create", "boot", when)
-    async with world.daemon() as daemon:
-        await check_only(world, daemon, set())
-        assert (await daemon.fleet.create("src", daemon.spec)).record.state is State.RUNNING
-
-
-@pytest.mark.parametrize(("call", "when"), [("kill", "before"), ("kill", "after"), ("forget", "before")])
-async def test_a_daemon_killed_in_a_delete_goes_on_with_it(world: World, call: str, when: str) -> None:
-    await crash(world, "delete", call, when)
-    async with world.daemon() as daemon:
-        while daemon.fleet.list():
-            await anyio.lowlevel.checkpoint()
         await check_only(world, daemon, set())
 
 

@@ -13,7 +13,7 @@ from ramet.core.spec import State
 from ramet.effects.reconcile import CAPTURE
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import LiveCapture, VmmSilent
-from tests.effects.test_restart import crash
+from tests.effects.crashing import Crashes
 from tests.effects.world import Daemon, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
@@ -113,8 +113,12 @@ async def test_a_layer_it_switched_to_unseen_is_learned_when_it_answers(world: W
         assert await daemon.run("src", "read", "kept") == "yes"
 
 
-async def test_what_a_capture_that_was_cut_short_left_is_kept_until_the_silence_ends(world: World) -> None:
-    await crash(world, "fork", "switch_disk", "after")
+async def test_what_a_capture_that_was_cut_short_left_is_kept_until_the_silence_ends(
+    world: World, crashes: Crashes
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+    crashes.die("fork", "FakeVm.save_devices 1")  # It has switched its disk.
     world.vmm_timeout_s = PATIENCE_S
     for pid in world.processes():
         os.kill(pid, signal.SIGSTOP)

@@ -5,8 +5,6 @@ with `late`, when all of it was done and only the answer is lost: the two ways a
 stands still is seen to stand still by an event, so a test never has to wait for a time.
 """
 
-import os
-import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -77,7 +75,7 @@ class Hold:
 class _Fault:
     after: int  # How many calls pass untouched first.
     late: bool
-    what: RametError | Hold | None  # None: the whole daemon dies.
+    what: RametError | Hold
 
 
 class Faults:
@@ -96,10 +94,6 @@ class Faults:
         hold = Hold()
         self._arm(call, _Fault(after, late, hold))
         return hold
-
-    def die(self, call: Call, *, after: int = 0, late: bool = False) -> None:
-        """Have this whole process killed (SIGKILL) in one `call`."""
-        self._arm(call, _Fault(after, late, None))
 
     @property
     def is_used_up(self) -> bool:
@@ -130,9 +124,7 @@ class Faults:
 
 
 async def _strike(fault: _Fault) -> None:
-    if fault.what is None:
-        os.kill(os.getpid(), signal.SIGKILL)
-    elif isinstance(fault.what, Hold):
+    if isinstance(fault.what, Hold):
         await fault.what.stand()
     else:
         raise fault.what

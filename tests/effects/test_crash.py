@@ -1,0 +1,146 @@
+"""A daemon killed at any step of an operation: what ran runs on, and nothing half-made is left."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from ramet.core.spec import State
+from ramet.instance.fleet_types import InstanceNotFound
+from ramet.vmm.fake.faults import Faults
+from tests.effects.crash import OPERATIONS, Operation
+from tests.effects.crashing import Crashes
+from tests.effects.world import Daemon, World
+
+pytestmark = [pytest.mark.anyio, pytest.mark.netns, pytest.mark.timeout(600)]
+
+SETTLE_TIMEOUT_S = 20.0
+MAKING: tuple[Operation, ...] = ("create", "fork")
+
+
+@contextmanager
+def noted(step: str) -> Iterator[None]:
+    """Have whatever fails inside say in which step the daemon had been killed."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"killed before: {step}")
+        raise
+
+
+async def settle(daemon: Daemon, name: str) -> State | None:
+    """Wait until an instance is Running or Stopped, and return that; or until it is gone: None."""
+    with anyio.fail_after(SETTLE_TIMEOUT_S):
+        while True:
+            try:
+                state = daemon.fleet.get(name).record.state
+            except InstanceNotFound:
+                return None
+            if state in (State.RUNNING, State.STOPPED):
+                return state
+            await anyio.lowlevel.checkpoint()
+
+
+async def check_well(daemon: Daemon, name: str) -> None:
+    """It runs, neither paused nor frozen: a daemon serves before all guests have been thawed."""
+    with anyio.fail_after(SETTLE_TIMEOUT_S):
+        while not await daemon.is_well(name):
+            await anyio.lowlevel.checkpoint()
+
+
+async def check_old(world: World, daemon: Daemon, boot_ids: dict[str, str]) -> None:
+    """What ran before runs still, with what it remembers; and there is nothing of anybody else."""
+    views = {view.record.name: view.record for view in daemon.fleet.list()}
+    assert views.keys() == boot_ids.keys()
+    for name, boot_id in boot_ids.items():
+        await check_well(daemon, name)
+        memory = await daemon.memory(name)
+        assert (memory["boot_id"], await daemon.run(name, "get", "who")) == (boot_id, "src")
+    ids = {record.id for record in views.values()}
+    layers = daemon.site.layers
+    chains = [layers.chain(record.layer) for record in views.values() if record.layer is not None]
+    found = world.leftovers()
+    assert len(found["processes"]) == len(found["taps"]) == len(found["admissions"]) == len(ids)
+    assert found["folders"] == found["records"] == set(world.processes().values()) == ids
+    assert found["journal"] == set()
+    assert found["layers"] == {path.name for chain in chains for path, form in chain if form == "qcow2"}
+    assert daemon.site.network.statistics().held_count == len(ids)
+
+
+async def prepare(daemon: Daemon, operation: Operation) -> None:
+    """Have "new" be there as an operation needs it: it has written something to its disk."""
+    if operation in MAKING:
+        return
+    assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
+    await daemon.run("new", "write", "kept", "yes")
+    if operation == "start":
+        view = await daemon.fleet.stop("new")
+        while view.record.id in daemon.site.rigs:
+            await anyio.lowlevel.checkpoint()
+
+
+async def check_new(daemon: Daemon, operation: Operation) -> None:
+    """What an operation was about is whole: as it was before, or as it was to become. It is removed here."""
+    state = await settle(daemon, "new")
+    assert (
+        state
+        in {
+            "create": (None, State.RUNNING),
+            "fork": (None, State.RUNNING),
+            "stop": (State.RUNNING, State.STOPPED),
+            "start": (State.STOPPED, State.RUNNING),
+            "delete": (State.RUNNING, None),
+        }[operation]
+    )
+    if state is None:
+        return
+    if state is State.STOPPED:
+        await daemon.fleet.start("new")
+    await check_well(daemon, "new")
+    if operation not in MAKING:
+        assert await daemon.run("new", "read", "kept") == "yes"
+    await daemon.fleet.delete("new")
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_leaves_nothing_half_made(
+    world: World, crashes: Crashes, operation: Operation
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.run("src", "set", "who", "src")
+        assert (await daemon.fleet.fork("src", ["old"]))[0].error is None
+        boot_ids = {name: (await daemon.memory(name))["boot_id"] for name in ("src", "old")}
+        await prepare(daemon, operation)
+    steps = crashes.find_steps(operation)
+    assert {"Database.save 1", "end of Database.transaction 1"} <= set(steps)
+    assert [step for step in steps if step.startswith(("FakeVm.", "FakeDriver."))]
+    for step in ["", *steps]:
+        with noted(step):
+            if step:
+                crashes.die(operation, step)
+                assert len(world.processes()) >= len(boot_ids)
+            async with world.daemon() as daemon:
+                await check_new(daemon, operation)
+                await check_old(world, daemon, boot_ids)
+                await prepare(daemon, operation)
+
+
+@pytest.mark.parametrize("step", ["FakeVm.switch_disk 1", "FakeVm.save_devices 1", "end of FakeVm.paused 1"])
+async def test_a_guest_that_was_paused_runs_again_before_anything_else_is_done(
+    world: World, crashes: Crashes, step: str
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+    crashes.die("fork", step)
+    faults = Faults()
+    async with world.daemon(faults):
+        # Of other guests, held at the same time, "top_layer" may be asked first.
+        assert set(faults.calls[: faults.calls.index("resume")]) <= {
+            "find",
+            "adopt",
+            "is_paused",
+            "top_layer",
+        }
