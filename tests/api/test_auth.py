@@ -9,6 +9,7 @@ from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 from ramet.api.auth import TokenAuth, WeakSecret, scope_of
+from ramet.telemetry.timings import operation
 from ramet.wire_api.scopes import SCOPES
 from tests.api.stand_in import SECRET, Served, token
 
@@ -23,11 +24,24 @@ def test_a_few_paths_are_open(served: Served, path: str) -> None:
     assert get(served, path, None).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/instances", "/capabilities", "/volumes", "/nothing", "/health/", "/"])
+@pytest.mark.parametrize(
+    "path", ["/instances", "/capabilities", "/metrics", "/volumes", "/nothing", "/health/", "/"]
+)
 def test_everything_else_needs_a_token(served: Served, path: str) -> None:
     answer = get(served, path, None)
     assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
     assert answer.headers["www-authenticate"] == "Bearer"
+
+
+def test_metrics_are_for_those_who_may_read_resources(served: Served) -> None:
+    assert get(served, "/metrics", token("instance:read")).status_code == 403
+    with operation("told"):
+        pass
+    answer = get(served, "/metrics", token("resource:read"))
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert "process_cpu_seconds_total" in answer.text
+    assert 'ramet_operation_seconds_count{hypervisor="",operation="told"' in answer.text
 
 
 @pytest.mark.parametrize(

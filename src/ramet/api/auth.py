@@ -32,6 +32,7 @@ _RESOURCE_OF: Final[Mapping[str, str]] = {
     "devices": "device",
     "ingresses": "ingress",
     "resources": "resource",
+    "metrics": "resource",
 }
 _ACTION_OF: Final[Mapping[str, str]] = {"GET": "read", "HEAD": "read", "DELETE": "delete"}
 

@@ -7,6 +7,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
 from ramet.api.facts import HostFacts
+from ramet.telemetry import metrics
 from ramet.wire_api import system as wire
 from ramet.wire_api.instances import API_VERSION
 
@@ -25,6 +26,10 @@ def router(app: FastAPI, facts: HostFacts) -> APIRouter:
     @routes.get("/capabilities")
     async def get_capabilities() -> wire.Capabilities:
         return capabilities
+
+    @routes.get("/metrics", include_in_schema=False)
+    async def get_metrics() -> Response:
+        return Response(metrics.render(), media_type=metrics.CONTENT_TYPE)
 
     @routes.get("/spec.json", include_in_schema=False)
     async def spec_json() -> Response:

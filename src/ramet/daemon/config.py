@@ -133,6 +133,14 @@ class LoggingSettings(BaseModel, extra="forbid"):
         return LogBounds(self.max_size, self.max_files)
 
 
+class OtelSettings(BaseModel, extra="forbid"):
+    """Whether spans are sent, and to which collector: `endpoint` is the URL of OTLP over HTTP."""
+
+    enabled: bool = False
+    endpoint: str = "http://127.0.0.1:4318/v1/traces"
+    service_name: str = "ramet"
+
+
 class Settings(BaseSettings):
     """All settings.
 
@@ -154,6 +162,7 @@ class Settings(BaseSettings):
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
     logging: LoggingSettings = LoggingSettings()
+    otel: OtelSettings = OtelSettings()
     stop_all: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -22,6 +22,7 @@ from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.wiring import Running, running
 from ramet.linux.service import ServiceNotice, ServiceSilent
+from ramet.telemetry.tracing import send_spans
 
 STOP_ALL_TIMEOUT_S: Final = 60.0
 """Over what one instance may take to stop, forced at last; all are stopped at once."""
@@ -44,7 +45,13 @@ def serve(overrides: dict[str, object]) -> None:
     file = overrides.pop("config", None)
     settings = load_settings(overrides, Path(str(file)) if file else None)
     _set_up_logging(settings)
-    anyio.run(_serve, settings)
+    otel = settings.otel
+    end_tracing = send_spans(otel.endpoint, otel.service_name) if otel.enabled else None
+    try:
+        anyio.run(_serve, settings)
+    finally:
+        if end_tracing is not None:
+            end_tracing()
 
 
 async def _serve(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.folder import prepare_folder, remove_folder
 from ramet.effects.machine import make_machine
 from ramet.effects.site import Rig, Site
+from ramet.telemetry.timings import phase, staged
 
 
 async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
@@ -22,12 +23,14 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
     """
     driver = site.driver_of(record)
     async with undone_on_failure(site, record) as made:
-        await to_thread.run_sync(site.layers.ensure_base, record.spec.overlay_bytes)
-        layer = made.layer = site.layers.create(record.spec.overlay_bytes)
-        prepare_folder(site, record)
+        with phase("disk"):
+            await to_thread.run_sync(site.layers.ensure_base, record.spec.overlay_bytes)
+            layer = made.layer = site.layers.create(record.spec.overlay_bytes)
+        with phase("folder"):
+            prepare_folder(site, record)
         async with attached(site, record) as tap_fd:
             machine = make_machine(site, record, layer, tap_fd)
-            async with site.stages.vmm_start:
+            async with staged("vmm_start", site.stages.vmm_start):
                 vm = await driver.boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         return rig, layer
@@ -42,7 +45,8 @@ async def attached(site: Site, record: InstanceRecord) -> AsyncIterator[int | No
     if record.identity.slot is None:
         yield None
         return
-    tap = await site.network.attach(record.id)
+    with phase("network"):
+        tap = await site.network.attach(record.id)
     try:
         yield tap.fd
     finally:

@@ -5,6 +5,7 @@ the capture is being taken. The child is itself, and Running, when its guest has
 identity; its workload stands still until then.
 """
 
+import time
 from contextlib import AsyncExitStack
 from typing import Final
 
@@ -16,9 +17,10 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.boot import attached, undone_on_failure
 from ramet.effects.folder import prepare_folder
 from ramet.effects.machine import guest_identity, make_machine
-from ramet.effects.site import Rig, Site, Timings
+from ramet.effects.site import Rig, Site
 from ramet.guest.identity import identify_child
 from ramet.snapshots.flight import Flights
+from ramet.telemetry.timings import Timings, staged
 from ramet.vmm.port import LiveFork
 
 log = structlog.get_logger(__name__)
@@ -52,19 +54,18 @@ async def fork(
     ):
         with timings.phase("folder"):
             prepare_folder(site, record)
-        with timings.phase("network"):
-            tap_fd = await until_started.enter_async_context(attached(site, record))
+        tap_fd = await until_started.enter_async_context(attached(site, record))
         with timings.phase("capture"):
             taken = await flight.wait_landed()
-        timings.phases_ms["source_pause"] = taken.pause_s * 1000
+        timings.note("source_pause", taken.pause_s)
         with timings.phase("disk"):
             layer = made.layer = site.layers.create_on(taken.frozen, record.spec.overlay_bytes)
         machine = make_machine(site, record, layer, tap_fd)
-        async with timings.staged("vmm_start", site.stages.vmm_start):
+        async with staged("vmm_start", site.stages.vmm_start):
             vm = await driver.start_waiting(machine, taken.capture)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         await until_started.aclose()
-        async with timings.staged("confirm", site.stages.confirm):
+        async with staged("confirm", site.stages.confirm):
             with timings.phase("load"):
                 await vm.load(taken.capture)
             with timings.phase("identify"):
@@ -74,6 +75,7 @@ async def fork(
                         vm.agent_socket, identity, timeout_s=IDENTIFY_TIMEOUT_S
                     )
         rig.use(channel)
+        timings.note("since_capture", time.perf_counter() - flight.landed_at)
         # After a repeated hello the answer speaks of a child that the first one had made itself already.
         if answer.ran_before_identity and channel.hello_count == 1:
             log.warning("child_ran_before_identity", instance=record.id)

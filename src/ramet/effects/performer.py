@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 
 from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId, LayerId, mint_id
-from ramet.core.spec import InstanceRecord, InstanceSpec
+from ramet.core.spec import InstanceRecord, InstanceSpec, State
 from ramet.effects.boot import boot
 from ramet.effects.end import destroy, release, shut_down, watch
 from ramet.effects.folder import write_spec
@@ -22,7 +22,7 @@ from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.hold import reach
 from ramet.effects.reconcile import CAPTURE
-from ramet.effects.site import Rig, Site, Timings
+from ramet.effects.site import Rig, Site
 from ramet.effects.start import start
 from ramet.effects.thaw import thaw
 from ramet.instance.fleet_types import ExecCommand, ExecSession, InstanceNotFound, PathStat, WrongState
@@ -53,6 +53,7 @@ from ramet.net.slots import NoEndpoint
 from ramet.snapshots.capture import Source, Taken, take_capture
 from ramet.snapshots.flight import Flights
 from ramet.store.database import StateUnwritable
+from ramet.telemetry.timings import Timings, operation
 from ramet.vmm.port import LiveCapture
 
 log = structlog.get_logger(__name__)
@@ -216,7 +217,8 @@ class SitePerformer:
 
     async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
         try:
-            rig, layer = await boot(self._site, record)
+            with operation("boot", hypervisor=record.spec.hypervisor, instance=record.id):
+                rig, layer = await boot(self._site, record)
         except RametError as error:
             emit(Failed(error, time.time()))
             return
@@ -225,9 +227,12 @@ class SitePerformer:
     async def _start(self, record: InstanceRecord, emit: Emit) -> None:
         assert self._look is not None, "connect() comes first"
         try:
-            async with self._turns[record.id]:
-                # A capture that its VMM's end cut short may have told a new layer since we were asked.
-                rig, layer = await start(self._site, record, lambda: self._layer_of(record.id))
+            with operation(
+                "start", hypervisor=record.spec.hypervisor, source_state=State.STOPPED, instance=record.id
+            ):
+                async with self._turns[record.id]:
+                    # A capture that its VMM's end cut short may have told a new layer since we were asked.
+                    rig, layer = await start(self._site, record, lambda: self._layer_of(record.id))
         except RametError as error:
             emit(Failed(error, time.time()))
             return
@@ -242,9 +247,16 @@ class SitePerformer:
         return self._look(instance).layer
 
     async def _fork(self, record: InstanceRecord, source: InstanceId, emit: Emit) -> None:
-        timings = self._timings[record.id] = Timings()
         try:
-            rig, layer = await fork(self._site, self._flights, record, source, timings)
+            with operation(
+                "fork",
+                hypervisor=record.spec.hypervisor,
+                source_state=State.RUNNING,
+                instance=record.id,
+                source=source,
+            ) as timings:
+                self._timings[record.id] = timings
+                rig, layer = await fork(self._site, self._flights, record, source, timings)
         except RametError as error:
             emit(Failed(error, time.time()))
             return
@@ -262,7 +274,10 @@ class SitePerformer:
         if rig is None:
             return
         try:
-            with rig.vm.unless_starved():
+            with (
+                operation("await_guest", hypervisor=record.spec.hypervisor, instance=record.id),
+                rig.vm.unless_starved(),
+            ):
                 await rig.channel(BOOT_ANSWER_TIMEOUT_S)
         except RametError as error:
             with anyio.move_on_after(EXIT_TIMEOUT_S):
@@ -290,27 +305,30 @@ class SitePerformer:
         entry = site.database.begin(CAPTURE, source, layer=new_top)
         mistaken: list[LayerId] = []
         try:
-            async with rig.capturing:
-                top = site.layers.id_of(await rig.vm.top_layer())
-                if top != rig.layer:
-                    # A capture before this one had to take for done a switch that was not.
-                    site.layers.hold(top)
-                    mistaken.append(rig.layer)
-                    await record_switch(top)
-                return await take_capture(
-                    Source(
-                        name=record.name,
-                        vm=rig.vm,
-                        workload=RigWorkload(rig),
-                        layer=top,
-                        memory_bytes=record.spec.memory_bytes,
-                        overlay_bytes=record.spec.overlay_bytes,
-                    ),
-                    site.layers,
-                    new_top,
-                    before_pause=close_doors,
-                    record_switch=record_switch,
-                )
+            with operation(
+                "capture", hypervisor=record.spec.hypervisor, source_state=record.state, instance=source
+            ):
+                async with rig.capturing:
+                    top = site.layers.id_of(await rig.vm.top_layer())
+                    if top != rig.layer:
+                        # A capture before this one had to take for done a switch that was not.
+                        site.layers.hold(top)
+                        mistaken.append(rig.layer)
+                        await record_switch(top)
+                    return await take_capture(
+                        Source(
+                            name=record.name,
+                            vm=rig.vm,
+                            workload=RigWorkload(rig),
+                            layer=top,
+                            memory_bytes=record.spec.memory_bytes,
+                            overlay_bytes=record.spec.overlay_bytes,
+                        ),
+                        site.layers,
+                        new_top,
+                        before_pause=close_doors,
+                        record_switch=record_switch,
+                    )
         finally:
             if not self._try_end_capture(source, entry, mistaken):
                 self._group.start_soon(self._end_capture, source, entry, mistaken)

@@ -1,9 +1,7 @@
 """What every effect stands on: the open parts of this host, and what each instance holds of them."""
 
 import os
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,35 +22,6 @@ from ramet.vmm.port import Driver, Vm
 
 CHANNEL_TIMEOUT_S: Final = 60.0
 CONFIRM_WIDTH_KVM: Final = 64
-
-
-@dataclass(slots=True)
-class Timings:
-    """How long each phase of one operation took, in ms; a wait for a stage is a phase of its own."""
-
-    phases_ms: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            took = (time.perf_counter() - began) * 1000
-            self.phases_ms[name] = self.phases_ms.get(name, 0.0) + took
-
-    @asynccontextmanager
-    async def staged(self, name: str, limiter: anyio.CapacityLimiter) -> AsyncIterator[None]:
-        """Hold a place of a stage inside; the wait for it and the time in it are phases apart."""
-        # A borrower of its own for each use: one task may be in two stages of one limiter.
-        borrower = object()
-        with self.phase(f"{name}_wait"):
-            await limiter.acquire_on_behalf_of(borrower)
-        try:
-            with self.phase(name):
-                yield
-        finally:
-            limiter.release_on_behalf_of(borrower)
 
 
 class Stages:

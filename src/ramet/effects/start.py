@@ -17,6 +17,7 @@ from ramet.effects.end import end_unheld, release
 from ramet.effects.folder import prepare_folder_again
 from ramet.effects.machine import make_machine
 from ramet.effects.site import Rig, Site
+from ramet.telemetry.timings import phase, staged
 
 
 async def start(
@@ -30,15 +31,17 @@ async def start(
     Raises:
         RametError: it did not work; disk, folder and endpoint are as before.
     """
-    await end_unheld(site, record)  # A start before this one may have failed, and its undoing too.
-    await release(site, record)  # What a VMM that just ended still held.
+    with phase("clear"):
+        await end_unheld(site, record)  # A start before this one may have failed, and its undoing too.
+        await release(site, record)  # What a VMM that just ended still held.
     layer = top_layer()
     assert layer is not None, "an instance that was made has a disk"
     async with _ended_on_failure(site, record):
-        await to_thread.run_sync(prepare_folder_again, site, record)
+        with phase("folder"):
+            await to_thread.run_sync(prepare_folder_again, site, record)
         async with attached(site, record) as tap_fd:
             machine = make_machine(site, record, layer, tap_fd)
-            async with site.stages.vmm_start:
+            async with staged("vmm_start", site.stages.vmm_start):
                 vm = await site.driver_of(record).boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         return rig, layer

@@ -21,6 +21,7 @@ from ramet.net.firewall import Firewall, FirewallStatistics
 from ramet.net.slots import Endpoint, SlotPool
 from ramet.net.sweep import Swept, sweep
 from ramet.net.taps import GONE_TIMEOUT_S, Tap, Taps
+from ramet.telemetry.timings import phase
 
 TEARDOWN_TIMEOUT_S: Final = (
     30.0  # Over the sum of its parts: TAP gone, one nft transaction and its repetition.
@@ -157,8 +158,10 @@ class Network:
             raise AlreadyAttached(f"instance {instance} has TAP {held.name} already")
         self._attached[instance] = endpoint
         try:
-            await self._firewall.admit([endpoint])
-            tap = await self._taps.open_tap(endpoint)
+            with phase("network_admit"):
+                await self._firewall.admit([endpoint])
+            with phase("network_tap"):
+                tap = await self._taps.open_tap(endpoint)
         except TapHeld:
             raise  # Somebody's TAP is there: its filter stays too.
         except BaseException:

@@ -20,6 +20,7 @@ from ramet.core.errors import Broken
 from ramet.core.ids import LayerId
 from ramet.disks.layers import CHAIN_LENGTH_MAX, LayerStore
 from ramet.linux.memfd import SealableFile
+from ramet.telemetry.timings import phase
 from ramet.vmm.port import Capture, LiveCapture, VmmFailed
 
 log = structlog.get_logger(__name__)
@@ -105,17 +106,22 @@ async def take_capture(
     try:
         async with switch:
             await source.vm.prepare_disk(layers.path(new_top))
-            with source.vm.unless_starved():
+            with phase("sync"), source.vm.unless_starved():
                 await source.workload.sync()
-            ahead_bytes = await source.vm.copy_ahead(capture)
+            with phase("copy_ahead"):
+                ahead_bytes = await source.vm.copy_ahead(capture)
             before_pause()
             async with _frozen(source.vm, source.workload, switch):
                 paused_at = time.perf_counter()
-                async with source.vm.paused():
-                    switch.is_tried = True
-                    await source.vm.switch_disk(layers.path(new_top))
-                    await source.vm.save_devices(capture)
-                    paused_bytes = await source.vm.copy_rest(capture)
+                with phase("pause"):
+                    async with source.vm.paused():
+                        switch.is_tried = True
+                        with phase("switch_disk"):
+                            await source.vm.switch_disk(layers.path(new_top))
+                        with phase("save_devices"):
+                            await source.vm.save_devices(capture)
+                        with phase("copy_rest"):
+                            paused_bytes = await source.vm.copy_rest(capture)
                 pause_s = time.perf_counter() - paused_at
         capture.seal()
     except BaseException as error:
@@ -197,7 +203,7 @@ async def _frozen(vm: LiveCapture, workload: Workload, switch: _Switch) -> Async
     """Have the workload stand still inside, and until it is settled what it writes to."""
     has_failed = True
     try:
-        with vm.unless_starved():
+        with phase("freeze"), vm.unless_starved():
             await workload.freeze()
         yield
         has_failed = False

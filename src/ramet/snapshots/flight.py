@@ -6,6 +6,7 @@ landed. So a child always contains what happened before its fork was asked for, 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 
@@ -34,6 +35,8 @@ class Flight:
         self._taken: Taken | None = None
         self._error: BaseException | None = None
         self._passengers = 0
+        self.landed_at = 0.0
+        """When it landed, by `time.perf_counter`."""
 
     async def __aenter__(self) -> "Flight":
         return self
@@ -62,6 +65,7 @@ class Flight:
 
     def land(self, taken: Taken | None, error: BaseException | None) -> None:
         self._taken, self._error = taken, error
+        self.landed_at = time.perf_counter()
         self._landed.set()
         self._close_if_done()
 
