@@ -39,8 +39,9 @@ def main() -> int:
         print("\n".join([*names, "all"]))
         return 0
     if asked.input is not None:
-        TARGETS[asked.target].run(asked.input.read_bytes())
-        return 0
+        if asked.target not in (*TARGETS, *rust.TARGETS):
+            parser.error(f"{asked.target} takes no input")
+        return _run_one(asked.target, asked.input)
     found = []
     for name in names if asked.target == "all" else [asked.target]:
         began = time.monotonic()
@@ -49,6 +50,13 @@ def main() -> int:
         if status:
             found.append(name)
     return 1 if found else 0
+
+
+def _run_one(name: str, file: Path) -> int:
+    if name in rust.TARGETS:
+        return subprocess.run([rust.build_replay() / name, file], check=False).returncode
+    TARGETS[name].run(file.read_bytes())
+    return 0
 
 
 def _run(name: str, seconds: int) -> int:

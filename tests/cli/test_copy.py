@@ -282,6 +282,9 @@ def test_an_archive_comes_from_stdin_and_goes_to_stdout(served: Served, guest: P
     assert piped(served, "cp", "-a", "-", "web:/other", stdin=done.stdout).returncode == 0
     assert manifest(guest / "other/tree").keys() == manifest(guest / "tree").keys()
     refused = piped(served, "cp", "-", "web:/none", stdin=done.stdout)
-    assert (refused.returncode, refused.stderr) == (1, b"Error: the guest has no directory /none\n")
+    assert (refused.returncode, refused.stderr) == (
+        1,
+        b"Error: the guest has no directory /none [path_not_found]\n",
+    )
     refused = piped(served, "cp", "-", "web:/other", stdin=b"no archive" * 100)
     assert (refused.returncode, b"not an archive" in refused.stderr) == (1, True)

@@ -56,7 +56,7 @@ def test_a_signal_ends_the_session_and_gives_the_terminal_back(
 
 def test_a_server_that_goes_away_gives_the_terminal_back(shell: PseudoTerminal, served: Served) -> None:
     shell.type("break\r")
-    shell.wait_seen("Error: the guest went away\r\n")
+    shell.wait_seen("Error: the guest went away [internal_error]\r\n")
     assert shell.wait_end() == 1
     assert shell.modes() == shell.modes_before
 
@@ -94,7 +94,8 @@ def test_stdin_that_is_no_terminal_is_refused_before_anything_runs(served: Serve
         command, env=environment(served), stdin=subprocess.DEVNULL, capture_output=True, check=False
     )
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr == b"Error: The input device is not a terminal\n  leave -t out, or -i\n"
+    told = b"Error: The input device is not a terminal [not_a_terminal]\n  leave -t out, or -i\n"
+    assert done.stderr == told
     assert served.fleet.commands == []
 
 

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from ramet.client.errors import ApiError
 from ramet.core.errors import RametError
 from ramet.wire_api.codec import encode
 
@@ -17,8 +18,9 @@ _AGES: Final = ((86_400 * 365, "year"), (86_400, "day"), (3600, "hour"), (60, "m
 
 
 def report(error: RametError) -> None:
-    """Print an error on stderr, and beneath it what may be done about it."""
-    click.echo(f"Error: {error.message}", err=True)
+    """Print an error on stderr with its code, and beneath it what may be done about it."""
+    code = error.error.code if isinstance(error, ApiError) else error.code
+    click.echo(f"Error: {error.message} [{code}]", err=True)
     if error.remedy:
         click.echo(f"  {error.remedy}", err=True)
 

@@ -14,7 +14,7 @@ Written by `python -m ramet.cli.reference` from the commands themselves.
 
 `ramet` talks to the server named by `--host` or `RAMET_HOST`, by default the unix socket of this host; over
 TCP with the token in `RAMET_API_KEY`. INSTANCE is a name, an id or a unique beginning of an id. Errors go to
-stderr as one line, with what to do about them beneath it.
+stderr as one line that ends with [the error's code](troubleshooting.md), with what to do about it beneath.
 
 | exit code | when |
 |---|---|

@@ -57,9 +57,9 @@ class BridgeConfig:
         if not (_is_plain(self.tap_prefix) and len(self.tap_prefix) <= TAP_PREFIX_CHARS_MAX):
             raise Invalid(f"{self.tap_prefix!r} cannot begin a TAP's name", setting="network.tap_prefix")
         if self.uplink is not None and not _is_interface_name(self.uplink):
-            raise Invalid(f"{self.uplink!r} is no interface name", setting="network.uplink")
+            raise Invalid(f"{self.uplink!r} is no interface name", setting="network.uplink_interface")
         if self.subnet.prefixlen > PREFIX_LENGTH_MAX:
-            raise Invalid(f"{self.subnet} has no room for guests", setting="network.subnet")
+            raise Invalid(f"{self.subnet} has no room for guests", setting="network.subnet_cidr")
         for protocol, port in self.allow_host_ports:
             if protocol not in ("tcp", "udp") or not 0 < port < 1 << 16:
                 raise Invalid(f"{protocol}/{port} is no port", setting="network.allow_host_ports")
@@ -149,7 +149,7 @@ class Bridge:
                 if link.name == wanted:
                     return link
             raise Invalid(
-                f"there is no interface {wanted}", remedy="set network.uplink to one of `ip link`'s"
+                f"there is no interface {wanted}", remedy="set network.uplink_interface to one of `ip link`'s"
             )
         defaults = [r for r in routes if r.destination.prefixlen == 0 and r.table == netlink.RT_TABLE_MAIN]
         for route in sorted(defaults, key=lambda r: r.metric):
@@ -195,10 +195,10 @@ def refuse_clash(
         if name != config.name and network.overlaps(config.subnet):
             raise SubnetClash(
                 f"the guests' subnet {config.subnet} overlaps {network} of {name}",
-                remedy="set network.subnet to a range this host does not use",
+                remedy="set network.subnet_cidr to a range this host does not use",
                 interface=name,
                 network=str(network),
-                setting="network.subnet",
+                setting="network.subnet_cidr",
             )
 
 

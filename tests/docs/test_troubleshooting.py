@@ -1,0 +1,54 @@
+"""docs/troubleshooting.md has every code an error can have, once, and says what mends it."""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import ramet
+from ramet.api.errors import CODE
+from ramet.core.errors import RametError
+
+PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"
+ROW = re.compile(r"^\| `(\w+)` \| (.*) \| (.*) \|$", re.MULTILINE)
+WORDS_MIN = 2  # Of a remedy: less helps nobody.
+
+
+def kinds_below(kind: type[RametError]) -> Iterator[type[RametError]]:
+    for narrower in kind.__subclasses__():
+        yield narrower
+        yield from kinds_below(narrower)
+
+
+def codes() -> set[str]:
+    """Return the codes of all errors that the program defines, and of those that are not classes."""
+    for module in pkgutil.walk_packages(ramet.__path__, "ramet."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    ours = [kind for kind in kinds_below(RametError) if kind.__module__.startswith("ramet.")]
+    return {RametError.code, *(kind.code for kind in ours), *CODE.values()}
+
+
+def rows() -> list[tuple[str, str, str]]:
+    """Return code, meaning and remedy of each row of the page."""
+    return [(row[1], row[2].strip(), row[3].strip()) for row in ROW.finditer(PAGE.read_text())]
+
+
+def test_every_code_has_a_row_and_every_row_a_code() -> None:
+    written = {code for code, _, _ in rows()}
+    expected = codes()
+    assert sorted(expected - written) == [], "add a row for each to docs/troubleshooting.md"
+    assert sorted(written - expected) == [], "no error has these codes any more"
+
+
+def test_no_code_has_two_rows_and_none_is_without_help() -> None:
+    found = rows()
+    assert len({code for code, _, _ in found}) == len(found)
+    assert [code for code, meaning, remedy in found if len(meaning.split()) < WORDS_MIN] == []
+    assert [code for code, meaning, remedy in found if len(remedy.split()) < WORDS_MIN] == []
+
+
+def test_every_table_row_is_read() -> None:
+    lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    assert len(lines) == len(rows())
