@@ -361,7 +361,7 @@ class StandInCatalog:
 
     def resolve(self, ref: str) -> Image:
         for name, found in self.images.items():
-            if ref in (name, found.digest):
+            if ref in (name, found.digest, f"{name}@{found.digest}"):
                 return found
         raise ImageNotFound(f"There is no image {ref!r}", remedy="ramet image list", ref=ref)
 
@@ -379,13 +379,16 @@ class StandInCatalog:
 class StandInPulls:
     """A registry that has what `offered` names; `asked` is every pull's name and credentials.
 
-    With a `failure` it fails at everything.
+    With a `failure` it fails at everything. A pull takes the `stages`, one for each look at it, before its
+    image is there; one with an error is the last.
     """
 
     catalog: StandInCatalog
     failure: RametError | None = None
     offered: set[str] = field(default_factory=set)
     asked: list[tuple[str, Credentials | None]] = field(default_factory=list)
+    stages: list[PullView] = field(default_factory=list)
+    _under_way: Reference | None = None
 
     async def start(
         self,
@@ -396,6 +399,9 @@ class StandInPulls:
         labels: Mapping[str, str] | None = None,
     ) -> PullView:
         self.asked.append((str(reference), credentials))
+        if self.stages:
+            self._under_way = reference
+            return self.stages.pop(0)
         found = await self.fetch(reference)
         return PullView(
             reference,
@@ -420,6 +426,12 @@ class StandInPulls:
         return self.catalog.put(reference.name)
 
     def find(self, ref: str) -> PullView | None:
+        if self._under_way is None or ref.partition("@")[0] != str(self._under_way):
+            return None
+        if self.stages:
+            return self.stages.pop(0)
+        self.catalog.put(self._under_way.name)
+        self._under_way = None
         return None
 
     def list(self) -> Sequence[PullView]:

@@ -1,6 +1,7 @@
 """What requests are refused for, and how the answers look."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -9,9 +10,10 @@ import pytest
 from ramet.api.errors import STATUS, status_of
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
 from ramet.core.spec import State
+from ramet.images import LINUX_AMD64, PullStatus, PullView, parse_platform, parse_reference
 from ramet.images.errors import NotInRegistry, RegistryBusy
 from ramet.instance.fleet_types import WrongState
-from tests.api.stand_in import Served
+from tests.api.stand_in import Served, image
 
 IMAGE = "docker.io/library/alpine:latest"
 
@@ -135,6 +137,41 @@ def test_a_missing_image_is_pulled(http: httpx.Client, served: Served) -> None:
     assert (answer.status_code, answer.json()["code"]) == (404, "image_not_in_registry")
     served.catalog.pulls.offered.add("docker.io/library/nope:latest")
     assert create(http, image="nope").status_code == 201
+
+
+def test_an_image_for_another_platform_is_not_booted(http: httpx.Client, served: Served) -> None:
+    found = served.catalog.put("docker.io/library/arm:1")
+    served.catalog.images[found.name] = replace(found, platform=parse_platform("linux/arm64/v8"))
+    answer = create(http, image=found.name)
+    assert (answer.status_code, answer.json()["code"]) == (400, "no_matching_platform")
+    assert answer.json()["remedy"].endswith("ramet pull --platform linux/amd64 docker.io/library/arm:1")
+    assert served.fleet.list() == []
+
+
+def test_an_image_is_not_ready_before_it_has_its_name(http: httpx.Client, served: Served) -> None:
+    name = "docker.io/library/same:2"
+    found = image(name, ("docker.io/library/same:1",))  # So far another name's alone.
+    served.catalog.images[name] = found
+    view = PullView(
+        parse_reference(name),
+        LINUX_AMD64,
+        PullStatus.CONVERTING,
+        found.digest,
+        None,
+        None,
+        found.created_at,
+        {},
+        1,
+        1,
+        10,
+        10,
+    )
+    served.catalog.pulls.stages = [view, view]
+    http.post("/images", json={"name": name})
+    path = f"/images/{name}@{found.digest}"
+    answers = [http.get(path).json() for _ in range(2)]
+    assert [answer["status"] for answer in answers] == ["converting", "ready"]
+    assert [answer["name"] for answer in answers] == [name, name]
 
 
 @pytest.mark.parametrize(("wait_s", "header"), [(30.0, "30"), (0.2, "1"), (7, "7")])

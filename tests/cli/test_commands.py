@@ -101,6 +101,13 @@ def test_run_takes_a_layout_but_no_other_folder_for_an_image(
     assert served.catalog.imported == [tmp_path / "nope"]
 
 
+@pytest.mark.parametrize("path", ["./app.tar", "/nowhere/app", "../app"])
+def test_a_path_where_nothing_is_is_not_taken_for_a_name(ramet: Ramet, served: Served, path: str) -> None:
+    exit_code, _, err = ramet("run", path)
+    assert (exit_code, err.splitlines()[0].partition(" [")[0]) == (1, f"Error: there is nothing at {path}")
+    assert served.catalog.pulls.asked == []
+
+
 def test_ps_shows_what_runs(ramet: Ramet, served: Served) -> None:
     running = served.fleet.put("web")
     served.fleet.put("done", State.STOPPED)

@@ -9,11 +9,12 @@ import anyio
 import pytest
 
 from ramet.core.errors import RametError
-from ramet.images import Credentials, ImageLimits, parse_reference
+from ramet.images import Credentials, ImageLimits, parse_reference, steps
 from ramet.images.errors import (
     BlobMissing,
     DigestMismatch,
     InvalidManifest,
+    NoMatchingPlatform,
     NotInRegistry,
     RegistryAnswerInvalid,
     RegistryBusy,
@@ -21,8 +22,10 @@ from ramet.images.errors import (
     RegistryStalled,
     StorageFull,
 )
+from ramet.images.steps import PullStep
+from tests.images.build import file, tar
 from tests.images.lying_registry import LyingRegistry, Request, lying_registry
-from tests.images.pulling import QUICK, big_blob, catalog_in, fill
+from tests.images.pulling import QUICK, big_blob, catalog_in, fill, pull
 from tests.images.real_registry import docker_registry, push
 from tests.net.namespaces import own_namespace
 
@@ -219,6 +222,63 @@ async def test_a_secret_stays_with_its_registry(tmp_path: Path, registry: LyingR
         assert other.seen
         assert any("authorization" in headers for headers in registry.asked("/blobs/"))
         assert all("authorization" not in headers for _, headers in other.seen)
+
+
+async def test_a_removal_between_content_and_name_leaves_neither(
+    tmp_path: Path, registry: LyingRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill(registry)
+    name = parse_reference(f"{registry.authority}/app")
+    async with catalog_in(tmp_path / "images") as catalog, anyio.create_task_group() as group:
+
+        async def remove() -> None:
+            await catalog.remove(str(name), in_use=lambda _: False)
+
+        def reached(step: PullStep) -> None:
+            if step is PullStep.PUBLISHED:
+                group.start_soon(remove)
+
+        monkeypatch.setattr(steps, "reached", reached)
+        await catalog.pulls.start(name)
+        while catalog.pulls.list():  # noqa: ASYNC110  # It tells nobody.
+            await anyio.sleep(0.01)
+    assert catalog.list() == []
+    assert list((tmp_path / "images" / "content").iterdir()) == []
+
+
+async def test_a_pull_is_in_line_only_if_another_is_before_it(
+    tmp_path: Path, registry: LyingRegistry
+) -> None:
+    fill(registry)
+    digest = big_blob(registry)
+    registry.put(registry.blobs.manifest([tar([file("other", b"y")])], config={}), "other")
+
+    def hold(request: Request) -> bool:
+        if digest not in request.path:
+            return False
+        registry.over.wait()
+        return True
+
+    registry.lie = hold
+    one_at_a_time = replace(QUICK, pull_count_max=1, stall_timeout_s=60.0)
+    async with catalog_in(tmp_path / "images", one_at_a_time) as catalog:
+        first = await catalog.pulls.start(parse_reference(f"{registry.authority}/app"))
+        await catalog.pulls.start(parse_reference(f"{registry.authority}/app:other"))
+        second = catalog.pulls.find(f"{registry.authority}/app:other")
+        assert second is not None
+        assert (first.queue_position, second.queue_position) == (None, 1)
+
+
+async def test_another_platform_is_told_from_notes_on_the_image(
+    tmp_path: Path, registry: LyingRegistry
+) -> None:
+    arm = {**fill(registry), "platform": {"os": "linux", "architecture": "arm64"}}
+    notes = {**arm, "platform": {"os": "unknown", "architecture": "unknown"}}
+    registry.put(registry.blobs.index([notes, arm]))
+    with pytest.raises(NoMatchingPlatform) as caught:
+        await pull(tmp_path / "images", f"{registry.authority}/app", platform="linux/s390x")
+    assert caught.value.message == "The image is for linux/arm64 and not for linux/s390x"
+    assert caught.value.remedy
 
 
 async def test_a_full_disk_is_told_before_it_is_full(tmp_path: Path, registry: LyingRegistry) -> None:

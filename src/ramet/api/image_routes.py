@@ -10,8 +10,17 @@ from fastapi import APIRouter, Request
 from ramet.api.ports import CatalogPort, FleetPort
 from ramet.api.types import check_tags, to_image
 from ramet.core.errors import Invalid
-from ramet.images import Credentials, Digest, Image, PullStatus, PullView, parse_platform, parse_reference
-from ramet.images.errors import ImageNotFound, ImageNotReady, InvalidReference
+from ramet.images import (
+    Credentials,
+    Digest,
+    Image,
+    Platform,
+    PullStatus,
+    PullView,
+    parse_platform,
+    parse_reference,
+)
+from ramet.images.errors import ImageNotFound, ImageNotReady, InvalidReference, NoMatchingPlatform
 from ramet.wire_api import images as wire
 from ramet.wire_api.errors import Error
 
@@ -48,7 +57,7 @@ def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
             labels=body.tags,
         )
         if view.status is PullStatus.READY:
-            return to_image(catalog.resolve(body.name))
+            return _named(catalog.resolve(body.name), body.name)
         return _pull_to_wire(view)
 
     @routes.post("/import", status_code=HTTPStatus.CREATED)
@@ -60,13 +69,16 @@ def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
 
     @routes.get("/{name:path}")
     async def get_image(name: str) -> wire.Image:
+        view = catalog.pulls.find(name)
         try:
-            return to_image(catalog.resolve(name))
+            found = catalog.resolve(name)
         except ImageNotFound:
-            view = catalog.pulls.find(name)
             if view is None:
                 raise
             return _pull_to_wire(view)
+        if view is not None and _is_about_to_name(view, found):
+            return _pull_to_wire(view)
+        return _named(found, name)
 
     @routes.delete("/{name:path}", status_code=HTTPStatus.NO_CONTENT)
     async def delete_image(name: str) -> None:
@@ -75,15 +87,24 @@ def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
     return routes
 
 
-async def find_or_pull(catalog: CatalogPort, ref: str) -> Image:
-    """Return the image that `ref` names; one that is not here is pulled.
+async def find_or_pull(catalog: CatalogPort, ref: str, platform: Platform) -> Image:
+    """Return the image that `ref` names, if it is for `platform`; one that is not here is pulled.
 
     Raises:
         ImageNotReady: it is being pulled, and the time a request may wait for that is over.
+        NoMatchingPlatform: somebody pulled it for another one.
         RametError: why it cannot be had.
     """
     try:
-        return catalog.resolve(ref)
+        found = catalog.resolve(ref)
+        if not platform.accepts(found.platform):
+            raise NoMatchingPlatform(
+                f"The image {ref} is for {found.platform}, and this host runs {platform}",
+                remedy=f"pull it for this host: ramet pull --platform {platform} {ref}",
+                wanted=str(platform),
+                found=[str(found.platform)],
+            )
+        return found
     except ImageNotFound as absent:
         try:
             reference = parse_reference(ref)
@@ -96,6 +117,21 @@ async def find_or_pull(catalog: CatalogPort, ref: str) -> Image:
         remedy=f"follow it with: ramet pull {reference.display}",
         image=str(reference),
     )
+
+
+def _is_about_to_name(view: PullView, found: Image) -> bool:
+    """Tell whether this pull has made the image and its name is still to come: it is not ready yet."""
+    is_under_way = view.status not in (PullStatus.READY, PullStatus.FAILED)
+    return is_under_way and view.digest == found.digest and view.reference.name not in found.tags
+
+
+def _named(found: Image, ref: str) -> wire.Image:
+    """Return `found` under the name in `ref`, if that is one of its names: a digest may stand behind it."""
+    try:
+        name = parse_reference(ref).name
+    except InvalidReference:  # The beginning of a digest.
+        return to_image(found)
+    return to_image(found, name if name in found.tags else None)
 
 
 def _to_credentials(body: wire.PullCredentials | None) -> Credentials | None:

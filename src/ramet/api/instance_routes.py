@@ -23,6 +23,7 @@ from ramet.api.types import (
 )
 from ramet.core.errors import Invalid, RametError, Unsupported
 from ramet.core.spec import State
+from ramet.images import parse_platform
 from ramet.instance import remedies
 from ramet.instance.fleet_types import InstanceView, WrongState
 from ramet.wire_api import instances as wire
@@ -78,7 +79,7 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
     @routes.post("", status_code=HTTPStatus.CREATED)
     async def create_instance(body: wire.CreateInstance) -> wire.Instance:
         check_create(body, facts)
-        image = await find_or_pull(catalog, body.image)
+        image = await find_or_pull(catalog, body.image, parse_platform(facts.platform))
         return to_instance(await fleet.create(body.name, to_spec(body, image, facts)), facts)
 
     @routes.post("/{id}/start")

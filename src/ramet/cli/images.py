@@ -10,7 +10,7 @@ from ramet.cli.options import connect, json_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, human_size, print_json, print_table, report
 from ramet.cli.pulling import pull
 from ramet.core.errors import RametError
-from ramet.wire_api.images import PullCredentials, PullImage
+from ramet.wire_api.images import Image, PullCredentials, PullImage
 
 
 @click.group("image")
@@ -56,13 +56,24 @@ def pull_command(
 
     A tag is asked for anew each time. What another pull left behind is not downloaded again.
     """
-    password = sys.stdin.readline().rstrip("\r\n") if password_stdin else None
-    credentials = PullCredentials(username, password) if username is not None else None
+    credentials = _read_credentials(username, password_stdin=password_stdin)
     image = pull(connect(context), PullImage(ref, platform, credentials), quiet=quiet)
     if as_json:
         print_json(image)
     else:
         click.echo(image.digest if quiet else image.name)
+
+
+def _read_credentials(username: str | None, *, password_stdin: bool) -> PullCredentials | None:
+    if username is None:
+        if password_stdin:
+            raise click.UsageError("A password is somebody's: give --username, too.")
+        return None
+    if password_stdin:
+        return PullCredentials(username, sys.stdin.readline().rstrip("\r\n"))
+    if not sys.stdin.isatty():
+        raise click.UsageError("Give the password of --username with --password-stdin.")
+    return PullCredentials(username, click.prompt("Password", hide_input=True, err=True))
 
 
 image_command.add_command(pull_command)
@@ -85,12 +96,20 @@ def list_command(context: click.Context, quiet: bool, as_json: bool) -> None:
             (
                 image.name,
                 image.digest.partition(":")[2][:SHORT_ID_LENGTH],
+                _status(image),
                 human_size(image.size_bytes),
                 age(image.created_at),
             )
             for image in sorted(images, key=lambda image: datetime.fromisoformat(image.created_at))
         ]
-        print_table(("NAME", "DIGEST", "SIZE", "CREATED"), rows)
+        print_table(("NAME", "DIGEST", "STATUS", "SIZE", "CREATED"), rows)
+
+
+def _status(image: Image) -> str:
+    found = image.progress
+    if image.status == "pulling" and found is not None and found.bytes_total:
+        return f"pulling {found.bytes_done * 100 // found.bytes_total}%"
+    return f"{image.status}: {image.error_code}" if image.error_code else image.status
 
 
 @image_command.command("rm")

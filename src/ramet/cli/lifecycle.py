@@ -12,7 +12,7 @@ from ramet.cli.options import command_words, connect, env_option, json_option, t
 from ramet.cli.output import print_json, report
 from ramet.cli.pulling import pull
 from ramet.client import ApiError, Client
-from ramet.core.errors import Broken, Conflict, RametError
+from ramet.core.errors import Broken, Conflict, Invalid, RametError
 from ramet.wire_api.images import PullImage
 from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
 
@@ -23,6 +23,12 @@ class StillRuns(Conflict):
     """An instance to be removed runs."""
 
     code = "still_runs"
+
+
+class NoSuchFile(Invalid):
+    """An image is named by a path of this host, and there is nothing."""
+
+    code = "image_source_not_found"
 
 
 class OtherState(Broken):
@@ -91,7 +97,12 @@ def run_command(
 
 
 def _create(client: Client, body: CreateInstance) -> Instance:
-    """Make an instance; an image that takes its time to come is followed."""
+    """Make an instance; an image that is not here is told of, and followed if it takes its time to come."""
+    try:
+        client.get_image(body.image)
+    except ApiError as error:
+        if error.error.code == "image_not_found":
+            click.echo(f"{body.image} is not on the server; pulling it", err=True)
     try:
         return client.create(body)
     except ApiError as error:
@@ -220,9 +231,17 @@ def _for_each(refs: tuple[str, ...], act: Callable[[str], None]) -> int:
 
 
 def _is_local_image(text: str) -> bool:
-    """Tell whether `text` is a path rather than a name: it exists, and it looks or is built like an image."""
+    """Tell whether `text` is a path rather than a name: it exists, and it looks or is built like an image.
+
+    Raises:
+        NoSuchFile: it can only be a path, and there is nothing.
+    """
     path = Path(text)
+    can_only_be_path = text.startswith(("/", "./", "../"))
     if not path.exists():
+        if can_only_be_path:
+            raise NoSuchFile(
+                f"there is nothing at {text}", remedy="name an image, or a layout or archive"
+            )
         return False
-    looks_like_path = text.startswith(("/", "./", "../")) or text.endswith(_ARCHIVES)
-    return looks_like_path or (path / "oci-layout").is_file()
+    return can_only_be_path or text.endswith(_ARCHIVES) or (path / "oci-layout").is_file()

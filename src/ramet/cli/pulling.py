@@ -1,17 +1,20 @@
-"""Following a pull: bars on a terminal, a line for each change elsewhere."""
+"""Following a pull: a bar on a terminal, a line for each change elsewhere."""
 
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 import click
 
-from ramet.cli.output import human_size
 from ramet.client import Client
 from ramet.core.errors import Broken
 from ramet.wire_api.images import Image, PullImage
 
 POLL_INTERVAL_S: Final = 0.2
+
+_Show = Callable[[Image], None]
 
 
 class PullFailed(Broken):
@@ -27,28 +30,35 @@ def pull(client: Client, body: PullImage, *, quiet: bool = False) -> Image:
         PullFailed: the server gave up.
         RametError: as `Client.pull_image`.
     """
-    image = client.pull_image(body)
-    if image.status == "ready":
-        return image
-    ref = f"{image.name.partition('@')[0]}@{image.digest}"
-    show = _silent if quiet else _Bar() if sys.stderr.isatty() else _Lines()
-    try:
-        while image.status not in ("ready", "failed"):
-            show(image)
-            time.sleep(POLL_INTERVAL_S)
-            image = client.get_image(ref)
-    finally:
-        if isinstance(show, _Bar):
-            show.close()
-    if image.status == "failed":
-        raise PullFailed(
-            f"{body.name} could not be pulled: {image.error}", remedy=f"try again: ramet pull {body.name}"
-        )
+    with _shown(body.name, quiet=quiet) as show:
+        image = client.pull_image(body)
+        ref = f"{image.name.partition('@')[0]}@{image.digest}"
+        try:
+            while image.status not in ("ready", "failed"):
+                show(image)
+                time.sleep(POLL_INTERVAL_S)
+                image = client.get_image(ref)
+        except KeyboardInterrupt:
+            click.echo(f"The server goes on pulling {body.name}: ramet image list", err=True)
+            raise
+        if image.status == "failed":
+            raise PullFailed(
+                f"{body.name} could not be pulled: {image.error}",
+                remedy=f"try again: ramet pull {body.name}",
+            )
     return image
 
 
-def _silent(image: Image) -> None:
-    """Show nothing."""
+@contextmanager
+def _shown(name: str, *, quiet: bool) -> Iterator[_Show]:
+    """Give what shows an image's state, from before the registry has been asked."""
+    if quiet:
+        yield lambda _: None
+    elif sys.stderr.isatty():
+        with _bar(name) as show:
+            yield show
+    else:
+        yield _Lines()
 
 
 class _Lines:
@@ -56,39 +66,50 @@ class _Lines:
         self._said = ""
 
     def __call__(self, image: Image) -> None:
-        progress = image.progress
-        layers = f" {progress.layers_done}/{progress.layers_total} layers" if progress is not None else ""
-        said = f"{image.name}: {image.status}{layers if image.status == 'pulling' else ''}"
+        said = f"{image.name}: {image.status}{_layers(image) if image.status == 'pulling' else ''}"
         if said != self._said:
             click.echo(said, err=True)
             self._said = said
 
 
-class _Bar:
-    def __init__(self) -> None:
-        from rich.console import Console  # Dear to import, and few commands show one.
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+@contextmanager
+def _bar(name: str) -> Iterator[_Show]:
+    from rich.console import Console  # Dear to import, and few commands show one.
+    from rich.markup import escape
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TransferSpeedColumn,
+    )
 
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            console=Console(stderr=True),
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    # The spinner says that something is done, while the registry is silent or a disk is being made.
+    with Progress(SpinnerColumn(), *columns, console=Console(stderr=True)) as progress:
+        short = escape(name.rpartition("/")[2])
+        task = progress.add_task(f"{short} asking the registry", total=None)
+
+        def show(image: Image) -> None:
+            found = image.progress
+            queue = f", number {image.queue_position} in line" if image.queue_position else ""
+            progress.update(
+                task,
+                description=f"{short} {image.status}{queue}{_layers(image)}",
+                total=found.bytes_total if found is not None and found.bytes_total else None,
+                completed=found.bytes_done if found is not None else 0,
+            )
+
+        yield show  # Nothing of what follows is done where the pull has failed.
+        total_bytes = progress.tasks[0].total
+        progress.update(
+            task, description=f"{short} ready", completed=total_bytes, visible=total_bytes is not None
         )
-        self._task = self._progress.add_task("", total=None)
-        self._progress.start()
 
-    def __call__(self, image: Image) -> None:
-        found = image.progress
-        size = human_size(found.bytes_total) if found is not None else ""
-        queue = f", number {image.queue_position} in line" if image.queue_position else ""
-        self._progress.update(
-            self._task,
-            description=f"{image.name.rpartition('/')[2]} {image.status} {size}{queue}",
-            total=found.bytes_total if found is not None and found.bytes_total else None,
-            completed=found.bytes_done if found is not None else 0,
-        )
 
-    def close(self) -> None:
-        self._progress.stop()
+def _layers(image: Image) -> str:
+    found = image.progress
+    if found is None or not found.layers_total:
+        return ""
+    return f" {found.layers_done}/{found.layers_total} layers"

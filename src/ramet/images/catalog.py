@@ -163,7 +163,10 @@ class Catalog:
                 if labels is not None:
                     found.labels.update({name: dict(labels) for name in names})
 
-            await self._change_names(add)
+            # A pull that is cancelled here is cancelled by the removal of its name. Content without one would
+            # not go with it, and nobody would know what it is.
+            with anyio.CancelScope(shield=True):
+                await self._change_names(add)
             image = self._image(selection.digest, names[0] if names else None)
         if progress is not None:
             progress(_after(selection, Phase.READY))
@@ -296,7 +299,8 @@ class Catalog:
         # No await between these two: what is on disk is in memory, even if we are cancelled.
         result.rename(self._place(selection.digest))
         self._contents[selection.digest] = content
-        await run_stoppable(lambda _: sync(self._content))
+        with anyio.CancelScope(shield=True):  # As for its names: see `import_source`.
+            await run_stoppable(lambda _: sync(self._content))
         steps.reached(PullStep.PUBLISHED)
 
     def _guarded(self, check: Callable[[], None]) -> Callable[[], None]:

@@ -131,7 +131,9 @@ class Platform:
 
 
 LINUX_AMD64: Final = Platform("linux", "amd64")
-_PLATFORM: Final = re.compile(r"(linux)/(amd64|arm64)(?:/(v[0-9]{1,2}))?")
+_PLATFORM: Final = re.compile(
+    r"(linux)/(386|amd64|arm|arm64|loong64|mips64le|ppc64le|riscv64|s390x)(?:/(v[0-9]{1,2}))?"
+)
 
 
 def parse_platform(text: str) -> Platform:

@@ -340,7 +340,7 @@ class Pulls:
         await self._import(pull, remote)
 
     async def _fetch_layers(self, pull: _Pull, remote: RemoteImage) -> None:
-        pull.waits_for_slot = True
+        pull.waits_for_slot = self._slots.value == 0
         try:
             async with self._slots:
                 pull.waits_for_slot = False

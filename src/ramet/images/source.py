@@ -37,6 +37,7 @@ INDEX_ENTRY_COUNT_MAX: Final = 4096
 
 ANNOTATION_REF_NAME: Final = "org.opencontainers.image.ref.name"
 ANNOTATION_IMAGE_NAME: Final = "io.containerd.image.name"
+_ATTESTATION: Final = "unknown/unknown"  # What buildkit calls the platform of its notes on an image.
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +188,12 @@ class _Search:
         if found is not None:
             return found
         if self._seen:
+            seen = sorted(self._seen - {_ATTESTATION}) or [_ATTESTATION]
             raise NoMatchingPlatform(
-                f"The image is for {', '.join(sorted(self._seen))} and not for {self._platform}",
+                f"The image is for {', '.join(seen)} and not for {self._platform}",
+                remedy="choose another tag, or an image that is built for this platform",
                 wanted=str(self._platform),
-                found=sorted(self._seen),
+                found=seen,
             )
         kinds = sorted(self._foreign)
         raise UnsupportedMediaType(f"There is no image manifest, only {kinds}", media_types=kinds)
