@@ -240,8 +240,6 @@ def _is_local_image(text: str) -> bool:
     can_only_be_path = text.startswith(("/", "./", "../"))
     if not path.exists():
         if can_only_be_path:
-            raise NoSuchFile(
-                f"there is nothing at {text}", remedy="name an image, or a layout or archive"
-            )
+            raise NoSuchFile(f"there is nothing at {text}", remedy="name an image, or a layout or archive")
         return False
     return can_only_be_path or text.endswith(_ARCHIVES) or (path / "oci-layout").is_file()
