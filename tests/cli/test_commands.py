@@ -142,6 +142,15 @@ def test_exec_leaves_the_command_its_options(ramet: Ramet, served: Served) -> No
     assert (command.timeout_s, command.has_stdin) == (90, False)
 
 
+@pytest.mark.parametrize("option", ["--cwd", "--workdir", "-w"])
+def test_execs_working_directory_has_its_names_from_docker_and_hypeman(
+    ramet: Ramet, served: Served, option: str
+) -> None:
+    served.fleet.put("web")
+    ramet("exec", option, "/tmp", "web", "echo")
+    assert served.fleet.commands[0].command.cwd == "/tmp"
+
+
 def test_exec_passes_stdin_on_to_its_end(served: Served) -> None:
     served.fleet.put("web")
     sent = bytes(range(256)) * 1000

@@ -41,7 +41,14 @@ _EXIT_CODES: Final = {
 @click.option("-i", "--interactive", is_flag=True, help="Pass stdin on to the command.")
 @click.option("-t", "--tty", is_flag=True, help="Run it on a terminal; with -i, behind this one.")
 @env_option
-@click.option("--cwd", metavar="PATH", help="The command's working directory in the guest.")
+@click.option(
+    "-w",
+    "--cwd",
+    "--workdir",
+    "cwd",
+    metavar="PATH",
+    help="The command's working directory in the guest.",
+)
 @click.option("-u", "--user", help="Run as this user of the guest.")
 @click.option("--timeout", metavar="DURATION", help="Kill the command after this time, such as 90s.")
 @click.pass_context
