@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import anyio
+import anyio.lowlevel
 import pytest
 
 from ramet.core.spec import State
@@ -11,6 +13,8 @@ from ramet.vmm.port import VmmFailed
 from tests.effects.world import Daemon, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
+
+WELL_TIMEOUT_S = 20.0
 
 
 async def fork_must_fail(daemon: Daemon, names: Sequence[str], what: str) -> None:
@@ -100,6 +104,18 @@ async def test_a_guest_that_fails_a_step_of_its_capture_is_not_left_frozen(
             if outcome.error is None:
                 await daemon.fleet.delete("child")
         await check_source_is_well(world, daemon, before, op)
+
+
+async def test_a_guest_that_refuses_again_and_again_is_told_until_it_is_thawed(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        before = world.leftovers()
+        await daemon.run("src", "fault", "thaw", "refuse", "3")
+        await fork_must_fail(daemon, ["child"], "thaw")
+        with anyio.fail_after(WELL_TIMEOUT_S):
+            while not await daemon.is_well("src"):
+                await anyio.lowlevel.checkpoint()
+        await check_source_is_well(world, daemon, before, "thaw")
 
 
 @pytest.mark.parametrize("fault", ["refuse", "hangup"])

@@ -8,9 +8,11 @@ import pytest
 
 from ramet.core.spec import State
 from ramet.instance.transitions import ActionFailed
+from ramet.store.paths import FolderInUse
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults
 from ramet.vmm.port import VmmFailed
 from tests.effects.world import Daemon, World
+from tests.linux.pids import start_as
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 
@@ -82,6 +84,37 @@ async def test_a_guest_that_ended_while_the_daemon_was_away_is_stopped(world: Wo
         assert "while the daemon was away" in outcome.state_error
         await daemon.fleet.delete("src")
         await check_only(world, daemon, set())
+
+
+async def test_whoever_has_the_pid_of_a_vmm_that_ended_is_left_alone(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        pid = daemon.site.rigs[daemon.fleet.get("src").record.id].vm.runtime.pid
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)  # noqa: ASYNC222  # Its parent is this process.
+    start_as(pid, ("/bin/sleep", "1000"))
+    try:
+        async with world.daemon() as daemon:
+            assert (await daemon.fleet.wait("src", State.STOPPED, 5)).state is State.STOPPED
+            await daemon.fleet.delete("src")
+            await check_only(world, daemon, set())
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)  # noqa: ASYNC222
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)  # noqa: ASYNC222
+
+
+async def test_a_second_daemon_on_a_folder_is_refused_and_the_first_goes_on(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        before = world.leftovers()
+        with pytest.raises(FolderInUse, match="running daemon"):
+            async with world.daemon():
+                pass
+        assert world.leftovers() == before
+        assert await daemon.is_well("src")
+    async with world.daemon() as daemon:  # It was held by the first alone.
+        await check_only(world, daemon, {"src"})
 
 
 async def test_a_guest_that_cannot_be_adopted_is_ended_and_shown_as_stopped(world: World) -> None:

@@ -319,7 +319,7 @@ class SitePerformer:
                         Source(
                             name=record.name,
                             vm=rig.vm,
-                            workload=RigWorkload(rig),
+                            workload=RigWorkload(rig, self._group),
                             layer=top,
                             memory_bytes=record.spec.memory_bytes,
                             overlay_bytes=record.spec.overlay_bytes,
@@ -360,10 +360,13 @@ class SitePerformer:
 
 
 class RigWorkload:
-    """The workload of a running instance, over whatever channel there is."""
+    """The workload of a running instance, over whatever channel there is.
 
-    def __init__(self, rig: Rig) -> None:
-        self._rig = rig
+    One that could not be thawed is told again until it has answered, by a task of `group`.
+    """
+
+    def __init__(self, rig: Rig, group: TaskGroup) -> None:
+        self._rig, self._group = rig, group
 
     async def sync(self) -> None:
         await (await self._rig.channel()).sync()
@@ -373,7 +376,14 @@ class RigWorkload:
 
     async def thaw(self) -> None:
         try:
-            await (await self._rig.channel()).thaw()
+            await self._thaw()
         except RametError:
             # A workload must not stand still for ever because of one answer; the second error counts.
-            await (await self._rig.channel()).thaw()
+            try:
+                await self._thaw()
+            except RametError:
+                self._group.start_soon(thaw, self._rig)
+                raise
+
+    async def _thaw(self) -> None:
+        await (await self._rig.channel()).thaw()

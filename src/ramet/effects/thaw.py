@@ -1,5 +1,6 @@
-"""Letting a workload run that an earlier daemon froze for a capture and did not live to thaw.
+"""Letting a workload run that was frozen for a capture and may not have been thawed.
 
+An earlier daemon may have frozen it and not lived to thaw it, or a guest has not answered that it was thawed.
 Nobody knows whether it stands still, so every guest that is found again is told, and told again until it has
 answered: it keeps nobody waiting but those who want to capture it.
 """
@@ -20,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 async def thaw(rig: Rig) -> None:
-    """Thaw the workload of a guest found running; returns too when its VMM ends. Never fails."""
+    """Thaw the workload of a running guest; returns too when its VMM ends. Never fails."""
     async with anyio.create_task_group() as group:
 
         async def give_up_on_exit() -> None:
@@ -42,6 +43,6 @@ async def _thaw_at_last(rig: Rig) -> None:
             return
         except RametError as error:
             if not is_told:
-                log.warning("adopted_guest_does_not_answer", instance=rig.instance, error=str(error))
+                log.warning("guest_not_thawed_yet", instance=rig.instance, error=str(error))
             is_told = True
         await anyio.sleep(RETRY_S)

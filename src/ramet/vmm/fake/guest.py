@@ -152,7 +152,8 @@ class Guest:
 
     def _is_faulty(self, stream: int, op: str) -> bool:
         """Do what `fault` armed for `op`, if anything."""
-        fault = self.memory["faults"].pop(op, None)
+        armed = self.memory["faults"].get(op)
+        fault = armed.pop() if armed else None
         match fault:
             case "refuse":
                 error = {"code": "internal", "message": f"{op} was armed to fail"}
@@ -344,8 +345,8 @@ def _read(guest: Guest, name: str) -> Result:
     return (b"", 1) if content is None else (content.encode(), 0)
 
 
-def _arm(guest: Guest, op: str, fault: str) -> Result:
-    guest.memory["faults"][op] = fault
+def _arm(guest: Guest, op: str, fault: str, count: str = "1") -> Result:
+    guest.memory["faults"][op] = [fault] * int(count)
     return b"", 0
 
 
@@ -365,7 +366,7 @@ COMMANDS: Final[dict[str, Callable[..., Result]]] = {
     "get": _get,
     "write": _write,
     "read": _read,
-    "fault": _arm,  # fault OP refuse|silent|hangup: what the next OP (or hello) meets.
+    "fault": _arm,  # fault OP refuse|silent|hangup [COUNT]: what the next (COUNT) OP, or hello, meet.
     "poweroff": lambda guest: _end("guest-shutdown"),
     "reset": lambda guest: _end("guest-reset"),
     "crash": lambda guest: _end(None),
