@@ -2,6 +2,7 @@
 
 import gzip
 import lzma
+import os
 import struct
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramet.boot import kernel
 from ramet.boot.kernel import KernelUnusable, modules_in_order, read_module, unpack_vmlinux
 
 if sys.version_info >= (3, 14):
@@ -161,3 +163,44 @@ def test_a_module_is_unpacked_by_its_suffix_and_damage_is_refused(
     path.write_bytes(b"garbage")
     with pytest.raises(KernelUnusable, match=r"m\.ko"):
         read_module(path)
+
+
+@pytest.mark.parametrize(
+    "line", ["kernel/a.ko: kernel/b.ko\nkernel/b.ko: kernel/a.ko\n", "kernel/a.ko: kernel/a.ko\n"]
+)
+def test_modules_that_depend_on_each_other_are_refused(tmp_path: Path, line: str) -> None:
+    with pytest.raises(KernelUnusable, match="depends on itself"):
+        modules_in_order(make_index(tmp_path, line), ["a"])
+
+
+@pytest.mark.parametrize("name", ["modules.dep", "modules.builtin"])
+def test_an_index_that_is_no_text_is_refused_by_its_name(tmp_path: Path, name: str) -> None:
+    make_index(tmp_path, "kernel/a.ko:\n")
+    (tmp_path / name).write_bytes(b"kernel/\xff.ko:\n")
+    with pytest.raises(KernelUnusable, match=name) as caught:
+        modules_in_order(tmp_path, ["a"])
+    assert "depmod" in caught.value.remedy
+
+
+def test_a_module_that_only_the_index_has_is_named(tmp_path: Path) -> None:
+    with pytest.raises(KernelUnusable, match=r"a\.ko cannot be read"):
+        read_module(tmp_path / "a.ko")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "pack"), [("xz", lzma.compress), ("zst", zstd.compress), ("gz", gzip.compress)]
+)
+def test_a_module_that_is_cut_off_or_endless_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, pack: Pack
+) -> None:
+    path = tmp_path / f"m.ko.{suffix}"
+    packed = pack(b"\x7fELF" + os.urandom(5000))
+    path.write_bytes(packed[:-20])
+    with pytest.raises(KernelUnusable, match="damaged"):
+        read_module(path)
+    path.write_bytes(packed)
+    monkeypatch.setattr(kernel, "MODULE_BYTES_MAX", 5003)
+    with pytest.raises(KernelUnusable, match="more than 5003 bytes"):
+        read_module(path)
+    monkeypatch.setattr(kernel, "MODULE_BYTES_MAX", 5004)
+    assert len(read_module(path)) == 5004

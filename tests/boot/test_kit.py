@@ -1,5 +1,6 @@
 """Kits: made once, named by their inputs, whole or absent; and made of the real kernel package."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from ramet.boot import (
     KernelUnusable,
     KitDamaged,
     KitInputMissing,
+    KitUnwritable,
     ProgramNotBuilt,
     find_installed_kernel,
     native_program,
@@ -105,6 +107,35 @@ def test_a_kit_that_lost_bytes_is_reported_with_the_remedy(
     os.truncate(kit.initramfs, 100)
     with pytest.raises(KitDamaged, match="remove"):
         prepare_kit(tmp_path / "cache", guest_program=guest, kernel=kernel)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "{}", '{"later": 1}', "[" * 100_000])
+def test_a_kit_whose_manifest_is_damaged_is_reported_with_the_remedy(
+    tmp_path: Path, kernel: KernelSource, guest: Path, text: str
+) -> None:
+    kit = prepare_kit(tmp_path / "cache", guest_program=guest, kernel=kernel)
+    (kit.kernel.parent / "kit.json").write_text(text)
+    with pytest.raises(KitDamaged, match="remove"):
+        prepare_kit(tmp_path / "cache", guest_program=guest, kernel=kernel)
+
+
+def test_a_place_that_takes_no_kit_is_named(tmp_path: Path, kernel: KernelSource, guest: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(KitUnwritable, match="file/cache") as caught:
+        prepare_kit(tmp_path / "file/cache", guest_program=guest, kernel=kernel)
+    assert "kits_dir" in caught.value.remedy
+
+
+def test_a_disk_that_is_full_is_told_and_nothing_is_left(
+    tmp_path: Path, kernel: KernelSource, guest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(KitUnwritable, match="No space left"):
+        prepare_kit(tmp_path / "cache", guest_program=guest, kernel=kernel)
+    assert list((tmp_path / "cache").iterdir()) == []
 
 
 def test_a_missing_input_is_named(tmp_path: Path, kernel: KernelSource, guest: Path) -> None:

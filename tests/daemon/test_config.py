@@ -1,5 +1,6 @@
 """Settings come from flags, environment and file, in this order, and what cannot be is refused by name."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -58,6 +59,13 @@ def test_what_cannot_be_is_named(tmp_path: Path, text: str, named: str) -> None:
     file.write_text(text)
     with pytest.raises(SettingsInvalid, match=named):
         load_settings({}, file)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SettingsInvalid, match="not a regular file") as caught:
+        load_settings({}, tmp_path / "pipe")
+    assert "--config" in caught.value.remedy
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -57,7 +57,9 @@ def test_the_environments_token_comes_first(file: Path, monkeypatch: pytest.Monk
     assert Endpoint.from_environment("http://elsewhere").api_key == "mine"
 
 
-@pytest.mark.parametrize("text", ["host", "host = 1", 'host = "ftp://x"', "api_key = []", "\x00"])
+@pytest.mark.parametrize(
+    "text", ["host", "host = 1", 'host = "ftp://x"', "api_key = []", "\x00", "host = " + "[" * 5000]
+)
 def test_a_file_that_cannot_be_understood_is_an_error_with_a_remedy(file: Path, text: str) -> None:
     file.write_text(text)
     with pytest.raises(Invalid) as caught:

@@ -154,7 +154,7 @@ def test_print_shows_all_and_writes_nothing(setup: Setup, tmp_path: Path) -> Non
     assert "<token>" in shown
 
 
-@pytest.mark.parametrize("text", ["- a list\n", "{", "\x00"])
+@pytest.mark.parametrize("text", ["- a list\n", "{", "\x00", "at: 2026-99-99\n", "[" * 5000])
 def test_settings_that_are_none_stop_it_before_anything_depends_on_them(
     setup: Setup, tmp_path: Path, text: str
 ) -> None:

@@ -1,8 +1,10 @@
 """Records and journal survive, or say why they do not."""
 
 import os
+import sqlite3
 import subprocess
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +121,27 @@ def test_the_reserve_of_a_killed_daemon_is_not_taken_for_content(tmp_path: Path)
     assert found.load() == [record]
     found.save(replace(record, generation=9))
     assert [each.generation for each in found.load()] == [9]
+
+
+@pytest.mark.parametrize("facts", ["{", "[]", "null", "7", "[" * 100_000, ""])
+def test_a_damaged_journal_entry_is_named_and_not_skipped(tmp_path: Path, facts: object) -> None:
+    database = Database(tmp_path / "s.db")
+    entry = database.begin("create", InstanceId("a"))
+    with sqlite3.connect(tmp_path / "s.db") as rows:
+        rows.execute("UPDATE journal SET facts = ?", (facts,))
+    rows.close()
+    with pytest.raises(StateUnreadable, match=f"entry {entry} of the journal") as caught:
+        database.unfinished()
+    assert caught.value.remedy
+
+
+def test_a_file_damaged_behind_its_head_is_told_as_damaged_and_not_as_full(tmp_path: Path) -> None:
+    path = tmp_path / "s.db"
+    with closing(Database(path)) as database:
+        database.save(make_record())
+    content = path.read_bytes()
+    page_bytes = int.from_bytes(content[16:18])
+    path.write_bytes(content[:page_bytes] + b"\xff" * (len(content) - page_bytes))
+    with pytest.raises(StateUnreadable, match="malformed") as caught, closing(Database(path)) as database:
+        database.load()
+    assert "restore" in caught.value.remedy

@@ -1,7 +1,7 @@
 """What a guest boots from: the distribution's kernel, unpacked, and our initramfs."""
 
 from ramet.boot.kernel import KernelSource, KernelToolFailed, KernelUnusable
-from ramet.boot.kit import BootKit, KitDamaged, KitInputMissing, open_kit, prepare_kit
+from ramet.boot.kit import BootKit, KitDamaged, KitInputMissing, KitUnwritable, open_kit, prepare_kit
 from ramet.boot.locate import (
     GUEST_PROGRAM,
     PAGER_PROGRAM,
@@ -21,6 +21,7 @@ __all__ = (
     "KernelUnusable",
     "KitDamaged",
     "KitInputMissing",
+    "KitUnwritable",
     "ProgramNotBuilt",
     "find_installed_kernel",
     "native_program",

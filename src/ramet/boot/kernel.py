@@ -6,7 +6,6 @@ overlayfs as modules; they are listed in the order of `modules.dep`, each behind
 the guest's init can load them one after the other and know nothing of dependencies.
 """
 
-import gzip
 import lzma
 import struct
 import subprocess
@@ -15,7 +14,7 @@ import zlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import lz4.block
 
@@ -44,6 +43,7 @@ GUEST_MODULES: Final = (
     "tcp_diag",
 )
 VMLINUX_BYTES_MAX: Final = 512 << 20  # A distribution's kernel is some 30-60 MiB unpacked.
+MODULE_BYTES_MAX: Final = 64 << 20  # Those that guests need have less than 2 MiB.
 
 # Documentation/arch/x86/boot.rst, "The Real-Mode Kernel Header"; offsets in the file.
 _SETUP_SECTS_OFFSET: Final = 0x1F1  # u8; 0 means 4
@@ -60,11 +60,16 @@ _DEPMOD_TIMEOUT_S: Final = 60
 _DPKG_TIMEOUT_S: Final = 120
 _TOOL_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"  # depmod lies in sbin, which a service's PATH may lack.
 
+_REMEDY: Final = "use the distribution's cloud kernel: apt-get install --reinstall linux-image-cloud-amd64"
+
 
 class KernelUnusable(Invalid):
     """A kernel, or its modules, is not of a form that we can boot guests with."""
 
     code = "kernel_unusable"
+
+    def __init__(self, message: str, *, remedy: str = _REMEDY, **fields: object) -> None:
+        super().__init__(message, remedy=remedy, **fields)
 
 
 class KernelToolFailed(Broken):
@@ -156,8 +161,24 @@ _FORMATS: Final[dict[bytes, Callable[[bytes, int], bytes]]] = {
     _LZ4_LEGACY_MAGIC: _lz4_legacy,
     b"\x28\xb5\x2f\xfd": lambda payload, size: zstd.ZstdDecompressor().decompress(payload, size),
     b"\xfd7zXZ\x00": lambda payload, size: lzma.LZMADecompressor().decompress(payload, size),
-    b"\x1f\x8b": lambda payload, size: gzip.decompress(payload),
+    b"\x1f\x8b": lambda payload, size: _unpack(_gzip_decompressor(), payload, size),
 }
+
+
+def _unpack(decompressor: Any, packed: bytes, bytes_max: int) -> bytes:
+    """Return all that is in `packed`, or its first `bytes_max` + 1 bytes, by a decompressor of any kind.
+
+    Raises:
+        EOFError: it is cut off.
+    """
+    unpacked: bytes = decompressor.decompress(packed, bytes_max + 1)
+    if not decompressor.eof and len(unpacked) <= bytes_max:
+        raise EOFError
+    return unpacked
+
+
+def _gzip_decompressor() -> Any:
+    return zlib.decompressobj(zlib.MAX_WBITS | 16)
 
 
 def unpack_package(package: Path, folder: Path) -> KernelSource:
@@ -205,12 +226,16 @@ def modules_in_order(modules: Path, wanted: Iterable[str] = GUEST_MODULES) -> li
     built_in = {_module_name(path) for path in _index(modules / "modules.builtin").split()}
 
     ordered: dict[str, Path] = {}
+    under_way = set[str]()
 
     def place(name: str) -> None:
         if name in ordered or name in built_in or (name == "crc32c_generic" and name not in files):
             return
         if name not in files:
             raise KernelUnusable(f"the kernel in {modules} has no module {name}", module=name)
+        if name in under_way:
+            raise KernelUnusable(f"the module {name} in {modules} depends on itself", module=name)
+        under_way.add(name)
         # modules.dep lists all dependencies, the nearest first; so the last is loaded first (modules.dep(5)).
         for needed in reversed(needs[name]):
             place(needed)
@@ -227,21 +252,26 @@ def read_module(path: Path) -> bytes:
     Unpacked here because the kernel's own decompression of modules is an option that few kernels have.
 
     Raises:
-        KernelUnusable: another compression, damage, or not an ELF object.
+        KernelUnusable: it cannot be read, is too large, damaged or compressed otherwise, or no ELF object.
     """
-    packed = path.read_bytes()
+    try:
+        packed = path.read_bytes()
+    except OSError as error:
+        raise KernelUnusable(f"the module {path} cannot be read: {error.strerror}") from error
     try:
         match path.suffix:
             case ".xz":
-                module = lzma.decompress(packed)
+                module = _unpack(lzma.LZMADecompressor(), packed, MODULE_BYTES_MAX)
             case ".zst":
-                module = zstd.decompress(packed)
+                module = _unpack(zstd.ZstdDecompressor(), packed, MODULE_BYTES_MAX)
             case ".gz":
-                module = gzip.decompress(packed)
+                module = _unpack(_gzip_decompressor(), packed, MODULE_BYTES_MAX)
             case _:
                 module = packed
     except (lzma.LZMAError, zstd.ZstdError, zlib.error, OSError, EOFError) as error:
         raise KernelUnusable(f"the module {path.name} is damaged") from error
+    if len(module) > MODULE_BYTES_MAX:
+        raise KernelUnusable(f"the module {path.name} has more than {MODULE_BYTES_MAX} bytes")
     if not module.startswith(b"\x7fELF"):
         raise KernelUnusable(f"the module {path.name} is not an ELF object")
     return module
@@ -254,6 +284,8 @@ def _index(path: Path) -> str:
         raise KernelUnusable(
             f"{path} cannot be read: {error.strerror}", remedy=f"run depmod {path.parent.name}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise KernelUnusable(f"{path} is damaged", remedy=f"run depmod {path.parent.name}") from error
 
 
 def _module_name(path: str) -> str:

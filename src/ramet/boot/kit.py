@@ -49,6 +49,12 @@ class KitInputMissing(NotFound):
     code = "boot_kit_input_missing"
 
 
+class KitUnwritable(Broken):
+    """A kit cannot be written: the disk is full, or failing."""
+
+    code = "boot_kit_unwritable"
+
+
 @dataclass(frozen=True)
 class BootKit:
     """A kernel and initramfs that boot a guest of ours.
@@ -94,6 +100,7 @@ def prepare_kit(
         KernelUnusable: the kernel is not of a form we can boot.
         KernelToolFailed: dpkg-deb or depmod is missing or failed.
         KitDamaged: a kit that was made before has lost a file.
+        KitUnwritable: `cache_folder` takes no kit; nothing is left of it.
     """
     assert kernel_package is None or kernel is None
     guest = _read(guest_program)
@@ -107,7 +114,6 @@ def prepare_kit(
     digest = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:_DIGEST_LENGTH]
     folder = cache_folder / f"{_KIT_PREFIX}{digest}"
     if not folder.exists():
-        cache_folder.mkdir(parents=True, exist_ok=True)
 
         def make(workspace: Path) -> None:
             if kernel_package is not None:
@@ -132,7 +138,7 @@ def open_kit(folder: Path) -> BootKit:
     try:
         manifest = _Manifest(**json.loads((folder / _MANIFEST_FILE).read_text(encoding="utf-8")))
         lengths = (kernel.stat().st_size, initramfs.stat().st_size)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, RecursionError) as error:
         raise KitDamaged(f"the boot kit {folder.name} is damaged", remedy=remedy) from error
     if lengths != (manifest.kernel_bytes, manifest.initramfs_bytes):
         raise KitDamaged(f"the boot kit {folder.name} has files of a wrong length", remedy=remedy)
@@ -151,20 +157,31 @@ def _make_kit(folder: Path, guest: bytes, source: KernelSource) -> None:
 
 
 def _publish(folder: Path, make: Callable[[Path], None]) -> None:
-    """Make `folder` whole or not at all: beside it, then renamed."""
-    workspace = Path(tempfile.mkdtemp(prefix=".kit-", dir=folder.parent))
+    """Make `folder` whole or not at all: beside it, then renamed.
+
+    Raises:
+        KitUnwritable: its file system has no room, or takes nothing.
+    """
     try:
-        make(workspace)
-        workspace.chmod(0o755)
-        _sync_folder(workspace)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        workspace = Path(tempfile.mkdtemp(prefix=".kit-", dir=folder.parent))
         try:
-            workspace.rename(folder)
-        except OSError:
-            if not folder.exists():  # Else another process was first, with the same content.
-                raise
-        _sync_folder(folder.parent)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+            make(workspace)
+            workspace.chmod(0o755)
+            _sync_folder(workspace)
+            try:
+                workspace.rename(folder)
+            except OSError:
+                if not folder.exists():  # Else another process was first, with the same content.
+                    raise
+            _sync_folder(folder.parent)
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
+    except OSError as error:
+        raise KitUnwritable(
+            f"the boot kit {folder} cannot be written: {error.strerror}",
+            remedy="make room there, or set kits_dir to another folder",
+        ) from error
 
 
 def _plain_name(path: Path) -> str:

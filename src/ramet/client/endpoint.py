@@ -101,7 +101,7 @@ def read_client_file() -> tuple[str | None, str | None]:
 
     try:
         found = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
         raise _unreadable(path) from error
     host, token = found.get("host"), found.get("api_key")
     if not isinstance(host, str | None) or not isinstance(token, str | None):

@@ -4,6 +4,7 @@ Below the daemon nobody reads the environment or a settings file: each part gets
 """
 
 import os
+import stat
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -38,6 +39,7 @@ PLACE_LENGTH_MAX: Final = 80
 LINE_LENGTH_MAX: Final = 250
 LOG_BYTES_MIN: Final = 64 << 10
 
+_FILE_REMEDY: Final = "name a file of settings with --config, or leave it out; `ramet setup` makes one"
 _REMEDY: Final = "docs/daemon.md lists the settings"
 
 
@@ -210,13 +212,20 @@ def load_settings(overrides: dict[str, object], file: Path | None = None) -> Set
 def _check_file(file: Path) -> None:
     """Raise SettingsInvalid unless `file` is YAML of the right shape; its values are judged later."""
     try:
-        if file.stat().st_size > FILE_BYTES_MAX:
-            raise SettingsInvalid(f"the settings file {file} is larger than {FILE_BYTES_MAX} bytes")
+        found_file = file.stat()
+        if not stat.S_ISREG(found_file.st_mode):  # A pipe could be read only once, and would be waited for.
+            raise SettingsInvalid(f"the settings file {file} is not a regular file", remedy=_FILE_REMEDY)
+        if found_file.st_size > FILE_BYTES_MAX:
+            raise SettingsInvalid(
+                f"the settings file {file} is larger than {FILE_BYTES_MAX} bytes", remedy=_FILE_REMEDY
+            )
         found = yaml.safe_load(file.read_bytes().decode())
     except FileNotFoundError as error:
-        raise SettingsInvalid(f"there is no settings file {file}") from error
+        raise SettingsInvalid(f"there is no settings file {file}", remedy=_FILE_REMEDY) from error
     except OSError as error:
-        raise SettingsInvalid(f"the settings file {file} cannot be read: {error.strerror}") from error
+        raise SettingsInvalid(
+            f"the settings file {file} cannot be read: {error.strerror}", remedy=_FILE_REMEDY
+        ) from error
     except UnicodeDecodeError as error:
         raise SettingsInvalid(f"the settings file {file} is not UTF-8", remedy="save it as UTF-8") from error
     # ValueError is a date or number that looks like one and is none.
@@ -224,9 +233,11 @@ def _check_file(file: Path) -> None:
         what = _line(str(getattr(error, "problem", None) or error))
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise SettingsInvalid(f"the settings file {file}{where} is not YAML: {what}") from error
+        raise SettingsInvalid(
+            f"the settings file {file}{where} is not YAML: {what}", remedy=_REMEDY
+        ) from error
     if found is not None and not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
-        raise SettingsInvalid(f"the settings file {file} is not a list of `name: value`")
+        raise SettingsInvalid(f"the settings file {file} is not a list of `name: value`", remedy=_REMEDY)
 
 
 def _line(text: str) -> str:
@@ -238,5 +249,7 @@ def _line(text: str) -> str:
 def _parse_port(text: str) -> tuple[Literal["tcp", "udp"], int]:
     protocol, _, port = text.partition("/")
     if protocol not in ("tcp", "udp") or not port.isdecimal():
-        raise SettingsInvalid(f"setting network.allow_host_ports: {text!r} is not like udp/53")
+        raise SettingsInvalid(
+            f"setting network.allow_host_ports: {text!r} is not like udp/53", remedy=_REMEDY
+        )
     return ("tcp" if protocol == "tcp" else "udp"), int(port)

@@ -194,7 +194,8 @@ def read_settings(path: Path) -> Mapping[str, Any]:
     remedy = f"mend {path}, or move it away"
     try:
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    # ValueError is a date or number that looks like one and is none, or bytes that are no text.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SettingsUnreadable(f"{path} cannot be read as settings", remedy=remedy) from error
     if not isinstance(found, dict | None):
         raise SettingsUnreadable(f"{path} holds no settings", remedy=remedy)

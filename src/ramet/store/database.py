@@ -36,6 +36,7 @@ CREATE TABLE journal (
 """
 
 
+_DAMAGED: Final = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 _UNREADABLE_REMEDY: Final = (
     "restore the file, or move it and its -wal and -shm away: it is made again from the instances' folders"
 )
@@ -69,7 +70,8 @@ class Database:
     Raises, on construction:
         StateUnreadable: it cannot be used; it is left as it is.
 
-    Every call raises `StateUnwritable` where the file cannot be read or written; nothing was changed then.
+    Every call raises `StateUnwritable` where the file cannot be read or written, and `StateUnreadable` where
+    it is found damaged; nothing was changed then.
     """
 
     def __init__(self, path: Path) -> None:
@@ -148,9 +150,25 @@ class Database:
         self._execute("DELETE FROM journal WHERE id = ?", (entry,))
 
     def unfinished(self) -> list[JournalEntry]:
-        """Return the journal, oldest first."""
-        rows = self._execute("SELECT id, operation, instance, facts FROM journal ORDER BY id")
-        return [JournalEntry(row[0], row[1], InstanceId(row[2]), json.loads(row[3])) for row in rows]
+        """Return the journal, oldest first.
+
+        Raises:
+            StateUnreadable: an entry does not parse; it is named.
+        """
+        entries = []
+        for entry, operation, instance, text in self._execute(
+            "SELECT id, operation, instance, facts FROM journal ORDER BY id"
+        ):
+            try:
+                facts = json.loads(text)
+            except (ValueError, TypeError, RecursionError):
+                facts = None
+            if not isinstance(facts, dict):
+                raise StateUnreadable(
+                    f"{self._path}: entry {entry} of the journal is damaged", remedy=_UNREADABLE_REMEDY
+                )
+            entries.append(JournalEntry(entry, operation, InstanceId(instance), facts))
+        return entries
 
     def _reserve(self) -> None:
         """Have the log take its room on the disk now; zeros after its end mean nothing to SQLite."""
@@ -165,6 +183,8 @@ class Database:
         try:
             return self._connection.execute(statement, parameters)
         except sqlite3.Error as error:
+            if getattr(error, "sqlite_errorcode", None) in _DAMAGED:
+                raise StateUnreadable(f"{self._path}: {error}", remedy=_UNREADABLE_REMEDY) from error
             raise StateUnwritable(
                 f"the state file {self._path} cannot be used: {error}", remedy="make room on its disk"
             ) from error
