@@ -19,12 +19,19 @@ from ramet.core.errors import Broken, Invalid, NotFound
 from ramet.instance.fleet_types import PathStat
 
 CHUNK_BYTES = 64 << 10
+PATH_BYTES_MAX = 4095
 
 
 class PathNotFound(NotFound):
     """As the guest tells it."""
 
     code = "path_not_found"
+
+
+class PathInvalid(Invalid):
+    """As the host tells it, before it asks the guest."""
+
+    code = "path_invalid"
 
 
 class BadArchive(Invalid):
@@ -52,6 +59,8 @@ class StandInFiles:
 
     def host_path(self, path: str, *, follow_links: bool) -> Path:
         """Return where `path` of the guest is here."""
+        if not path or "\0" in path or len(path.encode()) > PATH_BYTES_MAX:
+            raise PathInvalid(f"{path[:40]!r} is not a path")
         parts = [part for part in path.split("/") if part not in ("", ".")]
         here = self.root
         for index, part in enumerate(parts):
