@@ -295,6 +295,14 @@ def _host_seeds() -> dict[str, list[bytes]]:
             b'\5HTTP/1.1 200 OK\r\nA: b\r\n\r\ndata: "line"\n\n: still here\n\ndata: "x"\n\n',
             b"\0HTTP/1.1 204 No Content\r\n\r\n",
         ],
+        "registry": [
+            b'\0Bearer realm="https://t.example/token",service="r.example",scope="a"\0{"token": "t"}',
+            b'\0Basic realm="r", Bearer realm="https://t.example/"\0{"access_token": "t"}',
+            text({"auths": {"r.example": {"auth": "dXNlcjpwYXNz"}}}, 1),
+            text({"auths": {"https://r.example/v1/": {"username": "u", "password": "p"}}}, 1),
+            text({"credHelpers": {"r.example": "none-such"}, "credsStore": "none-such"}, 1),
+            text({"auths": {"r.example": {"identitytoken": "i", "registrytoken": ""}}}, 1),
+        ],
         "exec_messages": [
             text({"command": ["sh"], "env": {"A": "b"}, "cwd": "/", "timeout": 1.5, "user": "1"}),
             text({"command": ["sh"], "tty": True, "rows": 24, "cols": 80, "streams": "separate"}),

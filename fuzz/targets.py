@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fuzz import catalog, copies, guest, http, images, settings, wire
+from fuzz import catalog, copies, guest, http, images, registry, settings, wire
 
 CORPORA: Final = Path(__file__).parent / "corpus"
 
@@ -50,6 +50,7 @@ _ALL: Final = (
     Target("copied", copies.copied, ("ramet.wire_api.tar", "ramet.client.unpack"), 16_384),
     Target("documents", images.documents, ("ramet.images",)),
     Target("reference", images.reference, ("ramet.images.reference",), 512),
+    Target("registry", registry.registry, ("ramet.images.registry",)),
     Target("catalog", catalog.catalog, ("ramet.images", "ramet.core")),
     Target("http1", http.http1, ("ramet.client.http1",)),
     Target("exec_messages", http.exec_messages, ("ramet.api", "ramet.wire_api")),

@@ -71,6 +71,7 @@ BUGS: Final[dict[str, tuple[str, Any]]] = {
         "ramet.images.reference.Reference.display",
         property(lambda self: str(self).removeprefix("docker.io/")),
     ),
+    "registry": ("ramet.images.registry.auth.Authorizer._bearer", lambda self, token: f"Bearer {token}\n"),
     "catalog": ("fuzz.catalog.load_names", _raise),
     "http1": ("fuzz.http.Answer.feed", lambda self, data: data[:1]),
     "exec_messages": ("fuzz.http.to_exec_command", _raise),

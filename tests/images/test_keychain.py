@@ -112,6 +112,8 @@ async def test_a_login_holds_at_once(tmp_path: Path) -> None:
         '{"auths": {"registry.example:5000": {"auth": 7}}}',
         '{"auths": {"registry.example:5000": {"auth": "!"}}}',
         '{"auths": {"registry.example:5000": {"auth": "/w=="}}}',
+        '{"auths": {"registry.example:5000": {"username": "\\ud800", "password": "x"}}}',
+        '{"auths": {"registry.example:5000": {"identitytoken": "\\udfff"}}}',
         '{"credHelpers": ["registry.example:5000"]}',
         '{"credsStore": 7}',
         '{"credsStore": "../../bin/sh"}',
@@ -198,6 +200,7 @@ async def test_a_helper_need_not_read(tmp_path: Path, helpers: Path) -> None:
         ("echo not json", "JSON"),
         ("echo '[]'", "object"),
         ("""echo '{"Username": 7, "Secret": "b"}'""", "without a name and secret"),
+        ("""printf '%s' '{"Username": "a", "Secret": "\\ud800"}'""", "without a name and secret"),
         ("yes", "more than"),
     ],
 )

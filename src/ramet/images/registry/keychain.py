@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from subprocess import DEVNULL, PIPE, Popen
-from typing import Final
+from typing import Final, TypeGuard
 
 from ramet.images.errors import CredentialsUnreadable
 from ramet.images.limits import MIB
@@ -175,7 +175,7 @@ def _from_helper(text: str, program: str) -> Credentials | None:
     except (ValueError, RecursionError) as error:
         raise CredentialsUnreadable(f"The credential helper {program} did not answer in JSON") from error
     username, secret = answer.get("Username", ""), answer.get("Secret", "")
-    if not isinstance(username, str) or not isinstance(secret, str):
+    if not _is_text(username) or not _is_text(secret):
         raise CredentialsUnreadable(f"The credential helper {program} answered without a name and secret")
     if username == _IDENTITY_USER:
         return Credentials(identity_token=secret)
@@ -185,8 +185,8 @@ def _from_helper(text: str, program: str) -> Credentials | None:
 def _from_entry(entry: Mapping[str, object], name: str) -> Credentials:
     def text(key: str) -> str:
         value = entry.get(key, "")
-        if not isinstance(value, str):
-            raise CredentialsUnreadable(f"Docker's config.json: {key} of {name[:100]!r} is not a string")
+        if not _is_text(value):
+            raise CredentialsUnreadable(f"Docker's config.json: {key} of {name[:100]!a} is not a string")
         return value
 
     username, password = text("username"), text("password")
@@ -198,6 +198,11 @@ def _from_entry(entry: Mapping[str, object], name: str) -> Credentials:
                 f"Docker's config.json: auth of {name[:100]!r} is not base64"
             ) from error
     return Credentials(username, password.rstrip("\0"), text("identitytoken"), text("registrytoken"))
+
+
+def _is_text(value: object) -> TypeGuard[str]:
+    """Tell whether `value` can be sent; JSON can hold half a character (a lone surrogate)."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _is_same(name: str, registry: str) -> bool:
