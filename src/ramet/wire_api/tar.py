@@ -277,7 +277,7 @@ def _read_records(payload: bytes) -> dict[str, str]:
         length = _number(payload[at:space].decode("latin-1")) if space > at else 0
         record = payload[space + 1 : at + length]
         name, equals, value = record.partition(b"=")
-        if at + length > len(payload) or not equals or value[-1:] != b"\n":
+        if space < 0 or at + length > len(payload) or not equals or value[-1:] != b"\n":
             raise TarDamaged("The archive is damaged: an extended header cannot be read")
         records[name.decode(_ENCODING, _ERRORS)] = value[:-1].decode(_ENCODING, _ERRORS)
         at += length
