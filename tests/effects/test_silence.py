@@ -11,6 +11,7 @@ import pytest
 
 from ramet.core.spec import State
 from ramet.effects.reconcile import CAPTURE
+from ramet.instance.fleet_types import ForkOutcome
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import LiveCapture, VmmSilent
 from tests.effects.crashing import Crashes
@@ -138,3 +139,31 @@ async def test_what_a_capture_that_was_cut_short_left_is_kept_until_the_silence_
         assert daemon.fleet.get("src").record.layer == switched
         await daemon.fleet.start("src")
         assert await daemon.is_well("src")
+
+
+async def test_a_source_that_hangs_in_its_capture_fails_the_fork_and_runs_on_when_it_goes_on(
+    world: World,
+) -> None:
+    world.vmm_timeout_s = PATIENCE_S
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        (pid,) = world.processes()
+        hold = daemon.faults.hold("stop")
+        outcomes: list[ForkOutcome] = []
+
+        async def fork() -> None:
+            outcomes.extend(await daemon.fleet.fork("src", ["child"]))
+
+        with anyio.fail_after(FOLLOW_TIMEOUT_S):
+            async with anyio.create_task_group() as group:
+                group.start_soon(fork)
+                await hold.wait_reached()  # Its workload is frozen.
+                os.kill(pid, signal.SIGSTOP)
+                hold.release()
+                while "forget_disk" not in daemon.faults.calls:  # Neither pause nor resume was answered.
+                    await anyio.lowlevel.checkpoint()
+                os.kill(pid, signal.SIGCONT)
+            assert isinstance(outcomes[0].error, VmmSilent)
+            while not await daemon.is_well("src"):
+                await anyio.lowlevel.checkpoint()
+        assert (await daemon.fleet.fork("src", ["child"]))[0].error is None

@@ -1,18 +1,35 @@
-"""A pull that kills itself at a named step: python -m tests.images.dying_pull FOLDER NAME STEP COUNT
+"""A pull that kills itself: python -m tests.images.dying_pull FOLDER NAME STEP [COUNT]
 
-It dies when STEP is reached for the COUNTth time. SIGKILL from inside is as sudden as from outside, and
-hits the instruction that is meant.
+With COUNT, when the named STEP has been reached for the COUNTth time. Without, when it is about to take STEP,
+of those that are found in the code (see `tests.steps`); without a STEP it lives, and writes them to stdout.
+SIGKILL from inside is as sudden as from outside, and hits the instruction that is meant.
 """
 
 import os
 import signal
 import sys
 from pathlib import Path
+from typing import Final
 
 import anyio
 
 from ramet.images import Catalog, Credentials, ImageLimits, RegistryConfig, parse_reference, steps
 from ramet.images.steps import PullStep
+from tests.steps import watch_steps
+
+TOUCHING: Final = (
+    "ramet.images.catalog",
+    "ramet.images.convert",
+    "ramet.images.pull_records",
+    "ramet.images.record",
+    "ramet.images.registry.cache",
+    "ramet.images.registry.client",
+    "ramet.images.rooted",
+    "ramet.images.rootfs",
+    "ramet.images.unpack",
+    "ramet.store.paths",
+)
+"""The modules by which a pull changes what lies on the disk."""
 
 
 async def _pull(folder: Path, name: str, credentials: Credentials | None) -> None:
@@ -24,18 +41,39 @@ async def _pull(folder: Path, name: str, credentials: Credentials | None) -> Non
         group.cancel_scope.cancel()
 
 
-def main() -> None:
-    folder, name, step, count = sys.argv[1:]
-    left = int(count)
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+    signal.pause()
+
+
+def _die_when_reached(step: PullStep, count: int) -> None:
+    left = count
 
     def reached(found: PullStep) -> None:
         nonlocal left
-        left -= found == PullStep(step)
+        left -= found == step
         if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-            signal.pause()
+            _die()
 
     setattr(steps, "reached", reached)  # noqa: B010  # A plain assignment is an error to mypy.
+
+
+def _die_before(step: str) -> None:
+    def reached(found: str) -> None:
+        if found == step:
+            _die()
+        if not step:
+            print(found, flush=True)
+
+    watch_steps(reached, TOUCHING).begin()
+
+
+def main() -> None:
+    folder, name, step, *count = sys.argv[1:]
+    if count:
+        _die_when_reached(PullStep(step), int(count[0]))
+    else:
+        _die_before(step)
     user = os.environ.get("PULL_AS")
     anyio.run(_pull, Path(folder), name, Credentials(user, "secret") if user else None)
 

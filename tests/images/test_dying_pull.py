@@ -1,6 +1,7 @@
 """A pull killed at any of its steps is finished by the next process, which nobody has to ask."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -36,16 +37,30 @@ def registry() -> Iterator[LyingRegistry]:
 
 
 def die(folder: Path, name: str, step: PullStep, count: int = 1, **environment: str) -> None:
-    """Pull in a process that is killed meanwhile."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.images.dying_pull", str(folder), name, step, str(count)],
+    """Pull in a process that is killed when it has reached a named step."""
+    done = pull_apart(folder, name, step, str(count), **environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def find_steps(folder: Path, name: str) -> list[str]:
+    """Pull in a process that lives, and return the steps it took."""
+    done = pull_apart(folder, name, "")
+    assert done.returncode == 0, done.stderr
+    found = [line for line in done.stdout.splitlines() if re.fullmatch(r"(end of )?[A-Za-z_.]+ \d+", line)]
+    # How many pieces a layer comes in is never the same.
+    return [step for step in found if step == "Part.add 1" or not step.startswith("Part.add ")]
+
+
+def pull_apart(folder: Path, name: str, *step: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.images.dying_pull", str(folder), name, *step],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,
+        text=True,
         timeout=TIMEOUT_S,
         check=False,
     )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
 
 
 async def wait_idle(catalog: Catalog) -> None:
@@ -97,6 +112,29 @@ async def test_a_pull_killed_at_a_step_is_whole_after_the_next_start(
         check_nothing_half_made(folder, content_count=0)
         assert (await catalog.pulls.fetch(parse_reference(name))).digest == image.digest
     check_nothing_half_made(folder, content_count=1)
+
+
+@pytest.mark.timeout(600)
+async def test_a_pull_killed_at_any_step_found_in_the_code_leaves_nothing_half_made_and_blocks_no_name(
+    tmp_path: Path, registry: LyingRegistry
+) -> None:
+    name = f"{registry.authority}/app:latest"
+    found = find_steps(tmp_path / "whole", name)
+    assert {"PullRecords.save 1", "Part.finish 1", "make_rootfs 1", "PullRecords.remove 1"} <= set(found)
+    for number, step in enumerate(found):
+        folder = tmp_path / str(number)
+        try:
+            done = pull_apart(folder, name, step)
+            assert done.returncode == -signal.SIGKILL, done.stderr
+            async with catalog_in(folder) as catalog:
+                await wait_idle(catalog)
+                # What had not been written down yet is asked for again; the rest is done without us.
+                image = await catalog.pulls.fetch(parse_reference(name))
+                assert catalog.list() == [image]
+            check_nothing_half_made(folder, content_count=1)
+        except BaseException as error:
+            error.add_note(f"killed before: {step}")
+            raise
 
 
 @pytest.mark.parametrize("step", [PullStep.RESOLVED, PullStep.PUBLISHED])
