@@ -76,7 +76,7 @@ def _run(name: str, seconds: int) -> int:
 def _minimise(name: str) -> int:
     """Keep of what was learnt the small inputs that each reach something new, a bounded number of them."""
     if name in rust.TARGETS:
-        return rust.minimise(name, WORK / name)
+        return rust.minimise(name, WORK / name, CORPUS_FILES_MAX, SEED_BYTES_MAX)
     if name not in TARGETS:
         return 0
     target = TARGETS[name]

@@ -5,7 +5,9 @@ sanitizer would need a nightly one; instead overflow checks and debug assertions
 """
 
 import os
+import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -78,7 +80,21 @@ def run(name: str, work: Path, seconds: int) -> int:
     return subprocess.run(command, check=False).returncode
 
 
-def minimise(name: str, work: Path) -> int:
-    """Fold what was learnt into the committed corpus: only inputs that reach something new."""
-    command = [str(build() / name), "-merge=1", f"-max_len={INPUT_BYTES_MAX}", str(CORPORA / name)]
-    return subprocess.run([*command, str(work / "learnt")], check=False).returncode
+def minimise(name: str, work: Path, files_max: int, bytes_max: int) -> int:
+    """Fold what was learnt into the committed corpus: inputs that reach something new, the smallest first.
+
+    Args:
+        files_max: how many at most.
+        bytes_max: of each.
+    """
+    corpus = CORPORA / name
+    with tempfile.TemporaryDirectory(prefix="ramet-fuzz-") as merged:
+        command = [str(build() / name), "-merge=1", f"-max_len={bytes_max}", merged]
+        done = subprocess.run([*command, str(corpus), str(work / "learnt")], check=False)
+        known = {file.read_bytes() for file in corpus.iterdir()}
+        found = sorted(Path(merged).iterdir(), key=lambda file: (file.stat().st_size, file.name))
+        fresh = [file for file in found if file.read_bytes() not in known][:files_max]
+        for file in fresh:
+            shutil.copyfile(file, corpus / f"learnt-{file.name[:12]}")
+    print(f"{name}: {len(fresh)} learnt inputs kept")
+    return done.returncode
