@@ -1,5 +1,6 @@
 """docs/troubleshooting.md has every code an error can have, once, and says what mends it."""
 
+import ast
 import importlib
 import pkgutil
 import re
@@ -8,9 +9,11 @@ from pathlib import Path
 
 import ramet
 from ramet.api.errors import CODE
-from ramet.core.errors import RametError
+from ramet.core.errors import Invalid, RametError
 
-PAGE = Path(__file__).parents[2] / "docs/troubleshooting.md"
+ROOT = Path(__file__).parents[2]
+PAGE = ROOT / "docs/troubleshooting.md"
+SOURCES = ROOT / "src/ramet"
 ROW = re.compile(r"^\| `(\w+)` \| (.*) \| (.*) \|$", re.MULTILINE)
 WORDS_MIN = 2  # Of a remedy: less helps nobody.
 
@@ -52,3 +55,19 @@ def test_no_code_has_two_rows_and_none_is_without_help() -> None:
 def test_every_table_row_is_read() -> None:
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     assert len(lines) == len(rows())
+
+
+def constructions() -> Iterator[tuple[str, str, bool]]:
+    """Yield where, and as what, the code makes an error, and whether it gives it a remedy of its own."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                has_remedy = any(keyword.arg == "remedy" for keyword in node.keywords)
+                yield f"{path.relative_to(SOURCES)}:{node.lineno}", node.func.id, has_remedy
+
+
+def test_whoever_sends_something_wrong_hears_what_to_do() -> None:
+    codes()  # Imports all modules.
+    needy = {kind.__name__ for kind in kinds_below(Invalid) if not kind.remedy_default}
+    silent = [f"{place} {name}" for place, name, has in constructions() if name in needy and not has]
+    assert silent == [], "give them a remedy, or their class a remedy_default"

@@ -60,16 +60,12 @@ _DEPMOD_TIMEOUT_S: Final = 60
 _DPKG_TIMEOUT_S: Final = 120
 _TOOL_PATH: Final = "/usr/sbin:/usr/bin:/sbin:/bin"  # depmod lies in sbin, which a service's PATH may lack.
 
-_REMEDY: Final = "use the distribution's cloud kernel: apt-get install --reinstall linux-image-cloud-amd64"
-
 
 class KernelUnusable(Invalid):
     """A kernel, or its modules, is not of a form that we can boot guests with."""
 
     code = "kernel_unusable"
-
-    def __init__(self, message: str, *, remedy: str = _REMEDY, **fields: object) -> None:
-        super().__init__(message, remedy=remedy, **fields)
+    remedy_default = "use the distribution's: apt-get install --reinstall linux-image-cloud-amd64"
 
 
 class KernelToolFailed(Broken):

@@ -19,6 +19,7 @@ class HostPathNotDirectory(Invalid):
     """A path of this host is no directory and would have to be one."""
 
     code = "host_not_a_directory"
+    remedy_default = "name a directory that exists"
 
 
 class HostPathIsDirectory(Conflict):
@@ -55,6 +56,7 @@ class ArchiveUnsafe(Invalid):
     """An archive holds what must not be unpacked: a name that leaves the folder, a device."""
 
     code = "archive_unsafe"
+    remedy_default = "keep the archive as it is: ramet cp INSTANCE:PATH - >archive.tar"
 
 
 _ERRORS: Final[Mapping[int, tuple[type[RametError], str]]] = {

@@ -10,7 +10,8 @@ RametError
 
 The class says what the caller may do; `code` says which condition it was and is stable, a part
 of the API. A narrower condition is a subclass with a `code` of its own. The text is one sentence
-for a person, and `remedy`, where there is one, is the command or change that mends it.
+for a person, and `remedy`, where there is one, is the command or change that mends it; who raises an error
+knows it best, and otherwise it is the one that mends this condition most often, `remedy_default`.
 """
 
 from typing import ClassVar
@@ -21,16 +22,17 @@ class RametError(Exception):
 
     Args:
         message: one sentence for a person.
-        remedy: what the person may do about it; empty where there is nothing to say.
+        remedy: what the person may do about it; by default `remedy_default`, which may be empty.
         fields: facts for a program, JSON-able.
     """
 
     code: ClassVar[str] = "internal_error"
+    remedy_default: ClassVar[str] = ""
 
     def __init__(self, message: str, *, remedy: str = "", **fields: object) -> None:
         super().__init__(message)
         self.message = message
-        self.remedy = remedy
+        self.remedy = remedy or self.remedy_default
         self.fields = fields
 
     def __str__(self) -> str:

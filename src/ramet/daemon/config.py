@@ -40,13 +40,13 @@ LINE_LENGTH_MAX: Final = 250
 LOG_BYTES_MIN: Final = 64 << 10
 
 _FILE_REMEDY: Final = "name a file of settings with --config, or leave it out; `ramet setup` makes one"
-_REMEDY: Final = "docs/daemon.md lists the settings"
 
 
 class SettingsInvalid(Invalid):
     """A setting is unknown or has no possible value; the message names it."""
 
     code = "settings_invalid"
+    remedy_default = "docs/daemon.md lists the settings"
 
 
 def _parse_bytes(value: object) -> object:
@@ -199,9 +199,9 @@ def load_settings(overrides: dict[str, object], file: Path | None = None) -> Set
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part)[:PLACE_LENGTH_MAX] for part in first["loc"])
-        raise SettingsInvalid(f"setting {_line(place)}: {_line(first['msg'])}", remedy=_REMEDY) from error
+        raise SettingsInvalid(f"setting {_line(place)}: {_line(first['msg'])}") from error
     except SettingsError as error:
-        raise SettingsInvalid(_line(str(error)), remedy=_REMEDY) from error
+        raise SettingsInvalid(_line(str(error))) from error
     if settings.listen is not None and not settings.jwt_secret:
         raise SettingsInvalid(
             "the API does not listen on TCP without a secret", remedy="set RAMET_JWT_SECRET, or drop --listen"
@@ -233,11 +233,9 @@ def _check_file(file: Path) -> None:
         what = _line(str(getattr(error, "problem", None) or error))
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark is not None else ""
-        raise SettingsInvalid(
-            f"the settings file {file}{where} is not YAML: {what}", remedy=_REMEDY
-        ) from error
+        raise SettingsInvalid(f"the settings file {file}{where} is not YAML: {what}") from error
     if found is not None and not (isinstance(found, dict) and all(isinstance(name, str) for name in found)):
-        raise SettingsInvalid(f"the settings file {file} is not a list of `name: value`", remedy=_REMEDY)
+        raise SettingsInvalid(f"the settings file {file} is not a list of `name: value`")
 
 
 def _line(text: str) -> str:
@@ -249,7 +247,5 @@ def _line(text: str) -> str:
 def _parse_port(text: str) -> tuple[Literal["tcp", "udp"], int]:
     protocol, _, port = text.partition("/")
     if protocol not in ("tcp", "udp") or not port.isdecimal():
-        raise SettingsInvalid(
-            f"setting network.allow_host_ports: {text!r} is not like udp/53", remedy=_REMEDY
-        )
+        raise SettingsInvalid(f"setting network.allow_host_ports: {text!r} is not like udp/53")
     return ("tcp" if protocol == "tcp" else "udp"), int(port)

@@ -42,18 +42,21 @@ class ExecInvalid(Invalid):
     """The command can never be run: it is empty, too long, or has characters no process can be given."""
 
     code = "exec_invalid"
+    remedy_default = "change the command"
 
 
 class NoSuchUser(Invalid):
     """The guest has no user of that name."""
 
     code = "no_such_user"
+    remedy_default = "name a user of the guest, or a number"
 
 
 class NoSuchDirectory(Invalid):
     """The guest has no such working directory."""
 
     code = "no_such_directory"
+    remedy_default = "name another directory with --cwd"
 
 
 class ExecOutputTooLong(Exhausted):
@@ -90,6 +93,7 @@ class PathNotDirectory(Invalid):
     """Something in the guest is not a directory and would have to be one."""
 
     code = "not_a_directory"
+    remedy_default = "choose another destination"
 
 
 class PathIsDirectory(Conflict):
@@ -120,3 +124,4 @@ class BadArchive(Invalid):
     """It is not a tar archive, it ends too early, or it would write outside its directory."""
 
     code = "bad_archive"
+    remedy_default = "send an uncompressed tar archive, without --sparse"

@@ -16,6 +16,7 @@ class InvalidReference(Invalid):
     """The text does not name an image."""
 
     code = "invalid_reference"
+    remedy_default = "write it like debian:12 or registry.example/team/app@sha256:<64 hex digits>"
 
 
 class ImageNotFound(NotFound):
@@ -34,6 +35,7 @@ class AmbiguousDigest(Invalid):
     """A shortened digest begins more than one image's digest."""
 
     code = "ambiguous_digest"
+    remedy_default = "write more of it"
 
 
 class AmbiguousImage(Invalid):
@@ -52,54 +54,63 @@ class NotAnImage(Invalid):
     """What lies at the path is neither an OCI layout nor a docker archive."""
 
     code = "not_an_image"
+    remedy_default = "name an OCI layout, an OCI archive or the output of docker save"
 
 
 class InvalidManifest(Invalid):
     """An index, manifest or config is not the JSON its specification asks for."""
 
     code = "invalid_manifest"
+    remedy_default = "make the image anew; whoever made it has a bug"
 
 
 class UnsupportedMediaType(Invalid):
     """A manifest or layer is of a kind we do not read."""
 
     code = "unsupported_media_type"
+    remedy_default = "make the image in OCI or Docker schema 2 form"
 
 
 class NoMatchingPlatform(Invalid):
     """The image exists, but not for this host's operating system and architecture."""
 
     code = "no_matching_platform"
+    remedy_default = "choose an image that is built for this platform"
 
 
 class DigestMismatch(Invalid):
     """Bytes do not have the digest or the size they were promised to have."""
 
     code = "digest_mismatch"
+    remedy_default = "fetch or make the source again; something on the way may have changed it"
 
 
 class BlobMissing(Invalid):
     """A manifest names a blob that its source does not hold."""
 
     code = "blob_missing"
+    remedy_default = "make the source whole, or push the image again"
 
 
 class LayerCorrupt(Invalid):
     """A layer is not a whole, well-formed tar stream, or contradicts the layers below it."""
 
     code = "layer_corrupt"
+    remedy_default = "make the image anew"
 
 
 class UnsafePath(Invalid):
     """A layer names a path that no honest image contains, such as one with `..`."""
 
     code = "unsafe_path"
+    remedy_default = "do not use this image"
 
 
 class ImageTooLarge(Invalid):
     """An image exceeds one of `ImageLimits`."""
 
     code = "image_too_large"
+    remedy_default = "make the image smaller"
 
 
 class StorageFull(Exhausted):
@@ -112,6 +123,7 @@ class InvalidPlatform(Invalid):
     """The text is no platform that images are made for."""
 
     code = "invalid_platform"
+    remedy_default = "write it like linux/amd64"
 
 
 class RegistryDenied(Invalid):

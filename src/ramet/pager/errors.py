@@ -19,12 +19,14 @@ class PagerRequestInvalid(Invalid):
     """The pager can never do that: an id, a size or a path is not acceptable."""
 
     code = "pager_request_invalid"
+    remedy_default = "change what is named"
 
 
 class BaseUnusable(Invalid):
     """The file that should be served from cannot be opened, or is no regular file."""
 
     code = "pager_base_unusable"
+    remedy_default = "see that the file is there and can be read"
 
 
 class SessionExists(Conflict):

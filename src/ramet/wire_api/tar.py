@@ -29,6 +29,7 @@ class TarDamaged(Invalid):
     """The bytes are no tar archive, or only the beginning of one."""
 
     code = "archive_invalid"
+    remedy_default = "copy again, and see that whoever sends it still runs"
 
 
 class Kind(Enum):
