@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -42,6 +42,7 @@ class Leftovers:
     journal_count: int
     strange_layers: set[str] = field(default_factory=set)
     deleted_open: set[str] = field(default_factory=set)
+    captures_held: set[str] = field(default_factory=set)
 
 
 class Daemon:
@@ -57,15 +58,16 @@ class Daemon:
 
     def start(
         self,
-        dying_at: str | None = None,
+        *,
+        is_mortal: bool = False,
         arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
     ) -> None:
-        """Start it, perhaps one that kills itself at a point, and wait until it answers.
+        """Start it, perhaps one that is to kill itself (`dying_daemon`), and wait until it answers.
 
         `arguments` are more of `ramet serve`; `environment` comes before this process's own.
         """
-        module = ["ramet.cli"] if dying_at is None else ["tests.vm.dying_daemon", dying_at]
+        module = ["tests.vm.dying_daemon", str(self.folder)] if is_mortal else ["ramet.cli"]
         with (self.folder / "daemon.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *module, *self._arguments, *arguments],
@@ -185,6 +187,10 @@ class Daemon:
                 target = str(fd.readlink())
                 if target.endswith(".qcow2 (deleted)"):
                     deleted.add(f"{pid}: {target}")
+        held = set()
+        for fd in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # It is at work.
+                held.add(str(fd.readlink()))
         needed = set[Path]()
         for layer in records:
             path = self.data / "layers" / f"{layer}.qcow2" if layer is not None else None
@@ -201,6 +207,7 @@ class Daemon:
             journal_count=journal_count,
             strange_layers={path.name for path in needed ^ found},
             deleted_open=deleted,
+            captures_held={target for target in held if target.startswith("/memfd:ramet-")},
         )
 
 

@@ -1,77 +1,60 @@
-"""`ramet serve`, but it kills itself at a named point: python -m tests.vm.dying_daemon POINT SERVE-ARGUMENTS
+"""`ramet serve`, but it kills itself: python -m tests.vm.dying_daemon FOLDER SERVE-ARGUMENTS
 
-SIGKILL from inside is as sudden as from outside, and hits the instruction that is meant.
+When an operation begins, FOLDER/deadly says before which step of it (see `tests.steps`) the daemon is to die;
+an empty one lets it live, and FOLDER/steps tell what steps it takes. SIGKILL from inside is as sudden as from
+outside, and hits the instruction that is meant.
 """
 
 import functools
-import importlib
-import inspect
 import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Final
 
+from ramet.instance.fleet import Fleet
 from ramet.snapshots import capture
+from tests.steps import HOST, watch_steps
 
-POINTS: dict[str, tuple[str, str, Literal["before", "after"]]] = {
-    "journal written": ("ramet.effects.performer", "SitePerformer.mint", "after"),
-    "folder made": ("ramet.effects.fork", "prepare_folder", "after"),
-    "TAP made": ("ramet.net.network", "Network.attach", "after"),
-    "chain drawn together": ("ramet.vmm.qemu.driver", "QemuVm.collapse_disk", "after"),
-    "new layer opened": ("ramet.vmm.qemu.driver", "QemuVm.prepare_disk", "after"),
-    "memory copied ahead": ("ramet.vmm.qemu.driver", "QemuVm.copy_ahead", "after"),
-    "workload frozen": ("ramet.guest.channel", "Channel.freeze", "after"),
-    "paused": ("ramet.vmm.qemu.driver", "QemuVm.switch_disk", "before"),
-    "disk switched": ("ramet.vmm.qemu.driver", "QemuVm.switch_disk", "after"),
-    "devices saved": ("ramet.vmm.qemu.driver", "QemuVm.save_devices", "after"),
-    "memory copied": ("ramet.vmm.qemu.driver", "QemuVm.copy_rest", "after"),
-    "switch recorded": ("ramet.snapshots.capture", "_Switch.settle", "after"),
-    "child started": ("ramet.vmm.qemu.driver", "QemuDriver.start_waiting", "after"),
-    "child loaded": ("ramet.vmm.qemu.driver", "QemuVm.load", "after"),
-    "child identified": ("ramet.effects.fork", "identify_child", "after"),
-    "VMM killed": ("ramet.vmm.qemu.driver", "QemuVm.kill", "after"),
-    "endpoint released": ("ramet.net.network", "Network.release", "after"),
-    "layer released": ("ramet.disks.layers", "LayerStore.release", "after"),
-    "folder removed": ("ramet.effects.end", "remove_folder", "after"),
-}
+OPERATIONS: Final = ("create", "fork", "stop", "start", "delete")
 
 
-def die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
-    signal.pause()
+class Mortal:
+    """What is done at each step of a daemon that is to die."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._deadly = ""
+        self._steps = watch_steps(self.reach, not_from=HOST)
 
-def _dying(function: Callable[..., Any], when: Literal["before", "after"]) -> Callable[..., Any]:
-    if inspect.iscoroutinefunction(function):
+    def reach(self, step: str) -> None:
+        if step == self._deadly:
+            os.kill(os.getpid(), signal.SIGKILL)
+            signal.pause()
+        if not self._deadly:
+            with (self._folder / "steps").open("a") as file:
+                file.write(f"{step}\n")
 
-        @functools.wraps(function)
-        async def dying_async(*arguments: Any, **named: Any) -> Any:
-            if when == "after":
-                await function(*arguments, **named)
-            die()
+    def beginning(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `operation`, with which the steps begin."""
 
-        return dying_async
+        @functools.wraps(operation)
+        async def begun(*arguments: Any, **named: Any) -> Any:
+            self._deadly = (self._folder / "deadly").read_text()
+            (self._folder / "steps").unlink(missing_ok=True)
+            self._steps.begin()
+            return await operation(*arguments, **named)
 
-    @functools.wraps(function)
-    def dying(*arguments: Any, **named: Any) -> Any:
-        if when == "after":
-            function(*arguments, **named)
-        die()
-
-    return dying
+        return begun
 
 
 def main() -> None:
-    module_name, path, when = POINTS[sys.argv.pop(1)]
-    owner: Any = importlib.import_module(module_name)
-    *classes, name = path.split(".")
-    for part in classes:
-        owner = getattr(owner, part)
-    importlib.import_module("ramet.daemon.main")  # So that all who import the original by name have done so.
-    setattr(owner, name, _dying(getattr(owner, name), when))
-    if path == "QemuVm.collapse_disk":
-        setattr(capture, "CHAIN_LENGTH_MAX", 1)  # noqa: B010  # Other modules see it as a constant.
+    mortal = Mortal(Path(sys.argv.pop(1)))
+    for name in OPERATIONS:
+        setattr(Fleet, name, mortal.beginning(getattr(Fleet, name)))
+    # Every capture draws its source's chain together first, so that this is among its steps.
+    setattr(capture, "CHAIN_LENGTH_MAX", 1)  # noqa: B010  # Other modules see it as a constant.
     from ramet.cli.main import main as ramet
 
     ramet()

@@ -1,49 +1,46 @@
-"""A daemon killed at any instruction loses no guest and leaves nothing that nobody owns."""
+"""A daemon killed at any step loses no guest and leaves nothing that nobody owns."""
 
 import os
-import shutil
-import tempfile
+import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from ramet.client import ConnectionBroken
-from ramet.wire_api.instances import CreateInstance
-from tests.net.namespaces import own_namespace
-from tests.vm.daemon import Daemon, Leftovers
-from tests.vm.dying_daemon import POINTS
-from tests.vm.images import HTTP_PORT, IMAGE, write_image
+from ramet.wire_api.instances import Instance
+from tests.vm.daemon import END_TIMEOUT_S, POLL_INTERVAL_S, Daemon, Leftovers, own_daemon
+from tests.vm.dying_daemon import OPERATIONS
+from tests.vm.images import HTTP_PORT, IMAGE
 from tests.vm.site import vmm_pids
 
 pytestmark = pytest.mark.vm
 
-DELETING = ("VMM killed", "endpoint released", "layer released", "folder removed")
-FORKING = tuple(point for point in POINTS if point not in DELETING)
+SETTLE_TIMEOUT_S = 90.0
+MAKING = ("create", "fork")
 
 
 @pytest.fixture(scope="module")
 def daemon(kernel_package: Path | None) -> Iterator[Daemon]:
     """Return a running daemon with one instance, "source", in a namespace of its own."""
-    folder = Path(tempfile.mkdtemp(prefix="rmt-", dir="/tmp"))
-    write_image(folder / "image")
-    if kernel_package is not None:
-        os.environ["RAMET_KERNEL_PACKAGE"] = str(kernel_package)
-    daemon = Daemon(folder)
-    with own_namespace():
-        try:
-            daemon.start()
-            daemon.client.import_image(str(folder / "image"), IMAGE)
-            body = CreateInstance(name="source", image=IMAGE, size="256MB", overlay_size="1GB", vcpus=1)
-            assert daemon.client.create(body).state == "Running"
-            daemon.sh("source", "echo memory0 >/dev/shm/state; echo disk0 >/var/state; sync")
-            yield daemon
-            daemon.stop()
-        finally:
-            for pid in vmm_pids(folder):
-                os.kill(pid, 9)
-            shutil.rmtree(folder)
+    with own_daemon(kernel_package) as daemon:
+        daemon.start()
+        daemon.client.import_image(str(daemon.folder / "image"), IMAGE)
+        daemon.boot("source")
+        daemon.sh("source", "echo memory0 >/dev/shm/state; echo disk0 >/var/state; sync")
+        yield daemon
+
+
+@contextmanager
+def noted(step: str) -> Iterator[None]:
+    """Have whatever fails inside say in which step the daemon had been killed."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"killed before: {step}")
+        raise
 
 
 def _check_whole(daemon: Daemon, name: str, value: str) -> None:
@@ -61,16 +58,143 @@ def _check_whole(daemon: Daemon, name: str, value: str) -> None:
         assert answer.read() == b"yes"
 
 
-def _check_only(daemon: Daemon, count: int) -> None:
-    """Assert that `count` running instances are all there is."""
-    assert daemon.leftovers() == Leftovers(
-        vmm_count=count,
-        tap_count=count,
-        admitted_count=count,
-        folder_count=count,
-        record_count=count,
-        journal_count=0,
-    )
+def _check_only(daemon: Daemon, count: int, *, stopped: int = 0) -> None:
+    """Assert that soon `count` running and `stopped` stopped instances are all there is."""
+    known = count + stopped
+    expected = Leftovers(count, count, count, known, known, journal_count=0)
+    until = time.monotonic() + END_TIMEOUT_S
+    while (found := daemon.leftovers()) != expected:
+        assert time.monotonic() < until, found
+        time.sleep(POLL_INTERVAL_S)
+
+
+def _find(daemon: Daemon, name: str) -> Instance | None:
+    """Return an instance as it is when it neither starts nor ends any more, None if it is gone."""
+    until = time.monotonic() + SETTLE_TIMEOUT_S
+    while True:
+        found = [instance for instance in daemon.client.list() if instance.name == name]
+        if not found:
+            return None
+        if found[0].state in ("Running", "Stopped"):
+            return found[0]
+        assert time.monotonic() < until, found
+        time.sleep(POLL_INTERVAL_S)
+
+
+class Dying:
+    """One operation, about an instance called "new", in which the daemon dies at one step after the other."""
+
+    def __init__(self, daemon: Daemon, operation: str) -> None:
+        self.daemon, self.operation = daemon, operation
+        daemon.stop()
+        self._set_deadly("")
+        daemon.start(is_mortal=True)
+
+    def prepare(self) -> None:
+        """Have "new" be there as the operation needs it."""
+        if self.operation in MAKING:
+            return
+        new = _find(self.daemon, "new")
+        if new is not None and new.state == "Stopped" and self.operation != "start":
+            self.daemon.client.delete("new")
+            new = None
+        if new is None:
+            new = self.daemon.client.fork("source", "new")
+            self.daemon.sh("new", "echo kept >/var/kept; sync")
+        if new.state == "Running" and self.operation == "start":
+            self.daemon.client.stop("new")
+            _check_only(self.daemon, 1, stopped=1)
+
+    def operate(self) -> None:
+        match self.operation:
+            case "create":
+                self.daemon.boot("new")
+            case "fork":
+                self.daemon.client.fork("source", "new")
+            case "stop":
+                self.daemon.client.stop("new")
+            case "start":
+                self.daemon.client.start("new")
+            case "delete":
+                self.daemon.client.delete("new")
+
+    def find_steps(self) -> list[str]:
+        """Do the operation, and return the steps that were taken until all was quiet."""
+        self.operate()
+        self._settle()
+        steps = (self.daemon.folder / "steps").read_text().splitlines()
+        self.check()
+        return steps
+
+    def die(self, step: str) -> None:
+        """Have the daemon killed when it is about to take a step of the operation, and start another."""
+        self._set_deadly(step)
+        with suppress(ConnectionBroken):  # Some steps are taken when all has been answered.
+            self.operate()
+        self.daemon.wait_killed()
+        self._set_deadly("")
+        self.daemon.start(is_mortal=True)
+
+    def check(self) -> None:
+        """Assert that "new" is as it was before, or as it was to become, and that there is nothing else."""
+        state = self._settle()
+        assert (
+            state
+            in {
+                "create": (None, "Running"),
+                "fork": (None, "Running"),
+                "stop": ("Running", "Stopped"),
+                "start": ("Stopped", "Running"),
+                "delete": ("Running", None),
+            }[self.operation]
+        )
+        if state == "Running":
+            kept = "" if self.operation in MAKING else " /var/kept"
+            found = self.daemon.sh("new", f"cat /proc/sys/kernel/hostname{kept}").split()
+            assert found == ["new", "kept"][: 1 if self.operation in MAKING else 2]
+
+    def _settle(self) -> str | None:
+        """Wait until the host has what the records say, and nothing more; return the state of "new"."""
+        new = _find(self.daemon, "new")
+        state = None if new is None else new.state
+        _check_only(self.daemon, 1 + (state == "Running"), stopped=int(state == "Stopped"))
+        return state
+
+    def clear(self) -> None:
+        """Have the name be free for the next."""
+        if self.operation in MAKING and _find(self.daemon, "new") is not None:
+            self.daemon.client.delete("new")
+
+    def _set_deadly(self, step: str) -> None:
+        (self.daemon.folder / "deadly").write_text(step)
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_daemon_killed_at_any_step_leaves_what_ran_running_and_nothing_half_made(
+    daemon: Daemon, operation: str
+) -> None:
+    pid = daemon.pid_of(daemon.client.get("source").id)
+    dying = Dying(daemon, operation)
+    dying.prepare()
+    steps = dying.find_steps()
+    assert {"Database.save 1", "end of Database.transaction 1"} <= set(steps)
+    assert [step for step in steps if step.startswith(("QemuVm.", "QemuDriver."))]
+    for number, step in enumerate(steps):
+        with noted(step):
+            value = f"{operation}-{number}"
+            dying.clear()
+            dying.prepare()
+            daemon.sh("source", f"echo {value} >/dev/shm/state; echo {value} >/var/state")
+            dying.die(step)
+            assert daemon.pid_of(daemon.client.get("source").id) == pid
+            _check_whole(daemon, "source", value)
+            dying.check()
+    if _find(daemon, "new") is not None:
+        daemon.client.delete("new")
+    _check_only(daemon, 1)
+    daemon.stop()
+    daemon.start()
 
 
 def test_guests_run_on_while_the_daemon_is_dead_and_are_found_again(daemon: Daemon) -> None:
@@ -93,44 +217,6 @@ def test_guests_run_on_while_the_daemon_is_dead_and_are_found_again(daemon: Daem
     for name in ("grandchild", "kept-1", "kept-2"):
         daemon.client.delete(name)
     _check_only(daemon, 1)
-
-
-@pytest.mark.parametrize("point", FORKING)
-def test_a_daemon_killed_while_it_forks_leaves_a_running_source_and_nothing_half_made(
-    daemon: Daemon, point: str
-) -> None:
-    value = point.replace(" ", "-")
-    daemon.sh("source", f"echo {value} >/dev/shm/state; echo {value} >/var/state")
-    pid = daemon.pid_of(daemon.client.get("source").id)
-    daemon.stop()
-    daemon.start(dying_at=point)
-
-    with pytest.raises(ConnectionBroken):
-        daemon.client.fork_many("source", 2, "half")
-    daemon.wait_killed()
-    daemon.start()
-
-    daemon.wait_for_names(["source"])
-    assert daemon.pid_of(daemon.client.get("source").id) == pid
-    _check_whole(daemon, "source", value)
-    _check_only(daemon, 1)
-
-
-@pytest.mark.parametrize("point", DELETING)
-def test_a_daemon_killed_while_it_deletes_finishes_that_when_it_is_back(daemon: Daemon, point: str) -> None:
-    daemon.client.fork("source", "doomed")
-    daemon.stop()
-    daemon.start(dying_at=point)
-
-    with pytest.raises(ConnectionBroken):
-        daemon.client.delete("doomed")
-    daemon.wait_killed()
-    daemon.start()
-
-    daemon.wait_for_names(["source"])
-    _check_only(daemon, 1)
-    daemon.client.fork("source", "doomed")
-    daemon.client.delete("doomed")
 
 
 @pytest.mark.parametrize("is_daemon_alive", [True, False])
@@ -162,5 +248,23 @@ def test_a_daemon_that_ends_in_good_order_leaves_guests_and_comes_back_to_them(d
     daemon.start()
 
     _check_whole(daemon, "source", "last")
-    daemon.client.delete("source")
+
+
+def test_a_daemon_told_to_stop_all_ends_its_guests_and_keeps_their_disks(daemon: Daemon) -> None:
+    daemon.client.fork("source", "other")
+    for name in ("source", "other"):
+        daemon.sh(name, "echo $(cat /proc/sys/kernel/hostname) >/var/state; sync")
+    daemon.stop()
+    daemon.start(arguments=["--stop-all"])
+    assert len(vmm_pids(daemon.data)) == 2  # It stops all when it ends, not when it begins.
+    daemon.stop()
+
+    assert vmm_pids(daemon.data) == []
+    daemon.start()
+    _check_only(daemon, 0, stopped=2)
+    for name in ("source", "other"):
+        assert daemon.client.get(name).state == "Stopped"
+        daemon.client.start(name)
+        assert daemon.sh(name, "cat /var/state") == f"{name}\n"
+        daemon.client.delete(name)
     _check_only(daemon, 0)
