@@ -19,7 +19,7 @@ def test_everything_follows_from_the_slot() -> None:
     assert str(endpoint.ip) == "10.100.2.2"
     assert endpoint.mac == "02:fc:0a:64:02:02"
     assert endpoint.tap_name == "rmt00514"
-    assert endpoint.tc_class == 514
+    assert endpoint.ifb_name == "rmtu0514"
 
 
 def test_the_slot_free_longest_is_given_next() -> None:

@@ -12,11 +12,12 @@ import errno
 import os
 import socket
 import struct
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final, Self
+
+from ramet.linux.attributes import as_text, as_u32, attr, nest, u8, u32, unpack
 
 REPLY_TIMEOUT_S: Final = 10.0  # The kernel answers within `send`; only a stuck RTNL lock makes us wait.
 RECEIVE_BYTES: Final = 1 << 18  # One read of a dump; the kernel sends at most 32 KiB a datagram.
@@ -36,8 +37,6 @@ SOL_NETLINK: Final = 270
 NETLINK_CAP_ACK: Final = 10
 NETLINK_EXT_ACK: Final = 11
 NLMSGERR_ATTR_MSG: Final = 1
-NLA_F_NESTED: Final = 0x8000
-NLA_TYPE_MASK: Final = 0x3FFF
 
 # linux/rtnetlink.h
 RTM_NEWLINK: Final = 16
@@ -93,7 +92,6 @@ NUD_PERMANENT: Final = 0x80
 NTF_MASTER: Final = 0x04
 
 _HEADER: Final = struct.Struct("=IHHII")  # struct nlmsghdr
-_ATTR: Final = struct.Struct("=HH")  # struct nlattr
 _LINK: Final = struct.Struct("=BxHiII")  # struct ifinfomsg
 _ADDR: Final = struct.Struct("=BBBBI")  # struct ifaddrmsg
 _ROUTE: Final = struct.Struct("=BBBBBBBBI")  # struct rtmsg
@@ -144,34 +142,8 @@ class Neighbour:
     is_permanent: bool
 
 
-def _attr(kind: int, payload: bytes) -> bytes:
-    return _ATTR.pack(4 + len(payload), kind) + payload + bytes(-len(payload) % 4)
-
-
-def _nest(kind: int, *attrs: bytes) -> bytes:
-    return _attr(kind | NLA_F_NESTED, b"".join(attrs))
-
-
-def _u8(kind: int, value: int) -> bytes:
-    return _attr(kind, bytes((value,)))
-
-
-def _u32(kind: int, value: int) -> bytes:
-    return _attr(kind, struct.pack("=I", value))
-
-
 def _mac(text: str) -> bytes:
     return bytes.fromhex(text.replace(":", ""))
-
-
-def _attrs(data: bytes) -> Iterator[tuple[int, bytes]]:
-    at = 0
-    while at + 4 <= len(data):
-        size, kind = _ATTR.unpack_from(data, at)
-        if size < 4:
-            return
-        yield kind & NLA_TYPE_MASK, data[at + 4 : at + size]
-        at += (size + 3) & ~3
 
 
 def create_bridge(name: str, *, mac: str, mtu_bytes: int) -> Request:
@@ -184,7 +156,7 @@ def create_bridge(name: str, *, mac: str, mtu_bytes: int) -> Request:
         RTM_NEWLINK,
         NLM_F_CREATE | NLM_F_EXCL,
         _LINK.pack(0, 0, 0, 0, 0)
-        + _attr(IFLA_IFNAME, name.encode() + b"\0")
+        + attr(IFLA_IFNAME, name.encode() + b"\0")
         + _bridge_attributes(mac=mac, mtu_bytes=mtu_bytes),
         f"create bridge {name}",
     )
@@ -206,14 +178,14 @@ def set_bridge(index: int, *, mac: str | None, mtu_bytes: int) -> Request:
 def _bridge_attributes(*, mac: str | None, mtu_bytes: int) -> bytes:
     boolopt = struct.pack("=II", BR_BOOLOPT_NO_LL_LEARN, BR_BOOLOPT_NO_LL_LEARN)
     options = (
-        _u32(IFLA_BR_STP_STATE, 0),
-        _u8(IFLA_BR_MCAST_SNOOPING, 0),
-        _attr(IFLA_BR_MULTI_BOOLOPT, boolopt),
+        u32(IFLA_BR_STP_STATE, 0),
+        u8(IFLA_BR_MCAST_SNOOPING, 0),
+        attr(IFLA_BR_MULTI_BOOLOPT, boolopt),
     )
     return (
-        (_attr(IFLA_ADDRESS, _mac(mac)) if mac else b"")
-        + _u32(IFLA_MTU, mtu_bytes)
-        + _nest(IFLA_LINKINFO, _attr(IFLA_INFO_KIND, b"bridge\0"), _nest(IFLA_INFO_DATA, *options))
+        (attr(IFLA_ADDRESS, _mac(mac)) if mac else b"")
+        + u32(IFLA_MTU, mtu_bytes)
+        + nest(IFLA_LINKINFO, attr(IFLA_INFO_KIND, b"bridge\0"), nest(IFLA_INFO_DATA, *options))
     )
 
 
@@ -224,10 +196,10 @@ def set_up(index: int) -> Request:
 
 def enslave(index: int, bridge: int, *, mtu_bytes: int, has_ipv6: bool) -> Request:
     """Make interface `index`, still down, a port of `bridge`; it gets no IPv6 address of its own."""
-    body = _LINK.pack(0, 0, index, 0, 0) + _u32(IFLA_MTU, mtu_bytes) + _u32(IFLA_MASTER, bridge)
+    body = _LINK.pack(0, 0, index, 0, 0) + u32(IFLA_MTU, mtu_bytes) + u32(IFLA_MASTER, bridge)
     if has_ipv6:
-        quiet = _u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
-        body += _nest(IFLA_AF_SPEC, _nest(socket.AF_INET6, quiet))
+        quiet = u8(IFLA_INET6_ADDR_GEN_MODE, IN6_ADDR_GEN_MODE_NONE)
+        body += nest(IFLA_AF_SPEC, nest(socket.AF_INET6, quiet))
     return Request(RTM_NEWLINK, 0, body, "attach to the bridge")
 
 
@@ -240,15 +212,13 @@ def open_port(index: int, *, learning: bool) -> Request:
     A message apart from `enslave`: the kernel sets port options before it sets a master.
     """
     options = (
-        _u8(IFLA_BRPORT_ISOLATED, 1),
-        _u8(IFLA_BRPORT_LEARNING, int(learning)),
-        _u8(IFLA_BRPORT_UNICAST_FLOOD, 0),
-        _u8(IFLA_BRPORT_MCAST_FLOOD, 0),
-        _attr(IFLA_BRPORT_GROUP_FWD_MASK, struct.pack("=H", GROUP_FWD_MASK_ALL)),
+        u8(IFLA_BRPORT_ISOLATED, 1),
+        u8(IFLA_BRPORT_LEARNING, int(learning)),
+        u8(IFLA_BRPORT_UNICAST_FLOOD, 0),
+        u8(IFLA_BRPORT_MCAST_FLOOD, 0),
+        attr(IFLA_BRPORT_GROUP_FWD_MASK, struct.pack("=H", GROUP_FWD_MASK_ALL)),
     )
-    info = _nest(
-        IFLA_LINKINFO, _attr(IFLA_INFO_SLAVE_KIND, b"bridge\0"), _nest(IFLA_INFO_SLAVE_DATA, *options)
-    )
+    info = nest(IFLA_LINKINFO, attr(IFLA_INFO_SLAVE_KIND, b"bridge\0"), nest(IFLA_INFO_SLAVE_DATA, *options))
     return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP) + info, "set up the port")
 
 
@@ -264,8 +234,8 @@ def add_address(index: int, address: IPv4Interface) -> Request:
         RTM_NEWADDR,
         NLM_F_CREATE | NLM_F_REPLACE,
         _ADDR.pack(socket.AF_INET, address.network.prefixlen, 0, 0, index)
-        + _attr(IFA_LOCAL, packed)
-        + _attr(IFA_ADDRESS, packed),
+        + attr(IFA_LOCAL, packed)
+        + attr(IFA_ADDRESS, packed),
         f"add address {address}",
     )
 
@@ -275,7 +245,7 @@ def add_forwarding(port: int, mac: str) -> Request:
     return Request(
         RTM_NEWNEIGH,
         NLM_F_CREATE | NLM_F_REPLACE,
-        _NEIGH.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + _attr(NDA_LLADDR, _mac(mac)),
+        _NEIGH.pack(socket.AF_BRIDGE, port, NUD_NOARP, NTF_MASTER, 0) + attr(NDA_LLADDR, _mac(mac)),
         f"forward {mac} to its port",
     )
 
@@ -286,8 +256,8 @@ def add_neighbour(index: int, ip: IPv4Address, mac: str) -> Request:
         RTM_NEWNEIGH,
         NLM_F_CREATE | NLM_F_REPLACE,
         _NEIGH.pack(socket.AF_INET, index, NUD_PERMANENT, 0, 0)
-        + _attr(NDA_DST, ip.packed)
-        + _attr(NDA_LLADDR, _mac(mac)),
+        + attr(NDA_DST, ip.packed)
+        + attr(NDA_LLADDR, _mac(mac)),
         f"add neighbour {ip}",
     )
 
@@ -297,7 +267,7 @@ def delete_neighbour(index: int, ip: IPv4Address) -> Request:
     return Request(
         RTM_DELNEIGH,
         0,
-        _NEIGH.pack(socket.AF_INET, index, 0, 0, 0) + _attr(NDA_DST, ip.packed),
+        _NEIGH.pack(socket.AF_INET, index, 0, 0, 0) + attr(NDA_DST, ip.packed),
         f"delete neighbour {ip}",
     )
 
@@ -337,6 +307,8 @@ class RouteSocket:
         Raises:
             OSError: the first failure.
         """
+        if not requests:
+            return
         data, named = bytearray(), {}
         for request in requests:
             self._sequence += 1
@@ -354,15 +326,15 @@ class RouteSocket:
 
     def links(self) -> list[Link]:
         """Return all interfaces."""
-        replies = self._dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0))
+        replies = self.dump(RTM_GETLINK, _LINK.pack(0, 0, 0, 0, 0))
         return [_parse_link(body) for kind, body in replies if kind == RTM_NEWLINK]
 
     def addresses(self) -> list[tuple[int, IPv4Interface]]:
         """Return all IPv4 addresses, each with the index of its interface."""
         found = []
-        for _, body in self._dump(RTM_GETADDR, _ADDR.pack(socket.AF_INET, 0, 0, 0, 0)):
+        for _, body in self.dump(RTM_GETADDR, _ADDR.pack(socket.AF_INET, 0, 0, 0, 0)):
             _, prefix_length, _, _, index = _ADDR.unpack_from(body)
-            attrs = dict(_attrs(body[_ADDR.size :]))
+            attrs = dict(unpack(body[_ADDR.size :]))
             packed = attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS)
             if packed is not None:
                 found.append((index, IPv4Interface((IPv4Address(packed), prefix_length))))
@@ -371,17 +343,17 @@ class RouteSocket:
     def routes(self) -> list[Route]:
         """Return the IPv4 unicast routes of all tables but the local one."""
         found = []
-        for _, body in self._dump(RTM_GETROUTE, _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
+        for _, body in self.dump(RTM_GETROUTE, _ROUTE.pack(socket.AF_INET, 0, 0, 0, 0, 0, 0, 0, 0)):
             _, prefix_length, _, _, table, _, _, kind, _ = _ROUTE.unpack_from(body)
             if kind != RTN_UNICAST:
                 continue
-            attrs = dict(_attrs(body[_ROUTE.size :]))
+            attrs = dict(unpack(body[_ROUTE.size :]))
             found.append(
                 Route(
                     destination=IPv4Network((attrs.get(RTA_DST, bytes(4)), prefix_length)),
-                    interface=_as_u32(attrs.get(RTA_OIF), 0),
-                    table=_as_u32(attrs.get(RTA_TABLE), table),
-                    metric=_as_u32(attrs.get(RTA_PRIORITY), 0),
+                    interface=as_u32(attrs.get(RTA_OIF), 0),
+                    table=as_u32(attrs.get(RTA_TABLE), table),
+                    metric=as_u32(attrs.get(RTA_PRIORITY), 0),
                 )
             )
         return found
@@ -395,11 +367,11 @@ class RouteSocket:
         return list(self._neighbours(socket.AF_BRIDGE))
 
     def _neighbours(self, family: int) -> Iterator[Neighbour]:
-        for _, body in self._dump(RTM_GETNEIGH, _NEIGH.pack(family, 0, 0, 0, 0)):
+        for _, body in self.dump(RTM_GETNEIGH, _NEIGH.pack(family, 0, 0, 0, 0)):
             found_family, index, state, _, _ = _NEIGH.unpack_from(body)
             if found_family != family:
                 continue
-            attrs = dict(_attrs(body[_NEIGH.size :]))
+            attrs = dict(unpack(body[_NEIGH.size :]))
             ip = IPv4Address(attrs[NDA_DST]) if family == socket.AF_INET else None
             mac = attrs.get(NDA_LLADDR, b"").hex(":")
             yield Neighbour(index, ip, mac, bool(state & (NUD_PERMANENT | NUD_NOARP)))
@@ -408,7 +380,8 @@ class RouteSocket:
         size = _HEADER.size + len(body)
         return _HEADER.pack(size, kind, flags | NLM_F_REQUEST, self._sequence, 0) + body
 
-    def _dump(self, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+    def dump(self, kind: int, body: bytes) -> Iterator[tuple[int, bytes]]:
+        """Ask for a list; return the answers, each as (kind, body)."""
         self._sequence += 1
         self._socket.send(self._frame(kind, NLM_F_DUMP, body))
         while True:
@@ -507,7 +480,7 @@ def _failure(what: str, flags: int, body: bytes) -> OSError | None:
         return None
     text = os.strerror(-code)
     if flags & NLM_F_ACK_TLVS:  # With NETLINK_CAP_ACK only the header of our request comes before them.
-        said = dict(_attrs(body[_ERROR.size + _HEADER.size :])).get(NLMSGERR_ATTR_MSG)
+        said = dict(unpack(body[_ERROR.size + _HEADER.size :])).get(NLMSGERR_ATTR_MSG)
         if said:
             text = said.rstrip(b"\0").decode(errors="replace")
     return OSError(-code, f"{what}: {text}")
@@ -515,22 +488,14 @@ def _failure(what: str, flags: int, body: bytes) -> OSError | None:
 
 def _parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
-    attrs = dict(_attrs(body[_LINK.size :]))
-    info = dict(_attrs(attrs.get(IFLA_LINKINFO, b"")))
+    attrs = dict(unpack(body[_LINK.size :]))
+    info = dict(unpack(attrs.get(IFLA_LINKINFO, b"")))
     return Link(
         index=index,
-        name=_text(attrs.get(IFLA_IFNAME)),
-        kind=_text(info.get(IFLA_INFO_KIND)),
-        master=_as_u32(attrs.get(IFLA_MASTER), 0),
+        name=as_text(attrs.get(IFLA_IFNAME)),
+        kind=as_text(info.get(IFLA_INFO_KIND)),
+        master=as_u32(attrs.get(IFLA_MASTER), 0),
         is_up=bool(flags & IFF_UP),
         mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
-        mtu_bytes=_as_u32(attrs.get(IFLA_MTU), 0),
+        mtu_bytes=as_u32(attrs.get(IFLA_MTU), 0),
     )
-
-
-def _text(value: bytes | None) -> str:
-    return "" if value is None else value.rstrip(b"\0").decode(errors="replace")
-
-
-def _as_u32(value: bytes | None, default: int) -> int:
-    return default if value is None else int.from_bytes(value[:4], sys.byteorder)

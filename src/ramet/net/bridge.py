@@ -15,6 +15,7 @@ import anyio.to_thread
 from ramet.core.errors import Invalid
 from ramet.linux import netlink
 from ramet.net.errors import BridgeClash, NetworkFailed, SubnetClash
+from ramet.net.rates import UNLIMITED, RateLimits
 from ramet.net.slots import SLOT_FIRST, TAP_PREFIX_DEFAULT, mac_of
 
 NAME_CHARS_MAX: Final = 15  # IFNAMSIZ - 1
@@ -37,7 +38,7 @@ class BridgeConfig:
     `uplink` None takes the interface of the default route; where there is none, guests reach nothing
     beyond the host. `allow_host_ports` are ports of the gateway address that guests may use, such as
     ("udp", 53). `tap_prefix` begins the name of every TAP; two daemons in one network namespace need two.
-    `mtu_bytes` None takes the uplink's.
+    `mtu_bytes` None takes the uplink's. `default_limits` are those of guests for which none are asked.
 
     Raises:
         Invalid: a setting makes no sense.
@@ -50,6 +51,7 @@ class BridgeConfig:
     allow_host_ports: tuple[tuple[Literal["tcp", "udp"], int], ...] = ()
     tap_prefix: str = TAP_PREFIX_DEFAULT
     mtu_bytes: int | None = None
+    default_limits: RateLimits = UNLIMITED
 
     def __post_init__(self) -> None:
         if not (_is_plain(self.name) and len(self.name) <= NAME_CHARS_MAX):

@@ -36,3 +36,9 @@ class TapHeld(Conflict):
     """Somebody, most likely a VMM that has not ended, still holds the TAP."""
 
     code = "tap_held"
+
+
+class IfbHeld(Conflict):
+    """An interface that is no IFB has the name of one of ours."""
+
+    code = "ifb_held"

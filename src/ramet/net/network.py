@@ -1,9 +1,9 @@
 """The guests' network as the rest of the daemon sees it: endpoints reserved, attached and released.
 
-`reserve` is arithmetic. `attach` admits the endpoint's identity, then makes its TAP; `detach` and `release`
-wait until the TAP is gone, then revoke the admission. In that order no TAP is ever there unfiltered, and no
-slot is given away while its TAP may still speak. What could not be taken down stays held and visible, for the
-next `release` or `sweep`.
+`reserve` is arithmetic. `attach` admits the endpoint's identity, then makes its TAP, limited; `detach` and
+`release` wait until the TAP is gone, then remove its IFB and revoke the admission. In that order no TAP is
+ever there unfiltered or without its limits, and no slot is given away while its TAP may still speak. What
+could not be taken down stays held and visible, for the next `release` or `sweep`.
 """
 
 from collections import defaultdict
@@ -18,8 +18,11 @@ from ramet.core.ids import InstanceId
 from ramet.net.bridge import Bridge, BridgeConfig, BridgeFacts
 from ramet.net.errors import TapHeld
 from ramet.net.firewall import Firewall, FirewallStatistics
+from ramet.net.rates import UNLIMITED, RateLimits
+from ramet.net.shaping import ShapingQueue, ShapingStatistics
 from ramet.net.slots import Endpoint, SlotPool
 from ramet.net.sweep import Swept, sweep
+from ramet.net.tap_shaping import TapShaping
 from ramet.net.taps import GONE_TIMEOUT_S, Tap, Taps
 from ramet.telemetry.timings import phase
 
@@ -54,6 +57,7 @@ class NetworkStatistics:
     stuck_count: int
     uplink: str | None
     firewall: FirewallStatistics
+    shaping: ShapingStatistics
 
 
 class Network:
@@ -68,6 +72,8 @@ class Network:
         self._bridge = Bridge(config)
         self._firewall = Firewall(config)
         self._taps = Taps()
+        self._tap_shaping = TapShaping(self._taps.limiter)
+        self._shaping = ShapingQueue(self._tap_shaping)
         self._facts: BridgeFacts | None = None
         self._attached: dict[InstanceId, Endpoint] = {}
         self._open_taps: dict[InstanceId, Tap] = {}
@@ -84,6 +90,11 @@ class Network:
         self._facts = await self._bridge.ensure()
         await self._firewall.open(self._facts.uplink)
         self._taps.open(self._facts)
+        self._tap_shaping.open(self._facts)
+
+    async def run(self) -> None:
+        """See to the limits of the guests that were adopted, and to those that failed, until cancelled."""
+        await self._shaping.run()
 
     async def close(self) -> None:
         """Let go of everything of ours that is open; the network stays. Idempotent."""
@@ -115,10 +126,18 @@ class Network:
         if instance in self._pool:
             self._pool.release(instance)
 
-    def adopt(self, instance: InstanceId, slot: int, *, is_attached: bool = True) -> Endpoint:
+    def adopt(
+        self,
+        instance: InstanceId,
+        slot: int,
+        *,
+        is_attached: bool = True,
+        limits: RateLimits = UNLIMITED,
+    ) -> Endpoint:
         """Hold `slot` for `instance`, as its stored record says. For startup.
 
-        With `is_attached` it may have a TAP, and its admission is kept; without, it has neither.
+        With `is_attached` it may have a TAP: its admission is kept, and its limits are seen to by `run`;
+        without, it has neither.
 
         Raises:
             SlotHeld: another instance has it, or the subnet does not.
@@ -126,6 +145,7 @@ class Network:
         endpoint = self._pool.adopt(instance, slot)
         if is_attached:
             self._attached[instance] = endpoint
+            self._shaping.put_nowait(endpoint, limits.or_else(self.config.default_limits))
         return endpoint
 
     def endpoint(self, instance: InstanceId) -> Endpoint:
@@ -136,8 +156,10 @@ class Network:
         """
         return self._pool.endpoint(instance)
 
-    async def attach(self, instance: InstanceId) -> Tap:
-        """Make the TAP of `instance`, filtered from its first moment; pass `fd` to the VMM, then close it.
+    async def attach(self, instance: InstanceId, limits: RateLimits = UNLIMITED) -> Tap:
+        """Make the TAP of `instance`, filtered and limited from its first moment.
+
+        Pass `fd` to the VMM, then close it. Where `limits` has none, the network's default counts.
 
         If it fails, the slot is still held and there is no TAP.
 
@@ -145,13 +167,14 @@ class Network:
             NoEndpoint: `reserve` or `adopt` comes first.
             AlreadyAttached: we hold a TAP of this instance.
             TapHeld: an interface of that name is there, most likely an earlier VMM's.
+            IfbHeld: an interface that is no IFB has the name of its IFB.
             NetworkFailed, FirewallFailed: the host refused.
         """
         self._pool.endpoint(instance)
         async with self._turns[instance]:
-            return await self._attach(instance)
+            return await self._attach(instance, limits.or_else(self.config.default_limits))
 
-    async def _attach(self, instance: InstanceId) -> Tap:
+    async def _attach(self, instance: InstanceId, limits: RateLimits) -> Tap:
         endpoint = self._pool.endpoint(instance)
         held = self._open_taps.get(instance)
         if held is not None and held.is_open:
@@ -160,8 +183,9 @@ class Network:
         try:
             with phase("network_admit"):
                 await self._firewall.admit([endpoint])
+            self._shaping.hold(endpoint, limits)
             with phase("network_tap"):
-                tap = await self._taps.open_tap(endpoint)
+                tap = await self._taps.open_tap(endpoint, limits)
         except TapHeld:
             raise  # Somebody's TAP is there: its filter stays too.
         except BaseException:
@@ -238,11 +262,13 @@ class Network:
             stuck_count=len(self._stuck),
             uplink=self._facts.uplink if self._facts else None,
             firewall=self._firewall.statistics(),
+            shaping=self._shaping.statistics(),
         )
 
     async def _dismiss(self, instance: InstanceId) -> None:
         """Revoke and forget an endpoint whose TAP is gone."""
         endpoint = self._pool.endpoint(instance)
         await self._taps.forget(endpoint)
+        await self._shaping.remove(endpoint)
         await self._firewall.revoke([endpoint])
         self._attached.pop(instance, None)

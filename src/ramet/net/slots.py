@@ -1,8 +1,8 @@
 """Guest endpoints: which one an instance gets, and for how long.
 
 A *slot* is a small integer from which everything a guest needs on the bridge is computed: IPv4 address,
-MAC, TAP name and TC class. Two instances can clash on any of these only by holding the same slot, so
-uniqueness is enforced once, here.
+MAC, and the names of its TAP and of the IFB that limits its upload. Two instances can clash on any of these
+only by holding the same slot, so uniqueness is enforced once, here.
 
 Reserving is bookkeeping: no I/O, no lock, a few microseconds. Creating the TAP is slow and happens after it,
 so concurrent forks never queue behind each other's kernel calls.
@@ -17,7 +17,7 @@ from typing import Final
 from ramet.core.errors import Conflict, Exhausted, NotFound
 from ramet.core.ids import InstanceId
 
-SLOT_FIRST: Final = 2  # Address 0 names the subnet and 1 is the bridge; TC class 1 is the root.
+SLOT_FIRST: Final = 2  # Address 0 names the subnet and 1 is the bridge.
 BRIDGE_ENDPOINTS_MAX: Final = 1000  # The kernel allows 1,023 ports to a bridge; the rest is for others.
 TAP_PREFIX_DEFAULT: Final = "rmt"
 
@@ -59,9 +59,9 @@ class Endpoint:
         return f"{self.tap_prefix}{self.slot:05d}"
 
     @property
-    def tc_class(self) -> int:
-        """The minor number of the guest's traffic class, 16 bits."""
-        return self.slot
+    def ifb_name(self) -> str:
+        """The device that limits what the guest sends: "rmtu0002"; no longer than that of the TAP."""
+        return f"{self.tap_prefix}u{self.slot:04d}"
 
 
 def mac_of(ip: IPv4Address) -> str:

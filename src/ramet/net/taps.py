@@ -3,7 +3,8 @@
 A TAP is never persistent (see `ramet.linux.tun`): its descriptor goes to the VMM, and it dies with the VMM.
 So releasing one means waiting for the kernel's word that it is gone, not deleting it. Its forwarding entry
 is fixed and its port learns nothing, so a guest can neither take another's place in the bridge's table nor
-be flooded with what is meant for others; it is isolated, so ports do not reach each other.
+be flooded with what is meant for others; it is isolated, so ports do not reach each other. Its limits are put
+on while it is still down, and its descriptor is handed out last: it is never there without them.
 """
 
 import asyncio
@@ -17,7 +18,9 @@ import anyio.to_thread
 from ramet.linux import netlink, tun
 from ramet.net.bridge import BridgeFacts, has_ipv6
 from ramet.net.errors import NetworkFailed, TapHeld
+from ramet.net.rates import UNLIMITED, RateLimits
 from ramet.net.slots import Endpoint
+from ramet.net.tap_shaping import shaping_requests
 
 KERNEL_STAGE_WIDTH: Final = 4  # All of it waits for one lock, RTNL: more threads would only queue there.
 GONE_TIMEOUT_S: Final = 10.0  # A TAP takes about 20 ms to go once the last descriptor is closed.
@@ -60,7 +63,7 @@ class Taps:
     """
 
     def __init__(self) -> None:
-        self._limiter = anyio.CapacityLimiter(KERNEL_STAGE_WIDTH)
+        self.limiter = anyio.CapacityLimiter(KERNEL_STAGE_WIDTH)
         self._bridge: BridgeFacts | None = None
         self._has_ipv6 = False
         self._removals: netlink.LinkRemovals | None = None
@@ -88,18 +91,19 @@ class Taps:
             asyncio.get_running_loop().remove_reader(removals.fileno())
             removals.close()
 
-    async def open_tap(self, endpoint: Endpoint) -> Tap:
-        """Create the TAP of `endpoint`, make it an isolated port of the bridge and set it up.
+    async def open_tap(self, endpoint: Endpoint, limits: RateLimits = UNLIMITED) -> Tap:
+        """Create the TAP of `endpoint`, limited, make it an isolated port of the bridge and set it up.
 
-        Its firewall element must be there already. On failure there is no TAP.
+        Its firewall element must be there already. On failure there is no TAP; its IFB may be.
 
         Raises:
             TapHeld: an interface of that name exists.
+            IfbHeld: an interface has the name of its IFB.
             NetworkFailed: the kernel refused, a bridge with 1,023 ports among the reasons.
         """
-        return await anyio.to_thread.run_sync(self._open_tap, endpoint, limiter=self._limiter)
+        return await anyio.to_thread.run_sync(self._open_tap, endpoint, limits, limiter=self.limiter)
 
-    def _open_tap(self, endpoint: Endpoint) -> Tap:
+    def _open_tap(self, endpoint: Endpoint, limits: RateLimits) -> Tap:
         assert self._bridge is not None, "open() comes first"
         try:
             fd = tun.open_tap(endpoint.tap_name)
@@ -121,6 +125,7 @@ class Taps:
                 route.apply([enslave])
                 route.apply(
                     [
+                        *shaping_requests(route, endpoint, index, limits, mtu_bytes),
                         netlink.add_forwarding(index, endpoint.mac),
                         netlink.add_neighbour(self._bridge.index, endpoint.ip, endpoint.mac),
                         netlink.open_port(index, learning=False),
@@ -129,11 +134,14 @@ class Taps:
         except OSError as error:
             os.close(fd)
             raise NetworkFailed.because(f"attach TAP {endpoint.tap_name}", error) from error
+        except BaseException:
+            os.close(fd)
+            raise
         return Tap(endpoint.tap_name, index, fd)
 
     async def close_tap(self, tap: Tap) -> None:
         """Close `tap` in a thread, where it may take the 20 ms of the last to close it."""
-        await anyio.to_thread.run_sync(tap.close, limiter=self._limiter)
+        await anyio.to_thread.run_sync(tap.close, limiter=self.limiter)
 
     async def forget(self, endpoint: Endpoint) -> None:
         """Remove what the host knows of `endpoint` besides its TAP. Idempotent.
@@ -141,7 +149,7 @@ class Taps:
         Raises:
             NetworkFailed: the kernel refused.
         """
-        await anyio.to_thread.run_sync(self._forget, endpoint, limiter=self._limiter)
+        await anyio.to_thread.run_sync(self._forget, endpoint, limiter=self.limiter)
 
     def _forget(self, endpoint: Endpoint) -> None:
         assert self._bridge is not None, "open() comes first"
