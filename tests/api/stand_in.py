@@ -183,7 +183,7 @@ class StandInFleet:
     """Instances in memory.
 
     `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
-    names that cannot be made; `files` the root of every guest.
+    names that cannot be made; `files` the root of every guest; `degraded` why none is limited as asked.
     """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
@@ -191,6 +191,7 @@ class StandInFleet:
     commands: list[GuestCommand] = field(default_factory=list)
     failing: set[str] = field(default_factory=set)
     files: StandInFiles = field(default_factory=StandInFiles)
+    degraded: str | None = None
     _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
 
     def put(
@@ -217,7 +218,8 @@ class StandInFleet:
             raise InstanceAmbiguous(f"{ref} begins {len(found)} ids")
         record = found[0]
         has_network = record.spec.has_network
-        return InstanceView(record, "10.100.0.7" if has_network else None, "02:00:00:00:00:07")
+        ip = "10.100.0.7" if has_network else None
+        return InstanceView(record, ip, "02:00:00:00:00:07", self.degraded)
 
     def list(self) -> Sequence[InstanceView]:
         return [self.get(record.id) for record in self._records.values()]

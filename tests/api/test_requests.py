@@ -45,8 +45,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
         ({"auto_standby": {"enabled": True}}, "auto_standby"),
         ({"health_check": {"type": "tcp", "tcp": {"port": 80}}}, "health_check"),
         ({"restart_policy": {"policy": "always"}}, "restart_policy"),
-        ({"network": {"bandwidth_upload": "1Gbps"}}, "network.bandwidth_upload"),
-        ({"network": {"bandwidth_download": "1Gbps"}}, "network.bandwidth_download"),
         ({"network": {"egress": {"enabled": True}}}, "network.egress"),
         ({"platform": "linux/arm64"}, "platform"),
     ],
@@ -111,6 +109,11 @@ def test_asking_for_what_is_so_anyway_is_accepted(http: httpx.Client, fields: di
         ({"hypervisor": "vmware"}, "no hypervisor"),
         ({"platform": "windows/amd64"}, "no platform"),
         ({"ttl": "soon"}, "not a duration"),
+        ({"network": {"bandwidth_upload": "fast"}}, "'fast' is not a rate"),
+        ({"network": {"bandwidth_upload": "63Kbps"}}, "bandwidth_upload is 63Kbps, and must be from 64Kbps"),
+        ({"network": {"bandwidth_download": "0bps"}}, "bandwidth_download is 0bps"),
+        ({"network": {"bandwidth_download": "2Tbps"}}, "to 1Tbps"),
+        ({"network": {"bandwidth_download": "1Gbps", "enabled": False}}, "there is no network"),
     ],
 )
 def test_what_can_never_be_is_refused_in_one_sentence(
@@ -130,6 +133,25 @@ def test_defaults_and_rounding(http: httpx.Client, served: Served) -> None:
     assert (spec.hypervisor, spec.image, spec.has_network) == ("qemu", IMAGE, True)
     assert (spec.entrypoint, spec.cmd) == (None, None)
     assert create(http, name="odd", size="64.5MB").json()["size"] == "65MB"
+
+
+def test_rates_are_taken_as_people_write_them_and_shown_in_the_largest_unit(
+    http: httpx.Client, served: Served
+) -> None:
+    answer = create(http, network={"bandwidth_download": "125MB/s", "bandwidth_upload": "20Mbit/s"})
+    spec = served.fleet.get("web").record.spec
+    assert (spec.download_bytes_per_s, spec.upload_bytes_per_s) == (125_000_000, 2_500_000)
+    network = answer.json()["network"]
+    assert (network["bandwidth_download"], network["bandwidth_upload"]) == ("1Gbps", "20Mbps")
+    plain = create(http, name="plain", network={"bandwidth_download": ""}).json()["network"]
+    assert (plain.get("bandwidth_download"), plain.get("bandwidth_upload")) == (None, None)
+
+
+def test_a_network_that_is_not_limited_as_asked_says_why(http: httpx.Client, served: Served) -> None:
+    create(http)
+    assert http.get("/instances/web").json()["network"].get("degraded") is None
+    served.fleet.degraded = "no limits today"
+    assert http.get("/instances/web").json()["network"]["degraded"] == "no limits today"
 
 
 def test_a_missing_image_is_pulled(http: httpx.Client, served: Served) -> None:

@@ -75,6 +75,14 @@ def test_run_prints_the_id_of_what_it_made(ramet: Ramet, served: Served) -> None
     assert (spec.entrypoint, spec.cmd, spec.has_network) == (("/bin/env",), ("ls", "-l"), False)
 
 
+def test_run_limits_what_comes_and_goes(ramet: Ramet, served: Served) -> None:
+    rates = ("--bandwidth-down", "1Gbps", "--bandwidth-up", "20Mbit/s")
+    assert ramet("run", "--name", "web", *rates, IMAGE)[0] == 0
+    spec = served.fleet.get("web").record.spec
+    assert (spec.download_bytes_per_s, spec.upload_bytes_per_s) == (125_000_000, 2_500_000)
+    assert "'fast' is not a rate" in ramet("run", "--bandwidth-up", "fast", IMAGE)[2]
+
+
 def test_run_makes_up_a_name(ramet: Ramet, served: Served) -> None:
     ramet("run", IMAGE)
     ramet("run", IMAGE)

@@ -34,6 +34,15 @@ def test_the_network_is_nested(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bridge.allow_host_ports == (("udp", 53),)
 
 
+def test_rates_that_hold_for_all_are_written_as_people_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text("network: {default_download: 1Gbps, default_upload: 20Mbit/s}")
+    limits = load_settings({}, file).network.bridge().default_limits
+    assert (limits.download_bytes_per_s, limits.upload_bytes_per_s) == (125_000_000, 2_500_000)
+    unlimited = load_settings({}).network.bridge().default_limits
+    assert (unlimited.download_bytes_per_s, unlimited.upload_bytes_per_s) == (None, None)
+
+
 def test_tcp_without_a_secret_is_refused() -> None:
     with pytest.raises(SettingsInvalid, match="secret"):
         load_settings({"listen": "127.0.0.1:4973"})
@@ -47,6 +56,8 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("log_level: loud\n", "log_level"),
         ("network:\n  subnet_cidr: everywhere\n", "network.subnet_cidr"),
         ("network:\n  subnett: 10.0.0.0/8\n", "network.subnett"),
+        ("network:\n  default_upload: fast\n", "network.default_upload: .*not a rate"),
+        ("network:\n  default_download: 1bps\n", "network.default_download"),
         ("registries:\n  insecure: ['http://r.example']\n", "registries.insecure"),
         ("registries:\n  mirrors: {docker.io: 'https://m.example'}\n", "registries.mirrors"),
         ("registries:\n  mirrors: {docker.io: 'm.example/path'}\n", "registries.mirrors"),

@@ -113,6 +113,7 @@ class World:
                 fleet = Fleet(performer)
                 performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
                 await group.start(fleet.run, found)
+                group.start_soon(network.run)
                 digest = catalog.resolve("demo:1").digest
                 spec = InstanceSpec("demo:1", digest, "fake", 1, MEMORY_BYTES, OVERLAY_BYTES)
                 yield Daemon(fleet, site, faults, spec)
@@ -136,6 +137,7 @@ class World:
             "journal": journal,
             "records": records,
             "taps": {link["ifname"] for link in links if link["ifname"].startswith("rmt0")},
+            "ifbs": {link["ifname"] for link in links if link["ifname"].startswith("rmtu")},
             "admissions": _elements(json.loads(rules)),
         }
 

@@ -43,6 +43,9 @@ class Host(Recorder):
     def addresses(self, record: InstanceRecord) -> tuple[str | None, str | None]:
         return None, None
 
+    def network_degraded(self, record: InstanceRecord) -> str | None:
+        return None
+
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         return {}
 

@@ -16,6 +16,7 @@ from ramet.net.errors import IfbHeld
 from ramet.net.network import Network
 from ramet.net.rates import UNLIMITED, RateLimits
 from ramet.net.shaping import ShapingStatistics
+from tests.net.limits import rates
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 A, B = InstanceId("a"), InstanceId("b")
@@ -53,13 +54,6 @@ def tc_objects() -> set[str]:
                     if entry["kind"] in ("tbf", "ingress", "u32"):
                         found.add(f"{link.name} {entry['kind']}")
     return found
-
-
-def rates() -> dict[str, int]:
-    """Return the rate in bytes per second of every token bucket, by the name of its interface."""
-    with netlink.RouteSocket() as route:
-        names = {link.index: link.name for link in route.links()}
-        return {names[index]: rate for index, rate in tc.list_rates(route).items()}
 
 
 async def settled(network: Network) -> ShapingStatistics:

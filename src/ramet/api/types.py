@@ -13,8 +13,8 @@ from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
-from ramet.core.spec import InstanceSpec, State
-from ramet.core.units import format_size, parse_duration, parse_size
+from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN, InstanceSpec, State
+from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
 from ramet.images import Image
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -98,8 +98,6 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
 """Fields we know and do not honour, each with what tells that its value asks for nothing."""
 
 _UNSUPPORTED_NETWORK: Final[Mapping[str, Callable[[object], bool]]] = {
-    "bandwidth_download": _is_falsy,
-    "bandwidth_upload": _is_falsy,
     "egress": _is_disabled,
 }
 
@@ -133,9 +131,10 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
     """Return what `body`, checked by `check_create`, asks for.
 
     Raises:
-        Invalid: a size is none or out of bounds, or there is nothing to run.
+        Invalid: a size or rate is none or out of bounds, or there is nothing to run.
     """
     argv = (*(body.entrypoint or ()), *(body.cmd or ()))
+    network = body.network or wire.CreateNetwork()
     if not argv and not image.config.command:
         raise Invalid(
             f"The image {image.name} names no command and neither does the request",
@@ -156,8 +155,10 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         env=_env(body.env),
         entrypoint=_argv("entrypoint", body.entrypoint),
         cmd=_argv("cmd", body.cmd),
-        has_network=body.network is None or body.network.enabled is not False,
+        has_network=network.enabled is not False,
         tags=dict(body.tags or {}),
+        download_bytes_per_s=_rate("bandwidth_download", network.bandwidth_download, network),
+        upload_bytes_per_s=_rate("bandwidth_upload", network.bandwidth_upload, network),
     )
 
 
@@ -218,7 +219,15 @@ def to_instance(
     spec = record.spec
     ended = record.exit
     network = (
-        wire.InstanceNetwork(True, NETWORK_NAME, view.ip, view.mac)
+        wire.InstanceNetwork(
+            enabled=True,
+            name=NETWORK_NAME,
+            ip=view.ip,
+            mac=view.mac,
+            bandwidth_download=_format_rate(spec.download_bytes_per_s),
+            bandwidth_upload=_format_rate(spec.upload_bytes_per_s),
+            degraded=view.network_degraded,
+        )
         if spec.has_network
         else wire.InstanceNetwork(False)
     )
@@ -329,6 +338,24 @@ def _size(field: str, text: str | None, default: int, bytes_min: int, bytes_max:
         bounds = f"from {format_size(bytes_min)} to {format_size(bytes_max)}"
         raise Invalid(f"{field} is {text}, and must be {bounds}", field=field)
     return size_bytes
+
+
+def _rate(field: str, text: str | None, network: wire.CreateNetwork) -> int | None:
+    """Return bytes per second, None where nothing is asked for."""
+    if not text:
+        return None
+    name = f"network.{field}"
+    if network.enabled is False:
+        raise Invalid(f"{name} is given, and there is no network", remedy=f"leave out {name}", field=name)
+    rate_bytes_per_s = parse_rate(text)
+    if not RATE_BYTES_PER_S_MIN <= rate_bytes_per_s <= RATE_BYTES_PER_S_MAX:
+        bounds = f"from {format_rate(RATE_BYTES_PER_S_MIN)} to {format_rate(RATE_BYTES_PER_S_MAX)}"
+        raise Invalid(f"{name} is {text}, and must be {bounds}", field=name)
+    return rate_bytes_per_s
+
+
+def _format_rate(rate_bytes_per_s: int | None) -> str | None:
+    return None if rate_bytes_per_s is None else format_rate(rate_bytes_per_s)
 
 
 def _env(env: Mapping[str, str] | None) -> Mapping[str, str]:

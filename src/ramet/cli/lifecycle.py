@@ -49,6 +49,8 @@ class OtherState(Broken):
 @click.option(
     "--network/--no-network", "has_network", default=True, show_default=True, help="Give it a network."
 )
+@click.option("--bandwidth-down", help="How much may come to it, such as 20Mbps or 125MB/s.")
+@click.option("--bandwidth-up", help="How much it may send.")
 @click.option("--hypervisor", help="What runs it; the server has a default.")
 @tag_option("Tag the instance; can be given several times.")
 @json_option
@@ -64,6 +66,8 @@ def run_command(
     env: dict[str, str],
     entrypoint: str | None,
     has_network: bool,
+    bandwidth_down: str | None,
+    bandwidth_up: str | None,
     hypervisor: str | None,
     tags: dict[str, str],
     as_json: bool,
@@ -86,7 +90,11 @@ def run_command(
         entrypoint=None if entrypoint is None else (entrypoint,),
         cmd=command_words(command) or None,
         tags=tags or None,
-        network=None if has_network else CreateNetwork(enabled=False),
+        network=CreateNetwork(
+            enabled=None if has_network else False,
+            bandwidth_download=bandwidth_down,
+            bandwidth_upload=bandwidth_up,
+        ),
         hypervisor=hypervisor,
     )
     made = _create(client, body)

@@ -13,6 +13,10 @@ from typing import Any, Final, Literal, Self
 
 from ramet.core.ids import InstanceId, LayerId
 
+RATE_BYTES_PER_S_MIN: Final = 8_000
+"""64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
+RATE_BYTES_PER_S_MAX: Final = 125_000_000_000
+
 ForkRule = Literal["copied", "cleared"]
 
 
@@ -33,6 +37,8 @@ class State(StrEnum):
 class InstanceSpec:
     """What was asked for. Sizes in bytes; `entrypoint` and `cmd` override the image's where not None.
 
+    Download is what comes to the guest, upload what it sends; None is the network's default.
+
     Every field names its rule for forks in `FORK_RULES`.
     """
 
@@ -47,6 +53,8 @@ class InstanceSpec:
     cmd: tuple[str, ...] | None = None
     has_network: bool = True
     tags: Mapping[str, str] = field(default_factory=dict)
+    download_bytes_per_s: int | None = None
+    upload_bytes_per_s: int | None = None
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default."""
@@ -68,6 +76,8 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "cmd": "copied",
     "has_network": "copied",
     "tags": "copied",
+    "download_bytes_per_s": "copied",
+    "upload_bytes_per_s": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

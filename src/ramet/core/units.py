@@ -1,8 +1,9 @@
-"""Sizes and durations as people write them.
+"""Sizes, rates and durations as people write them.
 
 Sizes follow the API we are compatible with: "512MB", "1GB", "2G", "10GiB", "4096"; every prefix is
-a power of 1024, as its users have come to expect of memory and disks. Durations are Go's: "90s",
-"5m", "1h30m", "250ms".
+a power of 1024, as its users have come to expect of memory and disks. Rates are those of networks: "1Gbps",
+"20Mbit/s", "125MB/s", prefixes are powers of 1000, of 1024 where they say so ("100MiB/s"), and bits are told
+from bytes by how they are written. Durations are Go's: "90s", "5m", "1h30m", "250ms".
 """
 
 import re
@@ -16,6 +17,7 @@ TEXT_LENGTH_MAX: Final = 64
 
 _PREFIX: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", re.IGNORECASE)
+_RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTkmgt])(i?))?(bps|bits?/s|bit|B/s)\s*")
 _DURATION_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ns|us|µs|ms|s|m|h)")
 
@@ -38,6 +40,31 @@ def format_size(size_bytes: int) -> str:
         if size_bytes and size_bytes % _PREFIX[prefix] == 0:
             return f"{size_bytes // _PREFIX[prefix]}{prefix}B"
     return f"{size_bytes}B"
+
+
+def parse_rate(text: str) -> int:
+    """Return the bytes per second that `text` stands for: "1Gbps" and "125MB/s" are 125,000,000.
+
+    Raises:
+        Invalid: `text` is not a rate. "GBps" and "gb/s" are none: nobody knows whether they mean bits.
+    """
+    match = _RATE.fullmatch(text) if len(text) <= TEXT_LENGTH_MAX else None
+    if match is None:
+        raise Invalid(
+            f"{text[:TEXT_LENGTH_MAX]!r} is not a rate", remedy="write it like 1Gbps, 20Mbit/s or 125MB/s"
+        )
+    prefix = (match[2] or "").upper()
+    scale = _PREFIX[prefix] if match[3] else 1000 ** "_KMGT".index(prefix or "_")
+    return int(Decimal(match[1]) * scale / (1 if match[4] == "B/s" else 8))
+
+
+def format_rate(rate_bytes_per_s: int) -> str:
+    """Write a rate in bits, in the largest unit that keeps it whole: 312500000 -> "2500Mbps"."""
+    rate = rate_bytes_per_s * 8
+    for power, prefix in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if rate and rate % 1000**power == 0:
+            return f"{rate // 1000**power}{prefix}bps"
+    return f"{rate}bps"
 
 
 def parse_duration(text: str) -> float:

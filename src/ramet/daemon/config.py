@@ -28,11 +28,13 @@ from pydantic_settings import (
 )
 
 from ramet.core.errors import Invalid
-from ramet.core.units import parse_size
+from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
+from ramet.core.units import parse_rate, parse_size
 from ramet.images.reference import is_authority
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
 from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
+from ramet.net.rates import RateLimits
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
@@ -59,6 +61,19 @@ def _parse_bytes(value: object) -> object:
         raise ValueError(str(error)) from error
 
 
+def _parse_rate(value: object) -> object:
+    """Return the bytes per second that a rate such as "1Gbps" stands for; what is none is judged later."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_rate(value)
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+
+
+Rate = Annotated[int, BeforeValidator(_parse_rate), Field(ge=RATE_BYTES_PER_S_MIN, le=RATE_BYTES_PER_S_MAX)]
+
+
 def _check_registry(text: str) -> str:
     if not is_authority(text):
         raise ValueError("a registry is written as host or host:port, without https://")
@@ -69,7 +84,10 @@ RegistryHost = Annotated[str, AfterValidator(_check_registry)]
 
 
 class NetworkSettings(BaseModel, extra="forbid"):
-    """The guests' bridge. `allow_host_ports` are those of the gateway that guests may use, as "udp/53"."""
+    """The guests' bridge. `allow_host_ports` are those of the gateway that guests may use, as "udp/53".
+
+    `default_download` and `default_upload` limit guests for which no other rate is asked.
+    """
 
     bridge_name: str = "rmtbr0"
     subnet_cidr: IPv4Network = SUBNET_DEFAULT
@@ -77,6 +95,8 @@ class NetworkSettings(BaseModel, extra="forbid"):
     dns_servers: tuple[IPv4Address, ...] = DNS_DEFAULT
     allow_host_ports: tuple[str, ...] = ()
     tap_prefix: str = "rmt"
+    default_download: Rate | None = None
+    default_upload: Rate | None = None
 
     def bridge(self) -> BridgeConfig:
         """Return the part `ramet.net` understands.
@@ -91,6 +111,7 @@ class NetworkSettings(BaseModel, extra="forbid"):
             dns=self.dns_servers,
             allow_host_ports=tuple(_parse_port(text) for text in self.allow_host_ports),
             tap_prefix=self.tap_prefix,
+            default_limits=RateLimits(self.default_download, self.default_upload),
         )
 
 

@@ -76,6 +76,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             fleet = Fleet(performer)
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
             await group.start(fleet.run, found)
+            group.start_soon(network.run)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             await group.start(images.pulls.run)
             yield Running(fleet, images, drivers, settings.hypervisor.default, network)

@@ -11,7 +11,7 @@ from ramet.core.ids import LayerId
 from ramet.core.spec import InstanceRecord
 from ramet.effects.folder import prepare_folder, remove_folder
 from ramet.effects.machine import make_machine
-from ramet.effects.site import Rig, Site
+from ramet.effects.site import Rig, Site, limits_of
 from ramet.telemetry.timings import phase, staged
 
 
@@ -46,7 +46,7 @@ async def attached(site: Site, record: InstanceRecord) -> AsyncIterator[int | No
         yield None
         return
     with phase("network"):
-        tap = await site.network.attach(record.id)
+        tap = await site.network.attach(record.id, limits_of(record.spec))
     try:
         yield tap.fd
     finally:

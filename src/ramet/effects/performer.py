@@ -135,6 +135,9 @@ class SitePerformer:
             return None, None  # It is just going.
         return str(endpoint.ip), endpoint.mac
 
+    def network_degraded(self, record: InstanceRecord) -> str | None:
+        return self._site.network.degraded(record.id)
+
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         timings = self._timings.pop(instance, None)
         return {} if timings is None else timings.phases_ms

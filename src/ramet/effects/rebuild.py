@@ -12,7 +12,7 @@ from pathlib import Path
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
 from ramet.effects.folder import SPEC_FILE
-from ramet.effects.site import Site
+from ramet.effects.site import Site, limits_of
 from ramet.net.slots import SlotHeld
 from ramet.store.database import StateUnreadable
 
@@ -44,7 +44,7 @@ def take_up(site: Site, record: InstanceRecord, *, is_running: bool) -> Instance
     slot = record.identity.slot
     if slot is not None:
         try:
-            site.network.adopt(record.id, slot, is_attached=is_running)
+            site.network.adopt(record.id, slot, is_attached=is_running, limits=limits_of(record.spec))
         except SlotHeld:
             slot = site.network.reserve(record.id).slot
     identity = replace(record.identity, name=_free_name(record, taken), slot=slot)

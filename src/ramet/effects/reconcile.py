@@ -24,7 +24,7 @@ from ramet.disks.layers import LayerBroken
 from ramet.effects.folder import keep_folder, remove_folder
 from ramet.effects.hold import Held, hold, tell_end
 from ramet.effects.rebuild import find_lost_records, take_up
-from ramet.effects.site import Rig, Site
+from ramet.effects.site import Rig, Site, limits_of
 from ramet.instance.fleet_types import HypervisorUnavailable
 from ramet.instance.transitions import DeleteAsked, Event, Found, FoundSilent, VmmExited, is_starting
 from ramet.vmm.port import Driver, VmmSilent
@@ -61,7 +61,12 @@ async def reconcile(site: Site) -> Reconciled:
             site.database.forget(record.id)
             del records[record.id]
         elif record.identity.slot is not None:
-            site.network.adopt(record.id, record.identity.slot, is_attached=record.id in running)
+            site.network.adopt(
+                record.id,
+                record.identity.slot,
+                is_attached=record.id in running,
+                limits=limits_of(record.spec),
+            )
     for record in lost:
         log.warning("lost_record_made_again", instance=record.id, name=record.name)
         records[record.id] = take_up(site, record, is_running=record.id in running)

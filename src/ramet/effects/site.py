@@ -10,12 +10,13 @@ import anyio
 
 from ramet.boot.kit import BootKit
 from ramet.core.ids import InstanceId, LayerId
-from ramet.core.spec import InstanceRecord
+from ramet.core.spec import InstanceRecord, InstanceSpec
 from ramet.disks.layers import LayerStore
 from ramet.guest.channel import Channel, open_channel
 from ramet.images.catalog import Catalog
 from ramet.instance.fleet_types import HypervisorUnavailable
 from ramet.net.network import Network
+from ramet.net.rates import RateLimits
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.port import Driver, Vm
@@ -66,6 +67,11 @@ class Rig:
         channel, self._channel = self._channel, None
         if channel is not None:
             await channel.aclose()
+
+
+def limits_of(spec: InstanceSpec) -> RateLimits:
+    """Return what an instance may send and receive."""
+    return RateLimits(spec.download_bytes_per_s, spec.upload_bytes_per_s)
 
 
 @dataclass(slots=True)

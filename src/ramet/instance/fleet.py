@@ -76,6 +76,10 @@ class Host(Performer, Protocol):
         """Return (ip, mac) as text, None without a network."""
         ...
 
+    def network_degraded(self, record: InstanceRecord) -> str | None:
+        """Return why its traffic is not limited as asked, None if it is."""
+        ...
+
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         """Return how long each phase of its making took."""
         ...
@@ -423,4 +427,4 @@ class Fleet:
 
     def _view(self, record: InstanceRecord) -> InstanceView:
         ip, mac = self._host.addresses(record)
-        return InstanceView(record, ip, mac)
+        return InstanceView(record, ip, mac, self._host.network_degraded(record))

@@ -48,11 +48,15 @@ class HypervisorUnavailable(Unsupported):
 
 @dataclass(frozen=True, slots=True)
 class InstanceView:
-    """One instance as it is published: its record and, with a network, its addresses."""
+    """One instance as it is published: its record and, with a network, its addresses.
+
+    `network_degraded` tells why its traffic is not limited as asked; None if it is.
+    """
 
     record: InstanceRecord
     ip: str | None = None
     mac: str | None = None
+    network_degraded: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

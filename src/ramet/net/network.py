@@ -253,6 +253,11 @@ class Network:
         """
         return await self._firewall.foreign_drops()
 
+    def degraded(self, instance: InstanceId) -> str | None:
+        """Return why the traffic of `instance` is not limited as asked, None if it is."""
+        endpoint = self._attached.get(instance)
+        return None if endpoint is None else self._shaping.degraded(endpoint)
+
     def statistics(self) -> NetworkStatistics:
         """Return how full the network is."""
         return NetworkStatistics(

@@ -186,6 +186,10 @@ class ShapingQueue:
             self._counts.skipped += 1
         self._degraded.pop(endpoint, None)
 
+    def degraded(self, endpoint: Endpoint) -> str | None:
+        """Return why `endpoint` is not limited as asked, None if it is."""
+        return self._degraded.get(endpoint)
+
     def statistics(self) -> ShapingStatistics:
         """Return what was done, and who is degraded."""
         counts = self._counts

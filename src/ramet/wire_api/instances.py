@@ -24,12 +24,18 @@ _FORBID_UNKNOWN: Final[Mapping[str, Any]] = {"extra": "forbid"}
 
 @dataclass(frozen=True, slots=True)
 class InstanceNetwork:
-    """The network of an instance; addresses as text, null without one."""
+    """The network of an instance; addresses as text, null without one. Rates such as "1Gbps", null without.
+
+    Additive: `degraded`, why it is not limited as asked, null as long as it is.
+    """
 
     enabled: bool
     name: str | None = None
     ip: str | None = None
     mac: str | None = None
+    bandwidth_download: str | None = None
+    bandwidth_upload: str | None = None
+    degraded: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True)
 class CreateNetwork:
-    """The network asked for; on unless `enabled` is false."""
+    """The network asked for; on unless `enabled` is false. Download is what comes to the guest."""
 
     enabled: bool | None = None
     bandwidth_download: str | None = None
