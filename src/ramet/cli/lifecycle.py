@@ -74,8 +74,10 @@ def run_command(
 ) -> None:
     """Make an instance of IMAGE and boot it; print its id when it runs.
 
-    IMAGE is the name of an image on the server, or the path of an OCI layout or of an archive, which is
-    imported first. COMMAND replaces the image's. Options stand before IMAGE.
+    IMAGE is the name of an image, which is pulled if it is not on the server, or the path of an OCI layout or
+    of an archive, which is imported first. COMMAND replaces the image's. Options stand before IMAGE.
+
+    The instance runs by itself, as with docker run -d. Its output: ramet logs -f; a shell: ramet exec -it.
     """
     client = connect(context)
     if _is_local_image(image):
