@@ -32,6 +32,7 @@ class PathInvalid(Invalid):
     """As the host tells it, before it asks the guest."""
 
     code = "path_invalid"
+    remedy_default = "use 1 to 4095 bytes of text without zeros"
 
 
 class BadArchive(Invalid):

@@ -249,6 +249,7 @@ def assert_refused(answer: httpx.Response, served: Served) -> None:
     error = answer.json()
     assert error.keys() == MEMBERS
     assert_form(error)
+    assert error["remedy"]
     assert len(answer.content) < 20_000
     assert [view.record.name for view in served.fleet.list()] == ["src"]
     assert served.catalog.imported == []

@@ -46,6 +46,7 @@ MESSAGE_LENGTH_MAX: Final = 500  # A sentence; also of each text among the field
 PLACE_LENGTH_MAX: Final = 60  # Of each part of a field's name that we repeat.
 DETAIL_COUNT_MAX: Final = 20
 
+_DESCRIPTION: Final = "GET /spec.json describes every call and field"
 _ERROR: Final = TypeAdapter(Error)
 _log = structlog.get_logger(__name__)
 
@@ -63,7 +64,7 @@ def to_wire(error: RametError) -> Error:
     return Error(
         code=error.code,
         message=one_line(error.message),
-        remedy=one_line(error.remedy) or None,
+        remedy=one_line(error.remedy) or (_DESCRIPTION if type(error) is Invalid else None),
         fields={name: _plain(value) for name, value in error.fields.items()} or None,
     )
 
@@ -101,7 +102,7 @@ def answer_to(error: RametError) -> JSONResponse:
 
 def refusal(status: int, message: str, remedy: str | None = None) -> Error:
     """Return the error for a `status` that no class of ours stands for."""
-    return Error(code=CODE.get(status, "bad_request"), message=message, remedy=remedy)
+    return Error(code=CODE.get(status, "bad_request"), message=message, remedy=remedy or _DESCRIPTION)
 
 
 def invalid(problems: Sequence[Mapping[str, Any]]) -> Error:
@@ -111,6 +112,7 @@ def invalid(problems: Sequence[Mapping[str, Any]]) -> Error:
         code=Invalid.code,
         message=details[0].message if details else "The request is invalid",
         details=details,
+        remedy=_DESCRIPTION,
     )
 
 
