@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "wire_api": frozenset({"core"}),
     "telemetry": frozenset({"core"}),
     "store": frozenset({"core", "linux"}),
+    "admission": frozenset({"core"}),
     "disks": frozenset({"core", "linux"}),
     "logs": frozenset({"core", "linux"}),
     "net": frozenset({"core", "linux", "telemetry"}),
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "effects": frozenset(
         {
             "core",
+            "admission",
             "instance",
             "images",
             "disks",
@@ -49,7 +51,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "setup": frozenset({"core", "linux", "wire_api.scopes"}),
     "doctor": frozenset({"core", "linux", "net.bridge", "net.errors", "boot.locate"}),
-    "api": frozenset({"core", "wire_api", "instance", "images", "snapshots", "telemetry"}),
+    "api": frozenset({"core", "admission", "wire_api", "instance", "images", "snapshots", "telemetry"}),
     "client": frozenset({"core", "wire_api"}),
     "cli": frozenset({"core", "client", "wire_api"}),
     "daemon": EVERYTHING,

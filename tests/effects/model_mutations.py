@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+from ramet.admission.admission import Admission
+from ramet.admission.captures import CaptureMemory
 from ramet.disks.layers import LayerStore
 from ramet.effects import boot, end
 from ramet.net.firewall import Firewall
@@ -40,4 +42,6 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "captures-stay-open": _skip(Flight, "_close_if_done"),
     "guests-stay-paused": _skip_async(FakeVm, "_go_on"),
     "vmms-are-not-killed": _skip_async(FakeVm, "kill"),
+    "resources-stay-reserved": _skip(Admission, "forget"),
+    "captures-stay-counted": _skip(CaptureMemory, "close"),
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import anyio
 
+from ramet.admission.demand import demand_of, has_vmm
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, State
 from ramet.net.firewall import Element
@@ -60,6 +61,7 @@ async def check(world: World, daemon: Daemon) -> None:
     check_files(daemon, records, found)
     check_network(daemon, records, found)
     check_memory(daemon, records)
+    check_admission(daemon, records)
     for record in records.values():
         if record.state is State.RUNNING:
             await check_running(daemon, record)
@@ -204,6 +206,22 @@ def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> N
     stages = site.stages
     borrowed = stages.vmm_start.borrowed_tokens + stages.confirm.borrowed_tokens
     demand(borrowed == 0, "a place in a stage is held by nobody", borrowed)
+
+
+def check_admission(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> None:
+    """Of the host's resources, each instance holds what its record says, and nobody else holds any."""
+    admission = daemon.site.admission
+    for record in records.values():
+        held, need = admission.ledger.held(record.id), demand_of(record)
+        is_exact = record.state is not State.UNKNOWN  # A start may have told of it, and it holds more.
+        demand(held == need if is_exact else held.larger(need) == held, "holds another amount", record, held)
+    captures = admission.captures
+    demand(not captures._open and not captures._awaited, "captures are counted for nobody", vars(captures))
+    without = [i for i, record in records.items() if not has_vmm(record)]
+    strays = [i for i in captures._used if i in without or i not in records]
+    demand(not strays, "captures are counted for whom has no VMM", strays)
+    owners = len(records) + captures.count
+    demand(admission.ledger.owner_count == owners, "resources are held by nobody", admission.ledger._held)
 
 
 async def check_running(daemon: Daemon, record: InstanceRecord) -> None:

@@ -57,6 +57,7 @@ async def fork(
         tap_fd = await until_started.enter_async_context(attached(site, record))
         with timings.phase("capture"):
             taken = await flight.wait_landed()
+        site.admission.captures.map(record.id, taken.new_top)
         timings.note("source_pause", taken.pause_s)
         with timings.phase("disk"):
             layer = made.layer = site.layers.create_on(taken.frozen, record.spec.overlay_bytes)

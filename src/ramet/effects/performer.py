@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
+from functools import partial
 from typing import Final
 
 import anyio
@@ -89,6 +90,10 @@ class SitePerformer:
     # What the fleet asks
 
     def mint(self, record: InstanceRecord) -> InstanceRecord:
+        with self._site.admission.minting(record, self._running_parent(record)):
+            return self._mint(record)
+
+    def _mint(self, record: InstanceRecord) -> InstanceRecord:
         site = self._site
         if record.spec.has_network:
             slot = site.network.reserve(record.id).slot
@@ -105,13 +110,23 @@ class SitePerformer:
 
     def save(self, record: InstanceRecord) -> None:
         database = self._site.database
-        with database.transaction():
+        with self._site.admission.changing(record), database.transaction():
             database.save(record)
             if record.id in self._making:
                 database.end(self._making[record.id])
         self._making.pop(record.id, None)
         self._keep_spec(record)
         self._operations.tell(record)
+
+    def _running_parent(self, record: InstanceRecord) -> InstanceRecord | None:
+        """Return whom a new instance is forked from, if that takes a capture."""
+        assert self._look is not None, "connect() comes first"
+        parent = record.identity.parent
+        if parent is not None:
+            with suppress(InstanceNotFound):
+                found = self._look(parent)
+                return found if found.state is State.RUNNING else None
+        return None
 
     def _keep_spec(self, record: InstanceRecord) -> None:
         """Keep beside the disk what is needed to find it without the database, when that has changed."""
@@ -217,6 +232,7 @@ class SitePerformer:
                 for memory in (self._making, self._timings, self._kept, self._turns):
                     memory.pop(record.id, None)
                 self._operations.forget(record.id)
+                site.admission.forget(record.id)
 
     async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
         try:
@@ -291,6 +307,20 @@ class SitePerformer:
         emit(Ready())
 
     async def _take_capture(self, source: InstanceId, close_doors: Callable[[], None]) -> Taken:
+        """Take a capture of a running instance, its memory counted until nobody needs it any more."""
+        assert self._look is not None, "connect() comes first"
+        captures, new_top = self._site.admission.captures, LayerId(mint_id())
+        captures.begin(self._look(source), new_top)
+        give_back = partial(captures.close, new_top)
+        try:
+            return replace(await self._take_counted(source, new_top, close_doors), on_close=give_back)
+        except BaseException:
+            give_back()
+            raise
+
+    async def _take_counted(
+        self, source: InstanceId, new_top: LayerId, close_doors: Callable[[], None]
+    ) -> Taken:
         assert self._tell is not None, "connect() comes first"
         assert self._look is not None, "connect() comes first"
         site, tell, record = self._site, self._tell, self._look(source)
@@ -304,7 +334,6 @@ class SitePerformer:
             rig.layer = new_top
             await tell(source, LayerSwitched(new_top))
 
-        new_top = LayerId(mint_id())
         entry = site.database.begin(CAPTURE, source, layer=new_top)
         mistaken: list[LayerId] = []
         try:

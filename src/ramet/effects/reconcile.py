@@ -21,6 +21,7 @@ from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, Runtime, State
 from ramet.disks.layers import LayerBroken
+from ramet.effects.counting import count_found
 from ramet.effects.folder import keep_folder, remove_folder
 from ramet.effects.hold import Held, hold, tell_end
 from ramet.effects.rebuild import find_lost_records, take_up
@@ -74,6 +75,7 @@ async def reconcile(site: Site) -> Reconciled:
         if instance not in found.held:
             records[instance] = replace(records[instance], layer=layer)
     instances = [await _adopt(site, record, found) for record in records.values()]
+    await to_thread.run_sync(count_found, site, [record for record, _ in instances])
     # What a VMM without an answer writes to, record and journal say; without a record, only it knows.
     lost_and_silent = {record.id for record in lost} & found.silent.keys()
     await _remove_strays(site, set(records), keep_layers=bool(lost_and_silent))

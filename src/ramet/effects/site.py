@@ -8,6 +8,7 @@ from typing import Final
 
 import anyio
 
+from ramet.admission.admission import Admission
 from ramet.boot.kit import BootKit
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, InstanceSpec
@@ -76,7 +77,10 @@ def limits_of(spec: InstanceSpec) -> RateLimits:
 
 @dataclass(slots=True)
 class Site:
-    """The open parts of this host: `drivers` by name, `rigs` the instances whose VMM we hold."""
+    """The open parts of this host: `drivers` by name, `rigs` the instances whose VMM we hold.
+
+    `admission` refuses nothing unless it was given limits.
+    """
 
     folder: DataFolder
     database: Database
@@ -87,6 +91,7 @@ class Site:
     kit: BootKit
     stages: Stages
     rigs: dict[InstanceId, Rig] = field(default_factory=dict)
+    admission: Admission = field(default_factory=Admission)
 
     def instance_folder(self, instance: InstanceId) -> Path:
         return self.folder.instance(instance)

@@ -64,6 +64,23 @@ def read_maps(pid: int) -> Iterator[tuple[int, int, str, str]]:
         yield int(match[1], 16), int(match[2], 16), match[3], match[4]
 
 
+def mapped_memfds(pid: int, name: str) -> dict[str, int]:
+    """Return the memfds called `name` that `pid` maps: identity, the same in every process, to bytes mapped.
+
+    Raises:
+        ProcessLookupError: there is no such process.
+    """
+    try:
+        text = (PROC / str(pid) / "maps").read_text()
+    except FileNotFoundError as error:
+        raise ProcessLookupError(pid) from error
+    found: dict[str, int] = {}
+    pattern = rf"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ (\S+ \d+) +/memfd:{re.escape(name)} \(deleted\)$"
+    for match in re.finditer(pattern, text, re.MULTILINE):
+        found[match[3]] = found.get(match[3], 0) + int(match[2], 16) - int(match[1], 16)
+    return found
+
+
 class HeldProcess:
     """One process, ours or found, that cannot be mistaken for another.
 

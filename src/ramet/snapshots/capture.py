@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol
+from typing import Final, Protocol
 
 import anyio
 import structlog
@@ -22,6 +22,9 @@ from ramet.disks.layers import CHAIN_LENGTH_MAX, LayerStore
 from ramet.linux.memfd import SealableFile
 from ramet.telemetry.timings import phase
 from ramet.vmm.port import Capture, LiveCapture, VmmFailed
+
+MEMORY_FILE_NAME: Final = "ramet-memory"
+"""Of the file that holds a capture's memory: VMMs' mappings are known by it."""
 
 log = structlog.get_logger(__name__)
 
@@ -60,6 +63,7 @@ class Taken:
     """One instant of a guest: its sealed memory and the disk layer frozen with it. Open until `close`.
 
     `pause_s` is how long its processors stood still; the bytes are what was copied before and in the pause.
+    `on_close` is called by `close`.
     """
 
     capture: Capture
@@ -70,11 +74,13 @@ class Taken:
     ahead_bytes: int
     paused_bytes: int
     layers: LayerStore
+    on_close: Callable[[], None] = lambda: None
 
     def close(self) -> None:
         """Give it up; children that map the memory, and layers on the frozen one, keep them."""
         self.capture.close()
         self.layers.release(self.frozen)
+        self.on_close()
 
 
 async def take_capture(
@@ -136,7 +142,7 @@ async def take_capture(
 
 
 def _open_capture(memory_bytes: int) -> Capture:
-    memory = SealableFile("ramet-memory", memory_bytes)
+    memory = SealableFile(MEMORY_FILE_NAME, memory_bytes)
     try:
         return Capture(memory, SealableFile("ramet-devices"))
     except OSError:
