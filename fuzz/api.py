@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from ramet.api import create_app
-from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet, StandInResources
 
 NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.
 EXAMPLES_A_ROUND: Final = 50
@@ -65,7 +65,7 @@ class Api:
     def __init__(self) -> None:
         self._fleet = _Fleet()
         self._catalog = StandInCatalog()
-        app = create_app(self._fleet, self._catalog, FACTS, auth=None)
+        app = create_app(self._fleet, self._catalog, StandInResources(self._fleet), FACTS, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

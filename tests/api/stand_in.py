@@ -13,11 +13,16 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import anyio
 import jwt
 
+from ramet.admission.admission import Admission
+from ramet.admission.demand import Demand, Resource
+from ramet.admission.ledger import Limit
+from ramet.admission.report import DiskUse, HostReport, Line
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import InstanceId, LayerId, mint_id
@@ -183,7 +188,8 @@ class StandInFleet:
     """Instances in memory.
 
     `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
-    names that cannot be made; `files` the root of every guest; `degraded` why none is limited as asked.
+    names that cannot be made; `files` the root of every guest; `degraded` why none is limited as asked;
+    `limits` what instances are admitted to.
     """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
@@ -192,6 +198,11 @@ class StandInFleet:
     failing: set[str] = field(default_factory=set)
     files: StandInFiles = field(default_factory=StandInFiles)
     degraded: str | None = None
+    limits: tuple[Limit, ...] = (
+        Limit(Resource.CPU, 2, 1000.0),
+        Limit(Resource.MEMORY, 2 << 40, source="configured"),
+        Limit(Resource.DISK, 100 << 40, 1.0),
+    )
     _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
 
     def put(
@@ -226,7 +237,20 @@ class StandInFleet:
 
     async def create(self, name: str, spec: InstanceSpec) -> InstanceView:
         self._check(name)
-        return self.get(self.put(name, State.RUNNING, spec).id)
+        admission, record = self.admission(), self.put(name, State.RUNNING, spec)
+        try:
+            with admission.changing(record):
+                return self.get(record.id)
+        except Exhausted:
+            await self.delete(record.id)
+            raise
+
+    def admission(self) -> Admission:
+        """Return what the instances hold now."""
+        admission = Admission(self.limits)
+        for record in self._records.values():
+            admission.take_up(record)
+        return admission
 
     async def start(
         self, ref: str, *, entrypoint: tuple[str, ...] | None = None, cmd: tuple[str, ...] | None = None
@@ -440,6 +464,40 @@ class StandInPulls:
         return []
 
 
+class StandInResources:
+    """How full the host of a stand-in is."""
+
+    def __init__(self, fleet: StandInFleet) -> None:
+        self._fleet = fleet
+
+    def report(self) -> HostReport:
+        ledger = self._fleet.admission().ledger
+
+        def line(resource: Resource) -> Line:
+            limit = ledger.limit_of(resource)
+            allocated = ledger.total_of(resource)
+            return Line(limit.capacity, limit.effective, allocated, limit.ratio, limit.source)
+
+        instance_count = len(self._fleet.list())
+        endpoints = Line(1000, 1000, instance_count, 1.0, "configured")
+        return HostReport(
+            cpu=line(Resource.CPU),
+            memory=line(Resource.MEMORY),
+            disk=line(Resource.DISK),
+            network=line(Resource.NETWORK),
+            endpoints=endpoints,
+            capture_count=1,
+            capture_memory_bytes=1 << 28,
+            tap_count=instance_count,
+        )
+
+    def held(self, instance: InstanceId) -> Demand:
+        return self._fleet.admission().ledger.held(instance)
+
+    async def disk_use(self) -> DiskUse:
+        return DiskUse(image_bytes=5 << 20, oci_cache_bytes=3 << 20, overlay_bytes=1 << 20)
+
+
 @dataclass(frozen=True)
 class Served:
     """A server under way: `socket` without tokens, `url` with."""
@@ -470,9 +528,10 @@ def serve() -> Iterator[Served]:
         unix.bind(str(path))
         tcp = socket.create_server(("127.0.0.1", 0))
         fleet, catalog = StandInFleet(), StandInCatalog()
+        app = partial(create_app, fleet, catalog, StandInResources(fleet), FACTS)
         servers = [
-            HttpServer(create_app(fleet, catalog, FACTS, auth=None), unix),
-            HttpServer(create_app(fleet, catalog, FACTS, auth=TokenAuth(SECRET)), tcp),
+            HttpServer(app(auth=None), unix),
+            HttpServer(app(auth=TokenAuth(SECRET)), tcp),
         ]
         unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.
 

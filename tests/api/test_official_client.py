@@ -12,6 +12,8 @@ from hypeman import Hypeman
 from hypeman.lib.exec import exec as exec_in
 from websockets.exceptions import InvalidStatus
 
+from ramet.admission.demand import Resource
+from ramet.admission.ledger import Limit
 from ramet.core.spec import State
 from ramet.instance.fleet_types import WindowSize
 from tests.api.stand_in import Served, token
@@ -55,6 +57,49 @@ def test_it_forks_a_running_instance_and_is_told_how_long_each_phase_took(client
     assert extra is not None
     assert extra["parent_id"] == source.id
     assert extra["timings_ms"]["total"] == 80.0
+
+
+def test_it_reads_how_full_the_host_is(client: Hypeman, served: Served) -> None:
+    served.fleet.limits = (
+        Limit(Resource.CPU, 2, 4.0),
+        Limit(Resource.MEMORY, 8 << 30, 1.5, "configured"),
+        Limit(Resource.DISK, 100 << 30),
+    )
+    web = client.instances.create(name="web", image=IMAGE, size="512MB", vcpus=1, overlay_size="2GB")
+    client.instances.create(name="idle", image=IMAGE, size="1GB", vcpus=2, overlay_size="3GB")
+    client.instances.stop("idle")
+    found = client.resources.get()
+    shown = [found.cpu, found.memory, found.disk, found.network]
+    assert [(each.type, each.capacity, each.effective_limit, each.source) for each in shown] == [
+        ("cpu", 2, 8, "detected"),
+        ("memory", 8 << 30, 12 << 30, "configured"),
+        ("disk", 100 << 30, 100 << 30, "detected"),
+        ("network", 0, 0, "unknown"),
+    ]
+    assert [(each.allocated, each.available) for each in shown] == [
+        (1, 7),
+        (512 << 20, (12 << 30) - (512 << 20)),
+        (5 << 30, 95 << 30),
+        (0, 0),
+    ]
+    held = {each.instance_name: (each.cpu, each.memory_bytes, each.disk_bytes) for each in found.allocations}
+    assert held == {"web": (1, 512 << 20, 2 << 30), "idle": (0, 0, 3 << 30)}
+    assert found.allocations[0].instance_id == web.id
+    assert found.disk_breakdown is not None
+    assert (found.disk_breakdown.images_bytes, found.disk_breakdown.overlays_bytes) == (5 << 20, 1 << 20)
+    assert (found.gpu, found.disk_io) == (None, None)
+
+
+def test_what_there_is_no_room_for_is_a_conflict_with_its_code(client: Hypeman, served: Served) -> None:
+    served.fleet.limits = (Limit(Resource.MEMORY, 1 << 30),)
+    client.instances.create(name="web", image=IMAGE, size="1GB")
+    with pytest.raises(hypeman.ConflictError, match="not enough memory for instance more") as refused:
+        client.with_options(max_retries=0).instances.create(name="more", image=IMAGE, size="512MB")
+    body = refused.value.body
+    assert isinstance(body, dict)
+    assert body["code"] == "insufficient_resources"
+    assert body["fields"] == {"resource": "memory", "asked": 512 << 20, "free": 0, "limit": 1 << 30}
+    assert [found.name for found in client.instances.list()] == ["web"]
 
 
 def test_it_waits_and_stops(client: Hypeman) -> None:
@@ -173,6 +218,7 @@ def calls_of_the_official_client() -> list[tuple[str, str]]:
 SUPPORTED = {
     ("GET", "/health"),
     ("GET", "/capabilities"),
+    ("GET", "/resources"),
     ("GET", "/instances"),
     ("POST", "/instances"),
     ("GET", "/instances/{id}"),

@@ -12,6 +12,8 @@ from pathlib import Path
 import jwt
 import pytest
 
+from ramet.admission.demand import Resource
+from ramet.admission.ledger import Limit
 from ramet.cli.main import run
 from ramet.core.spec import Exit, State
 from tests.api.stand_in import SECRET, Served
@@ -290,6 +292,26 @@ def test_a_token_needs_a_good_secret(ramet: Ramet, monkeypatch: pytest.MonkeyPat
     assert "shorter than 32 bytes" in ramet("token", "--secret", "short")[2]
     (tmp_path / "secret").write_text(SECRET + "\n")
     assert ramet("token", "--secret-file", str(tmp_path / "secret"))[0] == 0
+
+
+def test_resources_show_what_there_is_and_what_is_held(ramet: Ramet, served: Served) -> None:
+    served.fleet.limits = (Limit(Resource.CPU, 2, 4.0), Limit(Resource.MEMORY, 8 << 30, 1.5))
+    served.fleet.put("web")
+    code, out, _ = ramet("resources", "--instances")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines()]
+    assert rows[:4] == [
+        ["RESOURCE", "CAPACITY", "RATIO", "LIMIT", "ALLOCATED", "AVAILABLE"],
+        ["cpu", "2", "4", "8", "2", "6"],
+        ["memory", "8.0GB", "1.5", "12.0GB", "1.0GB", "11.0GB"],
+        ["disk", "unknown", "-", "none", "10.0GB", "-"],
+    ]
+    assert ["endpoints", "1000", "1", "1000", "1", "999"] in rows
+    assert "captures in memory   1, 256.0MB\n" in out
+    assert "images 5.0MB, pulled layers 3.0MB, overlays 1.0MB\n" in out
+    assert rows[-1] == ["web", "2", "1.0GB", "10.0GB"]
+    assert "web" not in ramet("resources")[1]
+    assert json.loads(ramet("resources", "--json")[1])["cpu"]["available"] == 6
 
 
 def test_version_says_both(ramet: Ramet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ramet.admission.capacity import DISK_RATIO
 from ramet.daemon.config import SettingsInvalid, load_settings
 
 
@@ -43,6 +44,17 @@ def test_rates_that_hold_for_all_are_written_as_people_write_them(tmp_path: Path
     assert (unlimited.download_bytes_per_s, unlimited.upload_bytes_per_s) == (None, None)
 
 
+def test_capacity_is_found_out_or_said_in_any_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text("capacity: {cpu: auto, memory: 48GB, network: 10Gbps}\noversubscription: {memory: 1}\n")
+    monkeypatch.setenv("RAMET_CAPACITY__DISK", "auto")
+    monkeypatch.setenv("RAMET_OVERSUBSCRIPTION__CPU", "4.0")
+    config = load_settings({}, file).capacity_config()
+    assert (config.cpu_count, config.memory_bytes) == (None, 48 << 30)
+    assert (config.disk_bytes, config.network_bytes_per_s) == (None, 1_250_000_000)
+    assert (config.cpu_ratio, config.memory_ratio, config.disk_ratio) == (4.0, 1.0, DISK_RATIO)
+
+
 def test_tcp_without_a_secret_is_refused() -> None:
     with pytest.raises(SettingsInvalid, match="secret"):
         load_settings({"listen": "127.0.0.1:4973"})
@@ -63,6 +75,12 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("registries:\n  mirrors: {docker.io: 'm.example/path'}\n", "registries.mirrors"),
         ("registries:\n  mirrors: {'*': m.example}\n", "registries.mirrors"),
         ("registries:\n  cache_bytes_max: -1\n", "registries.cache_bytes_max"),
+        ("capacity:\n  memory: much\n", "capacity.memory"),
+        ("capacity:\n  network: 100MB\n", "capacity.network"),
+        ("capacity:\n  cpu: 0\n", "capacity.cpu"),
+        ("oversubscription:\n  cpu: 0\n", "oversubscription.cpu"),
+        ("oversubscription:\n  disk: .inf\n", "oversubscription.disk"),
+        ("oversubscription:\n  gpu: 1\n", "oversubscription.gpu"),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path: Path, text: str, named: str) -> None:

@@ -22,7 +22,7 @@ def names_of(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
 
 
 def test_the_tables_of_settings_are_whole() -> None:
-    pages = (DOCS / "daemon.md").read_text(), (DOCS / "networking.md").read_text()
+    pages = [(DOCS / name).read_text() for name in ("daemon.md", "networking.md", "resources.md")]
     tables = [page.partition("## Settings\n")[2].partition("\n## ")[0] for page in pages]
     cells = [cell for table in tables for cell in ROW.findall(table)]
     written = {name for cell in cells for name in re.findall(r"`([a-z_.]+)`", cell)}

@@ -10,12 +10,20 @@ from fastapi import Depends, FastAPI
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ramet.api import exec_routes, files_routes, image_routes, instance_routes, system_routes, unsupported
+from ramet.api import (
+    exec_routes,
+    files_routes,
+    image_routes,
+    instance_routes,
+    resource_routes,
+    system_routes,
+    unsupported,
+)
 from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
-from ramet.api.ports import CatalogPort, FleetPort
+from ramet.api.ports import CatalogPort, FleetPort, ResourcesPort
 from ramet.api.strict_json import check_body
 from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
@@ -53,9 +61,14 @@ def _is_archive(scope: Scope) -> bool:
 
 
 def create_app(
-    fleet: FleetPort, catalog: CatalogPort, facts: HostFacts, *, auth: TokenAuth | None
+    fleet: FleetPort,
+    catalog: CatalogPort,
+    resources: ResourcesPort,
+    facts: HostFacts,
+    *,
+    auth: TokenAuth | None,
 ) -> FastAPI:
-    """Return the API over `fleet` and `catalog`.
+    """Return the API over `fleet`, `catalog` and the host's `resources`.
 
     Args:
         auth: checks the token of every request; None trusts whoever can connect.
@@ -72,6 +85,7 @@ def create_app(
     )
     install(app)
     app.include_router(system_routes.router(app, facts))
+    app.include_router(resource_routes.router(fleet, resources))
     # Before the images: a name may hold slashes, and its route would take their calls.
     app.include_router(unsupported.router())
     app.include_router(instance_routes.router(fleet, catalog, facts))

@@ -1,10 +1,13 @@
-"""What the API needs of the fleet and of the images; the daemon passes the real ones, tests a stand-in."""
+"""What the API needs of fleet, images and host; the daemon passes the real ones, tests a stand-in."""
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, Protocol
 
+from ramet.admission.demand import Demand
+from ramet.admission.report import DiskUse, HostReport
+from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceSpec, State
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
 from ramet.instance.fleet_types import (
@@ -69,6 +72,16 @@ class FleetPort(Protocol):
     def logs(self, ref: str, *, source: LogSource, tail: int, follow: bool) -> AsyncIterator[str]:
         """Yield the last `tail` lines, then, if `follow`, each new one."""
         ...
+
+
+class ResourcesPort(Protocol):
+    """How full the host is."""
+
+    def report(self) -> HostReport: ...
+
+    def held(self, instance: InstanceId) -> Demand: ...
+
+    async def disk_use(self) -> DiskUse: ...
 
 
 class PullsPort(Protocol):

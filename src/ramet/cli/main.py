@@ -31,6 +31,7 @@ _COMMANDS: Final = {
     "rm": "ramet.cli.lifecycle",
     "pull": "ramet.cli.images",
     "image": "ramet.cli.images",
+    "resources": "ramet.cli.resources",
     "doctor": "ramet.cli.doctor",
     "setup": "ramet.cli.setup",
     "token": "ramet.cli.server",

@@ -24,6 +24,7 @@ from ramet.wire_api.instances import (
 )
 
 if TYPE_CHECKING:
+    from ramet.wire_api.resources import Resources
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -83,6 +84,13 @@ def capabilities() -> "Call[Capabilities]":
     from ramet.wire_api.system import Capabilities
 
     return Call("GET", "/capabilities", _reader(Capabilities))
+
+
+def resources() -> "Call[Resources]":
+    """Ask how full the host is."""
+    from ramet.wire_api.resources import Resources
+
+    return Call("GET", "/resources", _reader(Resources))
 
 
 def list_instances(state: str | None, tags: Mapping[str, str]) -> Call[list[Instance]]:

@@ -28,6 +28,7 @@ from ramet.wire_api.instances import (
 
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
+    from ramet.wire_api.resources import Resources
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -54,6 +55,9 @@ class Client:
 
     def capabilities(self) -> "Capabilities":
         return self._send(calls.capabilities())
+
+    def resources(self) -> "Resources":
+        return self._send(calls.resources())
 
     def create(self, body: CreateInstance) -> Instance:
         return self._send(calls.create_instance(body))

@@ -5,6 +5,7 @@ Below the daemon nobody reads the environment or a settings file: each part gets
 
 import os
 import stat
+from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -27,6 +28,13 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from ramet.admission.capacity import (
+    CPU_RATIO,
+    DISK_RATIO,
+    MEMORY_RATIO,
+    NETWORK_RATIO,
+    CapacityConfig,
+)
 from ramet.core.errors import Invalid
 from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
 from ramet.core.units import parse_rate, parse_size
@@ -40,6 +48,7 @@ FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
 LINE_LENGTH_MAX: Final = 250
 LOG_BYTES_MIN: Final = 64 << 10
+RATIO_MAX: Final = 10_000.0
 
 _FILE_REMEDY: Final = "name a file of settings with --config, or leave it out; `ramet setup` makes one"
 
@@ -69,6 +78,11 @@ def _parse_rate(value: object) -> object:
         return parse_rate(value)
     except Invalid as error:
         raise ValueError(str(error)) from error
+
+
+def _or_auto(parse: Callable[[object], object] = lambda value: value) -> BeforeValidator:
+    """Return what reads a value with `parse`, and "auto" as None."""
+    return BeforeValidator(lambda value: None if value == "auto" else parse(value))
 
 
 Rate = Annotated[int, BeforeValidator(_parse_rate), Field(ge=RATE_BYTES_PER_S_MIN, le=RATE_BYTES_PER_S_MAX)]
@@ -164,6 +178,27 @@ class OtelSettings(BaseModel, extra="forbid"):
     service_name: str = "ramet"
 
 
+Ratio = Annotated[float, Field(gt=0, le=RATIO_MAX, allow_inf_nan=False)]
+
+
+class CapacitySettings(BaseModel, extra="forbid"):
+    """How much there is of each resource; "auto" is found out. `network` is each way."""
+
+    cpu: Annotated[PositiveInt | None, _or_auto()] = None
+    memory: Annotated[PositiveInt | None, _or_auto(_parse_bytes)] = None
+    disk: Annotated[PositiveInt | None, _or_auto(_parse_bytes)] = None
+    network: Annotated[PositiveInt | None, _or_auto(_parse_rate)] = None
+
+
+class OversubscriptionSettings(BaseModel, extra="forbid"):
+    """How many times what there is may be promised to instances, see docs/resources.md."""
+
+    cpu: Ratio = CPU_RATIO
+    memory: Ratio = MEMORY_RATIO
+    disk: Ratio = DISK_RATIO
+    network: Ratio = NETWORK_RATIO
+
+
 class Settings(BaseSettings):
     """All settings.
 
@@ -186,8 +221,24 @@ class Settings(BaseSettings):
     registries: RegistrySettings = RegistrySettings()
     logging: LoggingSettings = LoggingSettings()
     otel: OtelSettings = OtelSettings()
+    capacity: CapacitySettings = CapacitySettings()
+    oversubscription: OversubscriptionSettings = OversubscriptionSettings()
     stop_all: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def capacity_config(self) -> CapacityConfig:
+        """Return the part `ramet.admission` understands."""
+        found, ratios = self.capacity, self.oversubscription
+        return CapacityConfig(
+            cpu_count=found.cpu,
+            memory_bytes=found.memory,
+            disk_bytes=found.disk,
+            network_bytes_per_s=found.network,
+            cpu_ratio=ratios.cpu,
+            memory_ratio=ratios.memory,
+            disk_ratio=ratios.disk,
+            network_ratio=ratios.network,
+        )
 
     @classmethod
     def settings_customise_sources(

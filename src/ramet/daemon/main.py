@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -63,10 +64,10 @@ async def _serve(settings: Settings) -> None:
         tcp = _bind_tcp(settings.listen) if settings.listen else None
         async with running(settings) as parts, anyio.create_task_group() as group:
             facts = _host_facts(parts)
-            servers = [HttpServer(create_app(parts.fleet, parts.images, facts, auth=None), unix)]
+            app = partial(create_app, parts.fleet, parts.images, parts.resources, facts)
+            servers = [HttpServer(app(auth=None), unix)]
             if tcp is not None:
-                app = create_app(parts.fleet, parts.images, facts, auth=TokenAuth(settings.jwt_secret))
-                servers.append(HttpServer(app, tcp))
+                servers.append(HttpServer(app(auth=TokenAuth(settings.jwt_secret)), tcp))
             for server in servers:
                 await group.start(_run_server, server)
             log.info(

@@ -8,11 +8,14 @@ import anyio
 import structlog
 from anyio import to_thread
 
+from ramet.admission.admission import Admission
+from ramet.admission.capacity import host_limits, network_limit
 from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, native_program
 from ramet.core.errors import Broken
 from ramet.daemon.config import Settings
 from ramet.disks.layers import LayerStore
+from ramet.effects.counting import SiteResources
 from ramet.effects.performer import SitePerformer
 from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site, Stages
@@ -39,6 +42,7 @@ class Running:
     drivers: Mapping[str, Driver]
     default_hypervisor: str
     network: Network
+    resources: SiteResources
 
 
 @asynccontextmanager
@@ -54,6 +58,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         database = Database(folder.database)
         stack.callback(database.close)
         drivers = await to_thread.run_sync(_open_drivers, settings, folder)
+        capacity = settings.capacity_config()
+        admission = Admission(host_limits(capacity, folder.root))
         images = Catalog(folder.images, ImageLimits(), registries=settings.registries.config())
         await images.open()
         kit = await to_thread.run_sync(lambda: _prepare_kit(settings, folder))
@@ -68,9 +74,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             drivers,
             kit,
             Stages(drivers[settings.hypervisor.default].accelerator),
+            admission=admission,
         )
         stack.push_async_callback(_let_go, site)
         found = await reconcile(site)
+        admission.ledger.limit(network_limit(capacity, network.statistics().uplink))
         async with anyio.create_task_group() as group:
             performer = SitePerformer(site, group)
             fleet = Fleet(performer)
@@ -79,7 +87,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(network.run)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             await group.start(images.pulls.run)
-            yield Running(fleet, images, drivers, settings.hypervisor.default, network)
+            yield Running(fleet, images, drivers, settings.hypervisor.default, network, SiteResources(site))
             group.cancel_scope.cancel()
 
 

@@ -1,0 +1,65 @@
+"""The call that tells how full the host is."""
+
+from typing import Final
+
+from fastapi import APIRouter, Response
+from pydantic import TypeAdapter
+
+from ramet.admission.report import Line
+from ramet.api.ports import FleetPort, ResourcesPort
+from ramet.core.spec import InstanceRecord
+from ramet.wire_api import resources as wire
+
+_RESOURCES: Final = TypeAdapter(wire.Resources)
+_JSON: Final = "application/json"
+
+
+def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
+    """Return the route on resources."""
+    routes = APIRouter(tags=["resources"])
+
+    @routes.get("/resources", response_model=wire.Resources)
+    async def get_resources() -> Response:
+        use = await resources.disk_use()
+        report = resources.report()
+        shown = wire.Resources(
+            cpu=_to_status("cpu", report.cpu),
+            memory=_to_status("memory", report.memory),
+            disk=_to_status("disk", report.disk),
+            network=_to_status("network", report.network),
+            disk_breakdown=wire.DiskBreakdown(use.image_bytes, use.oci_cache_bytes, 0, use.overlay_bytes),
+            allocations=tuple(_to_allocation(view.record, resources) for view in fleet.list()),
+            endpoints=_to_status("endpoints", report.endpoints),
+            captures=wire.Captures(report.capture_count, report.capture_memory_bytes),
+            taps=report.tap_count,
+        )
+        # Written out by pydantic itself: a list of a thousand must not hold up the loop.
+        return Response(_RESOURCES.dump_json(shown), media_type=_JSON)
+
+    return routes
+
+
+def _to_status(name: str, line: Line) -> wire.ResourceStatus:
+    return wire.ResourceStatus(
+        type=name,
+        capacity=line.capacity or 0,
+        effective_limit=line.limit or 0,
+        allocated=line.allocated,
+        available=line.available or 0,
+        oversub_ratio=line.ratio,
+        source=line.source,
+    )
+
+
+def _to_allocation(record: InstanceRecord, resources: ResourcesPort) -> wire.ResourceAllocation:
+    held = resources.held(record.id)
+    holds_network = held.network_bytes_per_s > 0
+    return wire.ResourceAllocation(
+        instance_id=record.id,
+        instance_name=record.name,
+        cpu=held.cpu_count,
+        memory_bytes=held.memory_bytes,
+        disk_bytes=held.disk_bytes,
+        network_download_bps=(record.spec.download_bytes_per_s or 0) if holds_network else 0,
+        network_upload_bps=(record.spec.upload_bytes_per_s or 0) if holds_network else 0,
+    )

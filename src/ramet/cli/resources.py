@@ -1,0 +1,57 @@
+"""The command that shows how full the host is."""
+
+import click
+
+from ramet.cli.options import connect, json_option
+from ramet.cli.output import human_size, print_json, print_table
+from ramet.wire_api.resources import ResourceAllocation, ResourceStatus
+
+_HEADS = ("RESOURCE", "CAPACITY", "RATIO", "LIMIT", "ALLOCATED", "AVAILABLE")
+
+
+@click.command("resources")
+@click.option("-i", "--instances", "show_instances", is_flag=True, help="Also show what each instance holds.")
+@json_option
+@click.pass_context
+def resources_command(context: click.Context, show_instances: bool, as_json: bool) -> None:
+    """Show how full the host is: processors, memory, disk, network."""
+    found = connect(context).resources()
+    if as_json:
+        print_json(found)
+        return
+    lines = (found.cpu, found.memory, found.disk, found.network, found.endpoints)
+    print_table(_HEADS, [_row(line) for line in lines])
+    use = found.disk_breakdown
+    click.echo()
+    click.echo(f"captures in memory   {found.captures.count}, {human_size(found.captures.memory_bytes)}")
+    click.echo(f"TAPs                 {found.taps}")
+    click.echo(
+        f"on disk              images {human_size(use.images_bytes)}, pulled layers"
+        f" {human_size(use.oci_cache_bytes)}, overlays {human_size(use.overlays_bytes)}"
+    )
+    if show_instances and found.allocations:
+        click.echo()
+        print_table(
+            ("INSTANCE", "CPU", "MEMORY", "DISK"), [_instance_row(each) for each in found.allocations]
+        )
+
+
+def _row(line: ResourceStatus) -> tuple[str, ...]:
+    if line.source == "unknown":
+        return line.type, "unknown", "-", "none", _amount(line.type, line.allocated), "-"
+    shown = (_amount(line.type, each) for each in (line.effective_limit, line.allocated, line.available))
+    return line.type, _amount(line.type, line.capacity), f"{line.oversub_ratio:g}", *shown
+
+
+def _instance_row(held: ResourceAllocation) -> tuple[str, ...]:
+    return held.instance_name, str(held.cpu), human_size(held.memory_bytes), human_size(held.disk_bytes)
+
+
+def _amount(kind: str, amount: int) -> str:
+    match kind:
+        case "cpu" | "endpoints":
+            return str(amount)
+        case "network":
+            return f"{amount * 8 / 1e6:g}Mbit/s"
+        case _:
+            return human_size(amount)
