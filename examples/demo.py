@@ -20,7 +20,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -60,7 +60,7 @@ def main() -> int:
     load1 = os.getloadavg()[0]
     work = Path(tempfile.mkdtemp(prefix="ramet-demo-"))
     try:
-        with daemon(work) as client:
+        with daemon(work) as (client, _):
             return show(client, work, options.count, as_json=options.json, load1=load1)
     except RametError as error:
         say(f"demo failed: {error}")
@@ -78,11 +78,16 @@ def enter_own_namespace() -> None:
 
 
 @contextlib.contextmanager
-def daemon(work: Path) -> Iterator[Client]:
-    """Run a daemon on a data folder in `work`; at the end delete its instances and stop it."""
+def daemon(
+    work: Path, program: Sequence[str] = (sys.executable, "-m", "ramet.cli")
+) -> Iterator[tuple[Client, int]]:
+    """Run a daemon on a data folder in `work`; at the end delete its instances and stop it.
+
+    Yields its client and its pid.
+    """
     socket = work / "api.sock"
     log = work / "daemon.log"
-    command = [sys.executable, "-m", "ramet.cli", "serve"]
+    command = [*program, "serve"]
     command += ["--data-dir", str(work / "data"), "--socket", str(socket)]
     with log.open("wb") as sink:
         process = subprocess.Popen(command, stdout=sink, stderr=sink)
@@ -93,7 +98,7 @@ def daemon(work: Path) -> Iterator[Client]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the daemon did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        yield client
+        yield client, process.pid
     finally:
         if process.poll() is None:
             delete_all(client)

@@ -293,7 +293,14 @@ class StandInFleet:
             child = self.put(name, State.RUNNING, source.spec.for_fork())
             child = replace(child, identity=replace(child.identity, parent=source.id))
             self._records[child.id] = child
-            outcomes.append(ForkOutcome(name, self.get(name), None, {"capture": 12.5, "total": 80.0}))
+            outcomes.append(
+                ForkOutcome(
+                    name,
+                    self.get(name),
+                    None,
+                    {"capture": 12.5, "source_pause": 2.0, "since_capture": 60.0, "total": 80.0},
+                )
+            )
         return outcomes
 
     async def open_exec(self, ref: str, command: ExecCommand) -> ExecSession:

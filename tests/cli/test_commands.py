@@ -369,3 +369,41 @@ def test_ps_imports_nothing_heavy(served: Served) -> None:
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, check=True, text=True)
     heavy = ("pydantic", "fastapi", "starlette", "rich", "websockets", "http.client", "asyncio", "jwt", "ssl")
     assert [name for name in heavy if f"'{name}'" in done.stderr] == []
+
+
+def test_a_burst_is_measured_and_its_children_are_removed(
+    ramet: Ramet, served: Served, tmp_path: Path
+) -> None:
+    served.fleet.put("web")
+    picture = tmp_path / "burst.svg"
+    code, out, err = ramet(
+        "bench", "burst", "web", "--count", "3", "--rounds", "2", "--picture", str(picture)
+    )
+    assert (code, err) == (0, "")
+    heads, row = out.splitlines()[:2]
+    assert heads.split()[:3] == ["SUCCEEDED", "WALL", "MEAN"]
+    assert row.split()[:3] == ["3/3", "0.06", "s"]
+    assert ["capture", "12.5", "12.5"] in [line.split() for line in out.splitlines()]
+    assert picture.read_text().startswith("<svg")
+    assert ramet("ps", "-aq")[1].split() == [served.fleet.get("web").record.id]
+
+
+def test_a_burst_as_json(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    code, out, _ = ramet("bench", "burst", "web", "--count", "2", "--rounds", "1", "--json")
+    report = json.loads(out)
+    assert code == 0
+    assert report["platform"] == {
+        **{"count": 2, "succeeded": 2, "wall_s": 0.06, "mean_s": 0.06},
+        **{"p50_s": 0.06, "p95_s": 0.06, "max_s": 0.06},
+    }
+    assert report["source_pause_s"] == {"p50": 0.002, "max": 0.002}
+    assert (report["first_s"], report["rounds"]) == (0.06, 1)
+    assert report["daemon_cpu_s_per_fork"] >= 0
+    assert report["phases"]["capture"]["p95_s"] == 0.0125
+
+
+def test_a_burst_of_what_cannot_be_forked_says_why(ramet: Ramet, served: Served) -> None:
+    code, out, err = ramet("bench", "burst", "nobody", "--rounds", "1")
+    assert (code, out) == (1, "")
+    assert "nobody" in err

@@ -29,6 +29,7 @@ _COMMANDS: Final = {
     "stop": "ramet.cli.lifecycle",
     "restart": "ramet.cli.lifecycle",
     "rm": "ramet.cli.lifecycle",
+    "bench": "ramet.cli.bench",
     "pull": "ramet.cli.images",
     "image": "ramet.cli.images",
     "resources": "ramet.cli.resources",

@@ -36,13 +36,14 @@ STREAM_TIMEOUT_S: Final = 60.0  # A silent stream says that it lives, every 15 s
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One request and the reader of its answer's JSON (None where there is none)."""
+    """One request and the reader of its answer's JSON (None where there is none), or of its text."""
 
     method: str
     path: str
     read: Callable[[Any], T]
     body: object | None = None
     timeout_s: float = TIMEOUT_S
+    is_text: bool = False
 
     @property
     def body_bytes(self) -> bytes | None:
@@ -58,6 +59,8 @@ class Call(Generic[T]):
         if not 200 <= status < 300:
             raise ApiError(status, read_error(status, body))
         try:
+            if self.is_text:
+                return self.read(body.decode())
             return self.read(json.loads(body) if body else None)
         except ValueError as error:
             raise ConnectionBroken(f"The server's answer to {self.path} cannot be read: {error}") from error
@@ -91,6 +94,11 @@ def resources() -> "Call[Resources]":
     from ramet.wire_api.resources import Resources
 
     return Call("GET", "/resources", _reader(Resources))
+
+
+def metrics() -> Call[str]:
+    """Read the server's figures, in Prometheus' text format."""
+    return Call("GET", "/metrics", str, is_text=True)
 
 
 def list_instances(state: str | None, tags: Mapping[str, str]) -> Call[list[Instance]]:

@@ -59,6 +59,10 @@ class Client:
     def resources(self) -> "Resources":
         return self._send(calls.resources())
 
+    def metrics(self) -> str:
+        """Return the server's figures, in Prometheus' text format."""
+        return self._send(calls.metrics())
+
     def create(self, body: CreateInstance) -> Instance:
         return self._send(calls.create_instance(body))
 

@@ -159,6 +159,12 @@ class HypervisorSettings(BaseModel, extra="forbid"):
     default: Literal["qemu", "qemu-microvm"] = "qemu"
 
 
+class ForkSettings(BaseModel, extra="forbid"):
+    """How forks share the host: `width` VMMs start, and emulated guests wake, at once; None: one per core."""
+
+    width: PositiveInt | None = None
+
+
 class LoggingSettings(BaseModel, extra="forbid"):
     """How much is kept of each log of an instance: rotated at `max_size`, `max_files` older are kept."""
 
@@ -219,6 +225,7 @@ class Settings(BaseSettings):
     hypervisor: HypervisorSettings = HypervisorSettings()
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
+    forks: ForkSettings = ForkSettings()
     logging: LoggingSettings = LoggingSettings()
     otel: OtelSettings = OtelSettings()
     capacity: CapacitySettings = CapacitySettings()

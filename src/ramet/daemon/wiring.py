@@ -73,7 +73,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             images,
             drivers,
             kit,
-            Stages(drivers[settings.hypervisor.default].accelerator),
+            Stages(drivers[settings.hypervisor.default].accelerator, settings.forks.width),
             admission=admission,
         )
         stack.push_async_callback(_let_go, site)

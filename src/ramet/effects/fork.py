@@ -55,7 +55,7 @@ async def fork(
         with timings.phase("folder"):
             prepare_folder(site, record)
         tap_fd = await until_started.enter_async_context(attached(site, record))
-        with timings.phase("capture"):
+        with timings.phase("capture", "wait"):
             taken = await flight.wait_landed()
         site.admission.captures.map(record.id, taken.new_top)
         timings.note("source_pause", taken.pause_s)

@@ -29,8 +29,9 @@ CONFIRM_WIDTH_KVM: Final = 64
 class Stages:
     """How many operations may be in each contended stage at once. A place is held only while in it."""
 
-    def __init__(self, accelerator: str) -> None:
-        cores = os.cpu_count() or 1
+    def __init__(self, accelerator: str, width: int | None = None) -> None:
+        """Make the stages; `width` replaces the number of cores as what the machine can do at once."""
+        cores = width or os.cpu_count() or 1
         self.vmm_start = anyio.CapacityLimiter(cores)
         # Where processors are emulated, a guest that answers costs a core; with KVM it only waits.
         self.confirm = anyio.CapacityLimiter(cores if accelerator == "tcg" else CONFIRM_WIDTH_KVM)
