@@ -13,7 +13,7 @@ import shutil
 import socket
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -150,22 +150,33 @@ class Floor:
             child.start(self._record)
 
     def run(self, width: int) -> list[float]:
-        """Wake all children, `width` at a time; returns how long each took, in seconds from now."""
+        """Start and wake all children; returns how long each took, in seconds from now.
+
+        As with the platform, `width` of them start at a time, and `width` of those that have wake.
+        """
         began = time.perf_counter()
 
-        def fork(child: Child) -> float:
-            child.phases_ms["vmm_start_wait"] = (time.perf_counter() - began) * 1000
+        def start(child: Child) -> float:
+            starting = time.perf_counter()
             if child.process is None:
-                starting = time.perf_counter()
                 child.start(self._record)
-                child.phases_ms["vmm_start"] = (time.perf_counter() - starting) * 1000
+            ended = time.perf_counter()
+            child.phases_ms["vmm_start_wait"] = (starting - began) * 1000
+            child.phases_ms["vmm_start"] = (ended - starting) * 1000
+            return ended
+
+        def wake(child: Child, started: Future[float]) -> float:
+            waiting_since = started.result()
+            child.phases_ms["confirm_wait"] = (time.perf_counter() - waiting_since) * 1000
             child.wake(self._record.devices)
             took_s = time.perf_counter() - began
             child.phases_ms["since_capture"] = took_s * 1000
             return took_s
 
-        with ThreadPoolExecutor(width) as pool:
-            return list(pool.map(fork, self.children))
+        with ThreadPoolExecutor(width) as starters, ThreadPoolExecutor(width) as wakers:
+            started = [starters.submit(start, child) for child in self.children]
+            woken = [wakers.submit(wake, *pair) for pair in zip(self.children, started, strict=True)]
+            return [future.result() for future in woken]
 
     def _prepare(self, index: int) -> Child:
         record, folder = self._record, self._folder / str(index)
