@@ -226,7 +226,11 @@ class LiveCapture(Vm):
 
     @abstractmethod
     async def copy_ahead(self, target: Capture) -> int:
-        """Copy resident memory while the guest runs, to make the pause short. Returns bytes copied."""
+        """Copy resident memory while the guest runs, to make the pause short. Returns bytes copied.
+
+        Raises:
+            OSError: this process gets no memory for it (ENOMEM).
+        """
 
     @abstractmethod
     def paused(self) -> AbstractAsyncContextManager[None]:

@@ -7,6 +7,7 @@ Live capture and fork need nothing special of QEMU: see `ramet.vmm.qemu.memory` 
 """
 
 import asyncio
+import errno
 import os
 import re
 import shutil
@@ -299,6 +300,8 @@ class QemuVm(LiveCapture, Restored):
         try:
             return await to_thread.run_sync(work)
         except OSError as error:
+            if error.errno == errno.ENOMEM:
+                raise  # It is the capture's memory that cannot be had.
             raise VmmFailed(f"the guest's memory cannot be read: {error}") from error
 
     def last_words(self) -> str:
