@@ -14,6 +14,7 @@ import pytest
 from ramet.cli.main import run
 from ramet.core.spec import State
 from tests.api.stand_in import Served
+from tests.cli.pseudo_terminal import at_terminal
 
 Ramet = Callable[..., tuple[int, str, str]]
 
@@ -288,3 +289,25 @@ def test_an_archive_comes_from_stdin_and_goes_to_stdout(served: Served, guest: P
     )
     refused = piped(served, "cp", "-", "web:/other", stdin=b"no archive" * 100)
     assert (refused.returncode, b"not an archive" in refused.stderr) == (1, True)
+
+
+@pytest.mark.parametrize("is_inward", [True, False])
+def test_on_a_terminal_a_bar_says_how_far_a_copy_is(
+    guest: Path, here: Path, served: Served, is_inward: bool
+) -> None:
+    for folder in (guest, here):
+        (folder / "big").write_bytes(bytes(3_000_000))
+    paths = ("big", "web:/copy") if is_inward else ("web:/big", "copy")
+    environment = {**os.environ, "RAMET_HOST": served.unix_url}
+    with at_terminal("cp", *paths, environment=environment, size=(24, 120)) as terminal:
+        terminal.wait_seen(paths[0])
+        terminal.wait_seen("3.0/3.0 MB")
+        assert terminal.wait_end() == 0
+    with at_terminal("cp", "-q", *paths, environment=environment) as terminal:
+        assert (terminal.wait_end(), terminal.seen) == (0, b"")
+    assert ((guest if is_inward else here) / "copy").stat().st_size == 3_000_000
+
+
+def test_without_a_terminal_a_copy_says_nothing(guest: Path, here: Path, ramet: Ramet) -> None:
+    (here / "file").write_text("x")
+    assert ramet("cp", "file", "web:/") == (0, "", "")
