@@ -55,6 +55,15 @@ def test_capacity_is_found_out_or_said_in_any_unit(tmp_path: Path, monkeypatch: 
     assert (config.cpu_ratio, config.memory_ratio, config.disk_ratio) == (4.0, 1.0, DISK_RATIO)
 
 
+@pytest.mark.parametrize(("text", "named"), [("foo: 1", "foo"), ("network: {foo: 1}", "network.foo")])
+def test_a_setting_that_is_none_is_named(tmp_path: Path, text: str, named: str) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsInvalid) as caught:
+        load_settings({}, file)
+    assert caught.value.message == f"there is no setting {named}"
+
+
 def test_tcp_without_a_secret_is_refused() -> None:
     with pytest.raises(SettingsInvalid, match="secret"):
         load_settings({"listen": "127.0.0.1:4973"})

@@ -278,6 +278,8 @@ def load_settings(overrides: dict[str, object], file: Path | None = None) -> Set
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part)[:PLACE_LENGTH_MAX] for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            raise SettingsInvalid(f"there is no setting {_line(place)}") from error
         raise SettingsInvalid(f"setting {_line(place)}: {_line(first['msg'])}") from error
     except SettingsError as error:
         raise SettingsInvalid(_line(str(error))) from error
