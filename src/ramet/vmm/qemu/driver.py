@@ -14,19 +14,21 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AbstractContextManager, asynccontextmanager
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import anyio
+import structlog
 from anyio import to_thread
 
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
+from ramet.linux import writewatch
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.port import (
     Capture,
@@ -53,6 +55,8 @@ from ramet.vmm.qemu.command import (
 )
 from ramet.vmm.qemu.memory import Copier, find_guest_memory
 from ramet.vmm.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
+
+log = structlog.get_logger(__name__)
 
 PROGRAM: Final = "qemu-system-x86_64"
 LOG_TAIL_BYTES: Final = 2000
@@ -90,6 +94,7 @@ class QemuVm(LiveCapture, Restored):
         self._timeouts = timeouts
         self._monitor = Monitor(timeouts.command_s)
         self._copier: Copier | None = None
+        self._top_node: str | None = None
         self._pausing = anyio.Lock()
         self._killed = False
 
@@ -118,6 +123,13 @@ class QemuVm(LiveCapture, Restored):
             raise VmmFailed(f"QEMU ended: {self.last_words()}") from failure
         if failure is not None:
             raise failure
+
+    async def make_watchable(self) -> None:
+        """Have its writes be noted when it is captured; without, its pause is longer."""
+        try:
+            await to_thread.run_sync(writewatch.install, self._process.pid)
+        except OSError as error:
+            log.warning("writes_not_watched", pid=self._process.pid, error=str(error))
 
     async def wait_exited(self) -> ExitReason:
         await self._process.wait_exited()
@@ -162,6 +174,7 @@ class QemuVm(LiveCapture, Restored):
     # Capture
 
     async def prepare_disk(self, new_top: Path) -> None:
+        self._top_node = node_name(await self.top_layer())  # Asked here: the pause is no time for questions.
         node = {
             "driver": "qcow2",
             "node-name": node_name(new_top),
@@ -176,8 +189,10 @@ class QemuVm(LiveCapture, Restored):
 
     async def copy_ahead(self, target: Capture) -> int:
         guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._built.memory_bytes)
-        self._copier = Copier(guest, target.memory)
-        return await self._in_thread(self._copier.copy_ahead)
+        self._copier = copier = Copier(guest, target.memory)
+        copied = await self._in_thread(copier.copy_ahead)
+        await self._write_out_disks()
+        return copied + await self._in_thread(copier.catch_up)
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
@@ -190,8 +205,8 @@ class QemuVm(LiveCapture, Restored):
                     await self._monitor.execute("cont")
 
     async def switch_disk(self, new_top: Path) -> None:
-        old = node_name(await self.top_layer())
-        await self._monitor.execute("blockdev-snapshot", node=old, overlay=node_name(new_top))
+        assert self._top_node is not None, "prepare_disk comes first"
+        await self._monitor.execute("blockdev-snapshot", node=self._top_node, overlay=node_name(new_top))
 
     async def save_devices(self, target: Capture) -> None:
         # live=false: otherwise QEMU, paused, gives its disks away to whoever loads the state.
@@ -204,12 +219,23 @@ class QemuVm(LiveCapture, Restored):
         return await self._in_thread(copier.copy_rest)
 
     async def top_layer(self) -> Path:
-        blocks = await self._monitor.execute("query-block")
-        assert isinstance(blocks, list)
-        for block in blocks:
+        for block in await self._blocks():
             if f"disk-{OVERLAY_DEVICE}" in block.get("qdev", "").split("/"):
                 return Path(block["inserted"]["file"])
         raise VmmFailed("QEMU shows no overlay disk")
+
+    async def _blocks(self) -> list[dict[str, Any]]:
+        blocks = await self._monitor.execute("query-block")
+        assert isinstance(blocks, list)
+        return blocks
+
+    async def _write_out_disks(self) -> None:
+        """Have what the guest has written be on the disks; `stop` would do it, inside the pause."""
+        files = [block["inserted"]["file"] for block in await self._blocks() if not block["inserted"]["ro"]]
+        try:
+            await to_thread.run_sync(_write_out, files)
+        except OSError as error:
+            raise VmmFailed(f"the guest's disk cannot be written out: {error}") from error
 
     async def collapse_disk(self, base: Path) -> None:
         top = node_name(await self.top_layer())
@@ -451,12 +477,22 @@ class QemuDriver(LiveFork):
         vm = QemuVm(process, self._board, folder, built, self._timeouts)
         try:
             await vm.connect(self._timeouts.start_s)
+            await vm.make_watchable()
         except BaseException as error:
             await vm.kill()
             if isinstance(error, VmmFailed):
                 raise VmmFailed(f"QEMU did not start: {vm.last_words() or error}") from error
             raise
         return vm
+
+
+def _write_out(files: Iterable[str]) -> None:
+    for path in files:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
 
 
 def _ask(*argv: str) -> str:

@@ -1,0 +1,96 @@
+"""The copy of a guest's memory is the memory at the end, whatever was done to it on the way.
+
+The guest here is a process that writes, reads and gives back pages when told.
+"""
+
+import ctypes
+import mmap
+import os
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ramet.linux import writewatch
+from ramet.linux.memfd import SealableFile
+from ramet.linux.pagemap import PAGE_BYTES, copy_pages
+from ramet.vmm.qemu.memory import CATCH_UP_BYTES, Copier, GuestMemory
+from tests.linux.writer import PAGE_COUNT, Writer
+
+pytestmark = [
+    pytest.mark.skipif(os.geteuid() != 0, reason="tracing another process is for root"),
+    pytest.mark.skipif(not writewatch.is_supported(), reason="needs Linux 6.7"),
+]
+
+TOUCHED_COUNT = 40
+
+step = st.tuples(
+    st.sampled_from(["write", "read", "give-back", "catch up"]),
+    st.sets(st.integers(0, TOUCHED_COUNT - 1), min_size=1),
+)
+
+
+def copy_all(writer: Writer) -> bytes:
+    """Return the first TOUCHED_COUNT pages, read one by one."""
+    real = bytearray(TOUCHED_COUNT * PAGE_BYTES)
+    address = ctypes.addressof(ctypes.c_char.from_buffer(real))
+    for offset in range(0, len(real), PAGE_BYTES):
+        copy_pages(writer.pid, [(writer.start + offset, PAGE_BYTES)], address - writer.start)
+    return bytes(real)
+
+
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "not watched"])
+@pytest.mark.parametrize("has_file", [True, False], ids=["of a file", "anonymous"])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(step, max_size=8), st.lists(step, max_size=8))
+def test_a_copy_made_in_steps_is_the_memory_at_the_end(
+    has_file: bool,
+    is_watched: bool,
+    before: list[tuple[str, set[int]]],
+    between: list[tuple[str, set[int]]],
+) -> None:
+    base = None
+    if has_file:
+        base = SealableFile("base", PAGE_COUNT * PAGE_BYTES)
+        os.pwrite(base.fd, b"x" * TOUCHED_COUNT * PAGE_BYTES, 0)
+    writer = Writer(base, mmap.MADV_NOHUGEPAGE)
+    target = SealableFile("copy", PAGE_COUNT * PAGE_BYTES)
+    try:
+        if is_watched:
+            writewatch.install(writer.pid)
+        guest = GuestMemory(
+            writer.pid, writer.start, PAGE_COUNT * PAGE_BYTES, None if base is None else base.path
+        )
+        copier = Copier(guest, target)
+        for what, pages in before:
+            if what != "catch up":
+                writer.do(what, *pages)
+        copier.copy_ahead()
+        for what, pages in between:
+            if what == "catch up":
+                copier.catch_up()
+            else:
+                writer.do(what, *pages)
+        copier.copy_rest()
+        assert os.pread(target.fd, TOUCHED_COUNT * PAGE_BYTES, 0) == copy_all(writer)
+    finally:
+        writer.close()
+        target.close()
+        if base is not None:
+            base.close()
+
+
+def test_only_what_was_written_since_is_copied_in_the_end() -> None:
+    writer = Writer(None, mmap.MADV_NOHUGEPAGE)
+    writewatch.install(writer.pid)
+    writer.do("write", *range(3000))
+    target = SealableFile("copy", PAGE_COUNT * PAGE_BYTES)
+    copier = Copier(GuestMemory(writer.pid, writer.start, PAGE_COUNT * PAGE_BYTES, None), target)
+    assert copier.copy_ahead() == 3000 * PAGE_BYTES
+    writer.do("write", *range(1000))
+    assert 1000 * PAGE_BYTES > CATCH_UP_BYTES
+    assert copier.catch_up() == 1000 * PAGE_BYTES
+    writer.do("write", 5, 3500)
+    assert copier.copy_rest() == 2 * PAGE_BYTES
+    writer.close()
+    target.close()
