@@ -30,6 +30,7 @@ class Bench(ABC):
     """One driver with everything it needs, in `folder`."""
 
     memory_bytes: ClassVar[int]
+    overlay_bytes: ClassVar[int] = OVERLAY_BYTES
     kernel: Path
     initramfs: Path
     root: Path
@@ -98,13 +99,13 @@ class Bench(ABC):
         )
 
     async def boot(self, argv: tuple[str, ...] | None = None) -> LiveVm:
-        layer = self.layers.create(OVERLAY_BYTES)
+        layer = self.layers.create(self.overlay_bytes)
         return self._keep(await self.driver.boot(self.machine(layer, argv)), layer)
 
     async def capture(self, vm: LiveVm, target: Capture | None = None) -> Capture:
         """Capture `vm` as the port says it is to be done; its disk goes on in a new layer."""
         target = target or self.new_capture()
-        new_top = self.layers.create_on(self.tops[vm.runtime.pid], OVERLAY_BYTES)
+        new_top = self.layers.create_on(self.tops[vm.runtime.pid], self.overlay_bytes)
         async with AsyncExitStack() as guest:
             channel = await guest.enter_async_context(self.channel(vm))
             await vm.prepare_disk(self.layers.path(new_top))
@@ -124,7 +125,7 @@ class Bench(ABC):
         return Capture(SealableFile("ramet-memory", self.memory_bytes), SealableFile("ramet-devices"))
 
     async def start_waiting(self, capture: Capture, frozen: LayerId) -> LiveVm:
-        layer = self.layers.create_on(frozen, OVERLAY_BYTES)
+        layer = self.layers.create_on(frozen, self.overlay_bytes)
         return self._keep(await self.driver.start_waiting(self.machine(layer), capture), layer)
 
     async def fork(self, vm: LiveVm, hostname: str = "child") -> LiveVm:

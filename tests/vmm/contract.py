@@ -137,14 +137,17 @@ class ForkContract:
         assert scope.cancelled_caught
         assert not await source.is_paused()
 
-    async def test_a_paused_guest_can_be_resumed_and_a_running_one_is_not_harmed(
-        self, bench: Bench, source: LiveVm
-    ) -> None:
-        async with source.paused():
-            await source.resume()
-            assert not await source.is_paused()
-            await source.resume()
+    async def test_to_resume_a_running_guest_does_not_harm_it(self, bench: Bench, source: LiveVm) -> None:
+        await source.resume()
+        assert not await source.is_paused()
         assert await bench.run(source, ("echo", "on")) == "on"
+
+    async def test_whoever_resumes_waits_for_the_end_of_a_pause(self, bench: Bench, source: LiveVm) -> None:
+        async with create_task_group() as group, source.paused():
+            group.start_soon(source.resume)
+            await anyio.wait_all_tasks_blocked()
+            assert await source.is_paused()
+        assert not await source.is_paused()
 
     async def test_a_prepared_layer_that_is_forgotten_is_closed(self, bench: Bench, source: LiveVm) -> None:
         old = bench.tops[source.runtime.pid]

@@ -1,5 +1,6 @@
 """QEMU keeps the contract of the port, on each of its boards."""
 
+import ctypes
 import os
 import shutil
 import subprocess
@@ -15,6 +16,9 @@ from examples.make_image import APPLETS
 from ramet.boot.kit import prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, KernelNotFound, ProgramNotBuilt, native_program
 from ramet.core.errors import Broken
+from ramet.core.ids import InstanceId
+from ramet.linux import writewatch
+from ramet.linux.pagemap import PAGE_BYTES
 from ramet.vmm.port import DiskImage, Machine, SnapshotIncompatible, VmmFailed, VmmUnsupported
 from ramet.vmm.qemu.board import BOARDS, Board
 from ramet.vmm.qemu.command import node_name
@@ -29,6 +33,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parent.parent.parent
+SYS_cachestat = 451
 BUSYBOX = Path("/bin/busybox")
 
 
@@ -175,6 +180,49 @@ async def test_a_child_that_gives_back_all_its_memory_harms_neither_capture_nor_
     capture.close()
     await bench.end(wild)
     await bench.end(sibling)
+
+
+@pytest.mark.skipif(not writewatch.is_supported(), reason="needs Linux 6.7")
+async def test_only_what_is_written_after_it_was_copied_ahead_is_copied_in_the_pause(
+    bench: QemuBench, source: LiveVm
+) -> None:
+    child = await bench.fork(source)
+    await child.detach()
+    bench.vms.remove(child)
+    folder = child.agent_socket.parent
+    adopted = await bench.open_driver().adopt(InstanceId(folder.name), folder, child.runtime)
+    for vm in (source, adopted):
+        capture = bench.new_capture()
+        ahead_bytes = await vm.copy_ahead(capture)
+        async with vm.paused():
+            paused_bytes = await vm.copy_rest(capture)
+        assert 0 < paused_bytes < ahead_bytes // 4
+        capture.close()
+    await adopted.kill()
+
+
+async def test_what_a_guest_has_written_is_on_the_disk_before_it_is_paused(
+    bench: QemuBench, source: LiveVm
+) -> None:
+    fd = os.open(bench.layers.path(bench.tops[source.runtime.pid]), os.O_RDWR)
+    try:
+        os.pwrite(fd, os.pread(fd, PAGE_BYTES, 0), 0)  # The same again: dirty, and otherwise unchanged.
+        assert count_dirty_pages(fd) > 0
+        capture = bench.new_capture()
+        await source.copy_ahead(capture)
+        assert count_dirty_pages(fd) == 0
+        capture.close()
+    finally:
+        os.close(fd)
+
+
+def count_dirty_pages(fd: int) -> int:
+    """Return how many pages of a file are not yet on their disk (cachestat(2), Linux 6.5)."""
+    everything, found = (ctypes.c_uint64 * 2)(), (ctypes.c_uint64 * 5)()
+    if ctypes.CDLL(None, use_errno=True).syscall(SYS_cachestat, fd, everything, found, 0) < 0:
+        pytest.skip("this kernel has no cachestat")
+    _, dirty, writeback, *_ = found
+    return dirty + writeback
 
 
 async def test_a_vm_that_ends_in_the_middle_of_a_block_job_is_an_error(

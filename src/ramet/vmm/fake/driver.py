@@ -110,6 +110,7 @@ class FakeVm(LiveCapture, Restored):
         self.agent_socket = folder / "agent.sock"
         self._process, self._folder, self._faults, self._timeout_s = process, folder, faults, timeout_s
         self._monitor = _Monitor()
+        self._pausing = anyio.Lock()
         self._killed = False
 
     async def connect(self) -> None:
@@ -153,7 +154,7 @@ class FakeVm(LiveCapture, Restored):
             return bool((await self._do("query"))["paused"])
 
     async def resume(self) -> None:
-        async with self._faults.around("resume"):
+        async with self._pausing, self._faults.around("resume"):
             await self._do("resume")
 
     async def detach(self) -> None:
@@ -174,13 +175,14 @@ class FakeVm(LiveCapture, Restored):
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        try:
-            async with self._faults.around("stop"):
-                await self._do("pause")
-            yield
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._go_on()
+        async with self._pausing:
+            try:
+                async with self._faults.around("stop"):
+                    await self._do("pause")
+                yield
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._go_on()
 
     async def _go_on(self) -> None:
         try:
