@@ -18,13 +18,16 @@ from ramet.doctor.kernel import (
 from ramet.doctor.subject import Subject
 from tests.doctor.made_host import MadeHost
 
-ALL = Features(memfd_seals=True, pidfd=True, openat2=True, pagemap_scan=True, userfaultfd=True)
+ALL = Features(
+    memfd_seals=True, pidfd=True, openat2=True, pagemap_scan=True, userfaultfd=True, write_watch=True
+)
 LEVELS = {
     "memfd_seals": Level.FAIL,
     "pidfd": Level.FAIL,
     "openat2": Level.FAIL,
     "pagemap_scan": Level.INFO,
     "userfaultfd": Level.WARN,
+    "write_watch": Level.INFO,
 }
 
 

@@ -13,6 +13,7 @@ from typing import Final
 from ramet.doctor.findings import Finding, fail, info, ok, warn
 from ramet.doctor.host import HostView
 from ramet.doctor.subject import Subject
+from ramet.linux import writewatch
 from ramet.linux.memfd import SealableFile
 from ramet.linux.pagemap import PAGEMAP_SCAN
 
@@ -42,6 +43,7 @@ class Features:
     openat2: bool
     pagemap_scan: bool
     userfaultfd: bool
+    write_watch: bool
 
 
 def probe_features() -> Features:
@@ -52,6 +54,7 @@ def probe_features() -> Features:
         openat2=_exists(_SYS_openat2),
         pagemap_scan=_works(_scan),
         userfaultfd=_exists(_SYS_userfaultfd, -1),
+        write_watch=writewatch.is_supported(),
     )
 
 
@@ -75,6 +78,12 @@ def judge_features(features: Features, release: str) -> Iterator[Finding]:
     if not features.pagemap_scan:
         yield info(
             CHECK, "no_pagemap_scan", f"Linux {release} has no PAGEMAP_SCAN (6.7): captures take longer"
+        )
+    if not features.write_watch:
+        yield info(
+            CHECK,
+            "no_write_watch",
+            f"Linux {release} cannot note writes (6.7): the pause of a fork's source grows with its memory",
         )
     if not features.userfaultfd:
         yield warn(
