@@ -87,22 +87,31 @@ def find_written_pages(
         os.close(fd)
 
 
-def find_returned_pages(pid: int, start: int, end: int) -> list[Run]:
-    """Return what looks swapped out and not written since it was protected, in a watched mapping of a file.
+def find_own_and_changed_pages(
+    pid: int, start: int, end: int, *, has_file: bool = True
+) -> tuple[list[Run], list[Run]]:
+    """Return all own pages, and those whose content may not be that of when they were last protected.
 
-    A protected page that was given back, and reads as the file again, is seen as that (6.18): it is among the
-    own pages and not among those written. A page that is really swapped out cannot be told from it.
+    The latter are those written and, of a mapping of a file, also what looks swapped out: a protected page
+    that was given back, and reads as the file again, looks like that (6.18).
 
     Raises:
         OSError: the process is gone, or no `WriteWatch` is registered there.
     """
     fd = _open_pagemap(pid)
     try:
-        return _scan(
-            fd, start, end, present=PAGE_IS_SWAPPED, absent=PAGE_IS_WRITTEN, flags=PM_SCAN_CHECK_WPASYNC
-        )
+        absent = PAGE_IS_FILE if has_file else 0
+        telling = PAGE_IS_WRITTEN | (PAGE_IS_SWAPPED if has_file else 0)
+        regions = _scan_regions(fd, start, end, absent=absent, flags=PM_SCAN_CHECK_WPASYNC, telling=telling)
     finally:
         os.close(fd)
+    own: list[Run] = []
+    changed: list[Run] = []
+    for first, last, categories in regions:
+        _append(own, first, last - first)
+        if categories:
+            _append(changed, first, last - first)
+    return own, changed
 
 
 def _open_pagemap(pid: int) -> int:
@@ -110,10 +119,29 @@ def _open_pagemap(pid: int) -> int:
 
 
 def _scan(fd: int, start: int, end: int, *, present: int = 0, absent: int, flags: int) -> list[Run]:
-    """Return the runs of pages with content, in all categories `present` and in none of `absent`."""
-    regions = bytearray(_REGION_COUNT * _REGION.size)
-    place = ctypes.addressof(ctypes.c_char.from_buffer(regions))
     runs: list[Run] = []
+    for first, last, _ in _scan_regions(fd, start, end, present=present, absent=absent, flags=flags):
+        _append(runs, first, last - first)
+    return runs
+
+
+def _scan_regions(
+    fd: int,
+    start: int,
+    end: int,
+    *,
+    present: int = 0,
+    absent: int,
+    flags: int,
+    telling: int = PAGE_IS_PRESENT,
+) -> list[tuple[int, int, int]]:
+    """Return (start, end, categories) of pages with content, in all of `present` and in none of `absent`.
+
+    Of their categories those of `telling` are told.
+    """
+    buffer = bytearray(_REGION_COUNT * _REGION.size)
+    place = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    regions: list[tuple[int, int, int]] = []
     position = start
     while position < end:
         argument = struct.pack(
@@ -129,16 +157,15 @@ def _scan(fd: int, start: int, end: int, *, present: int = 0, absent: int, flags
             absent,  # Inverted ...
             absent | present,  # ... and demanded.
             PAGE_IS_PRESENT | PAGE_IS_SWAPPED,
-            PAGE_IS_PRESENT,
+            telling,
         )
         found = fcntl.ioctl(fd, PAGEMAP_SCAN, bytearray(argument))
-        for first, last, _ in _REGION.iter_unpack(memoryview(regions)[: found * _REGION.size]):
-            _append(runs, first, last - first)
+        regions += _REGION.iter_unpack(memoryview(buffer)[: found * _REGION.size])
         if found < _REGION_COUNT:
             break
         # Not `walk_end`: 6.18 was seen to report a place before the last region there.
-        position = sum(runs[-1])
-    return runs
+        position = regions[-1][1]
+    return regions
 
 
 # The top byte of a pagemap entry: bit 63 present, 62 swapped, 61 of a file.

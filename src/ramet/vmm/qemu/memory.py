@@ -13,8 +13,8 @@ from ramet.linux.memfd import SealableFile
 from ramet.linux.pagemap import (
     Run,
     copy_pages,
+    find_own_and_changed_pages,
     find_own_pages,
-    find_returned_pages,
     find_written_pages,
     subtract,
 )
@@ -57,10 +57,13 @@ class GuestMemory:
     def find_own_pages(self, *, protect: bool = False) -> list[Run]:
         return find_own_pages(self.pid, self.start, self.end, has_file=self.base is not None, protect=protect)
 
-    def find_written_pages(self, *, protect: bool) -> list[Run]:
+    def protect_written_pages(self) -> list[Run]:
         return find_written_pages(
-            self.pid, self.start, self.end, has_file=self.base is not None, protect=protect
+            self.pid, self.start, self.end, has_file=self.base is not None, protect=True
         )
+
+    def find_own_and_changed_pages(self) -> tuple[list[Run], list[Run]]:
+        return find_own_and_changed_pages(self.pid, self.start, self.end, has_file=self.base is not None)
 
 
 def find_guest_memory(pid: int, size_bytes: int) -> GuestMemory:
@@ -110,11 +113,15 @@ class Copier:
 
     def catch_up(self) -> int:
         """Copy what was written since, again and again until that is little; returns the bytes copied."""
+        guest = self._guest
+        _, here = self._target.map_for_fill()
         copied, latest = 0, CATCH_UP_BYTES + 1
         for _ in range(CATCH_UP_ROUNDS_MAX if self._is_watched else 0):
             if latest <= CATCH_UP_BYTES:
                 break
-            latest = self._copy_written(protect=True)
+            written = guest.protect_written_pages()
+            self._copied.append(written)
+            latest = copy_pages(guest.pid, written, here - guest.start)
             copied += latest
         return copied
 
@@ -122,27 +129,17 @@ class Copier:
         """Make the target equal to the memory of the paused guest; returns the bytes copied."""
         guest = self._guest
         mapped, here = self._target.map_for_fill()
-        own = guest.find_own_pages()
         if self._is_watched:
-            copied = self._copy_written(protect=False)
-            if guest.base:
-                returned = find_returned_pages(guest.pid, guest.start, guest.end)
-                copied += copy_pages(guest.pid, returned, here - guest.start)
+            own, changed = guest.find_own_and_changed_pages()
         else:
-            copied = copy_pages(guest.pid, own, here - guest.start)
+            own = changed = guest.find_own_pages()
+        copied = copy_pages(guest.pid, changed, here - guest.start)
         # Pages given back since they were copied read as the base again, or as zeros.
         for runs in self._copied:
             for address, length in subtract(runs, own):
                 offset = address - guest.start
                 mapped[offset : offset + length] = _read_base(guest.base, offset, length)
         return copied
-
-    def _copy_written(self, *, protect: bool) -> int:
-        guest = self._guest
-        _, here = self._target.map_for_fill()
-        written = guest.find_written_pages(protect=protect)
-        self._copied.append(written)
-        return copy_pages(guest.pid, written, here - guest.start)
 
 
 def _copy_base(base: str, target: memoryview) -> int:
