@@ -61,6 +61,7 @@ log = structlog.get_logger(__name__)
 PROGRAM: Final = "qemu-system-x86_64"
 LOG_TAIL_BYTES: Final = 2000
 _OPTIONS: Final = {"-name", "-M", "-m", "-accel"}
+WRITE_OUT_COUNT: Final = 2  # A guest that writes all the time has little left to write out the second time.
 SOCKET_PATH_BYTES_MAX: Final = 107  # unix(7)
 
 
@@ -191,8 +192,10 @@ class QemuVm(LiveCapture, Restored):
         guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._built.memory_bytes)
         self._copier = copier = Copier(guest, target.memory)
         copied = await self._in_thread(copier.copy_ahead)
-        await self._write_out_disks()
-        return copied + await self._in_thread(copier.catch_up)
+        for _ in range(WRITE_OUT_COUNT):
+            await self._write_out_disks()
+            copied += await self._in_thread(copier.catch_up)
+        return copied
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
