@@ -43,7 +43,7 @@ from ramet.core.ids import LayerId, mint_id
 from ramet.guest.channel import Channel
 from ramet.guest.exec import run
 from ramet.linux.memfd import SealableFile
-from ramet.snapshots.capture import Source, Taken, take_capture
+from ramet.snapshots.capture import Source, Taken, open_memory_capture, take_capture
 from ramet.telemetry.timings import operation
 from ramet.vmm.qemu.board import Q35
 from ramet.vmm.qemu.memory import GuestMemory, find_guest_memory
@@ -155,7 +155,12 @@ class Guest:
         source = Source("bench", self.vm, self.channel, top, memory_bytes, overlay_bytes)
         with operation("capture") as timings:
             taken = await take_capture(
-                source, layers, LayerId(mint_id()), before_pause=lambda: None, record_switch=record
+                source,
+                layers,
+                LayerId(mint_id()),
+                open_capture=open_memory_capture,
+                before_pause=lambda: None,
+                record_switch=record,
             )
         return taken, timings.phases_ms
 

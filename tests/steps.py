@@ -23,12 +23,15 @@ HOST: Final = (
     "ramet.guest",
     "ramet.linux",
     "ramet.net",
+    "ramet.snapshots.catalog",
+    "ramet.snapshots.store",
     "ramet.store",
     "ramet.vmm",
 )
 ONLY_LOOKING: Final = frozenset(
     {
         "Capture.demand_format",
+        "CaptureStore.manifest",
         "Channel.judging",
         "DataFolder.instance",
         "HeldProcess.wait_exited",
@@ -37,6 +40,8 @@ ONLY_LOOKING: Final = frozenset(
         "LayerStore.path",
         "LinkRemovals.read",
         "Network.endpoint",
+        "SnapshotCatalog.get",
+        "SnapshotCatalog.list",
         "SlotPool.endpoint",
         "Vm.when_starved",
         "interface_exists",

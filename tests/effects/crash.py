@@ -14,12 +14,26 @@ from typing import Literal, cast, get_args
 import anyio
 import anyio.lowlevel
 
+from ramet.core.snapshot import SnapshotKind
+from ramet.core.spec import State
 from tests.effects.world import World
 from tests.steps import watch_steps
 
-Operation = Literal["create", "fork", "stop", "start", "delete"]
+Operation = Literal[
+    "create",
+    "fork",
+    "stop",
+    "start",
+    "delete",
+    "standby",
+    "restore",
+    "copy",
+    "snapshot",
+    "snapshot_fork",
+    "snapshot_restore",
+]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-"""All make, end or remove "new"; "fork" makes it of "src"."""
+"""All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept"."""
 
 
 class Mortal:
@@ -53,6 +67,21 @@ class Mortal:
                     await daemon.fleet.start("new")
                 case "delete":
                     await daemon.fleet.delete("new")
+                case "standby":
+                    view = await daemon.fleet.standby("new")
+                    while view.record.id in daemon.site.rigs:
+                        await anyio.lowlevel.checkpoint()
+                case "restore":
+                    await daemon.fleet.restore("new")
+                case "copy":
+                    (outcome,) = await daemon.fleet.fork("src", ["new"], target=State.STANDBY)
+                    assert outcome.error is None
+                case "snapshot":
+                    await daemon.snapshots.create("src", SnapshotKind.STANDBY, "kept", {})
+                case "snapshot_fork":
+                    assert (await daemon.snapshots.fork("kept", ["new"]))[0].error is None
+                case "snapshot_restore":
+                    await daemon.snapshots.restore("new", "kept")
         if not self.deadly:
             (self.folder / "steps").write_text("\n".join(self.taken))
 

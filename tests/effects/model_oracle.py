@@ -201,8 +201,9 @@ def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> N
         demand(
             kept.keys() <= records.keys() if member == "_timings" else not kept, f"{member} of nobody", kept
         )
-    flights = performer._flights  # type: ignore[attr-defined]
-    demand(not flights._boarding and not flights._runways, "captures of nobody", flights._boarding)
+    captures = performer._captures  # type: ignore[attr-defined]
+    for flights in (captures.live, captures.stored):
+        demand(not flights._boarding and not flights._runways, "captures of nobody", flights._boarding)
     stages = site.stages
     borrowed = stages.vmm_start.borrowed_tokens + stages.confirm.borrowed_tokens
     demand(borrowed == 0, "a place in a stage is held by nobody", borrowed)

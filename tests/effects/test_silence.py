@@ -10,7 +10,7 @@ import anyio.lowlevel
 import pytest
 
 from ramet.core.spec import State
-from ramet.effects.reconcile import CAPTURE
+from ramet.effects.captures import CAPTURE
 from ramet.instance.fleet_types import ForkOutcome
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import LiveCapture, VmmSilent

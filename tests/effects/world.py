@@ -25,12 +25,15 @@ from ramet.disks.layers import LayerStore
 from ramet.effects.performer import SitePerformer
 from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site, Stages
+from ramet.effects.snapshots import NamedSnapshots
 from ramet.guest.channel import open_channel
 from ramet.images import Catalog, ImageLimits
 from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import ExecCommand
 from ramet.net.bridge import BridgeConfig
 from ramet.net.network import Network
+from ramet.snapshots.catalog import SnapshotCatalog
+from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver
@@ -51,6 +54,7 @@ class Daemon:
     """A running daemon, without its API."""
 
     fleet: Fleet
+    snapshots: NamedSnapshots
     site: Site
     faults: Faults
     spec: InstanceSpec
@@ -104,9 +108,14 @@ class World:
             driver = FakeDriver(data.instances, faults, self.vmm_timeout_s, self.nursery)
             kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
             layers = LayerStore(data.layers)
-            site = Site(data, database, network, layers, catalog, {"fake": driver}, kit, Stages("kvm"))
+            captures = CaptureStore(data.captures)
+            site = Site(
+                data, database, network, layers, captures, catalog, {"fake": driver}, kit, Stages("kvm")
+            )
             stack.push_async_callback(_let_go, site)
             self.prepare(site)
+            snapshots = SnapshotCatalog(data.snapshots, layers, captures)
+            snapshots.load()
             found = await reconcile(site)
             async with anyio.create_task_group() as group:
                 performer = SitePerformer(site, group)
@@ -114,9 +123,10 @@ class World:
                 performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
                 await group.start(fleet.run, found)
                 group.start_soon(network.run)
+                group.start_soon(captures.run)
                 digest = catalog.resolve("demo:1").digest
                 spec = InstanceSpec("demo:1", digest, "fake", 1, MEMORY_BYTES, OVERLAY_BYTES)
-                yield Daemon(fleet, site, faults, spec)
+                yield Daemon(fleet, NamedSnapshots(site, snapshots, fleet), site, faults, spec)
                 group.cancel_scope.cancel()
 
     def leftovers(self) -> dict[str, set[str]]:
@@ -133,6 +143,8 @@ class World:
         return {
             "processes": {str(pid) for pid in self.processes()},
             "layers": {path.name for path in (data / "layers").glob("*.qcow2")},
+            "snapshots": {path.name for path in (data / "snapshots").iterdir()},
+            "captures": {path.name for path in (data / "captures").iterdir()},
             "folders": {path.name for path in (data / "instances").iterdir()},
             "journal": journal,
             "records": records,

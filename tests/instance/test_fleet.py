@@ -9,7 +9,7 @@ import pytest
 
 from ramet.core.errors import Exhausted, Invalid
 from ramet.core.ids import InstanceId
-from ramet.core.spec import InstanceRecord, State
+from ramet.core.spec import InstanceRecord, RestorePoint, State
 from ramet.instance.fleet import Fleet, LogSource
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -63,6 +63,11 @@ class Host(Recorder):
     async def put_archive(
         self, record: InstanceRecord, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
     ) -> None:
+        raise NotImplementedError
+
+    def restore_point(
+        self, record: InstanceRecord, *, with_memory: bool
+    ) -> AbstractAsyncContextManager[RestorePoint]:
         raise NotImplementedError
 
     def logs(
@@ -150,8 +155,8 @@ async def test_of_a_fork_each_child_has_its_own_outcome() -> None:
         assert codes == ["name_taken", "bad_request", "delete_incomplete", "insufficient_resources"]
 
 
-@pytest.mark.parametrize("state", [State.STOPPED, State.SHUTDOWN, State.UNKNOWN])
-async def test_only_a_running_instance_can_be_forked_or_run_commands(state: State) -> None:
+@pytest.mark.parametrize("state", [State.INITIALIZING, State.PAUSED, State.SHUTDOWN, State.UNKNOWN])
+async def test_what_is_between_two_states_can_neither_be_forked_nor_run_commands(state: State) -> None:
     async with running([named("web", "abc1", state)]) as fleet:
         with pytest.raises(WrongState):
             await fleet.fork("web", ["child"])

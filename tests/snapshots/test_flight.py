@@ -46,7 +46,7 @@ class Airport:
 
 
 @asynccontextmanager
-async def flights_of(airport: Airport) -> AsyncIterator[Flights]:
+async def flights_of(airport: Airport) -> AsyncIterator[Flights[Taken]]:
     async with anyio.create_task_group() as group:
         yield Flights(airport.take, group)
         group.cancel_scope.cancel()
@@ -120,7 +120,7 @@ async def test_a_capture_that_fails_is_every_passengers_error_and_nobody_elses(
 ) -> None:
     airport.error = error
     async with flights_of(airport) as flights:
-        passengers: list[Flight] = [flights.board(SOURCE) for _ in range(2)]
+        passengers: list[Flight[Taken]] = [flights.board(SOURCE) for _ in range(2)]
         airport.doors.set()
         airport.landing.set()
         for flight in passengers:

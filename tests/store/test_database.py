@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.core.ids import InstanceId, LayerId, mint_id
+from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, Runtime, State
 from ramet.store.database import RESERVE_BYTES, Database, StateUnreadable
 
@@ -19,7 +19,9 @@ def make_record(name: str = "web") -> InstanceRecord:
     spec = InstanceSpec("alpine", "sha256:0", "qemu", 1, 1 << 28, 1 << 30, {"A": "b"}, None, ("sh", "-c"))
     identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, 1.5)
     runtime = Runtime(12, 34, "boot", {"memory_bytes": 5})
-    return InstanceRecord(spec, identity, State.RUNNING, LayerId("l"), runtime, Exit(7), generation=3)
+    return InstanceRecord(
+        spec, identity, State.RUNNING, LayerId("l"), CaptureId("c"), runtime, Exit(7), generation=3
+    )
 
 
 def test_a_record_reads_back_equal(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from ramet.disks.layers import LayerStore
 from ramet.guest.channel import Channel, open_channel
 from ramet.guest.exec import run
 from ramet.guest.identity import GuestIdentity, identify_child
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.memfd import SealableFile
 from ramet.vmm.port import Capture, DiskImage, LiveCapture, LiveFork, Machine, Restored, Vm
 from ramet.wire.boot_config import BootConfig
@@ -178,7 +179,7 @@ class Bench(ABC):
         return vm  # type: ignore[return-value]  # Both, as asserted.
 
 
-def digest(file: SealableFile) -> str:
+def digest(file: FilledOnce) -> str:
     """Return a digest of the whole content. (Which zeros are holes may change: reading one fills it.)"""
     found = hashlib.blake2b()
     for position in range(0, file.size_bytes, 1 << 24):

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
 
-from ramet.core.ids import InstanceId, LayerId
+from ramet.core.ids import CaptureId, InstanceId, LayerId
 
 RATE_BYTES_PER_S_MIN: Final = 8_000
 """64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
@@ -26,10 +26,10 @@ class State(StrEnum):
     CREATED = "Created"  # Being made; there is no VMM yet.
     INITIALIZING = "Initializing"  # The VMM runs, the guest is not ready.
     RUNNING = "Running"  # The workload has been started and the guest answers.
-    PAUSED = "Paused"
+    PAUSED = "Paused"  # Its memory is being written, on its way to Standby.
     SHUTDOWN = "Shutdown"  # On its way to Stopped.
     STOPPED = "Stopped"  # No VMM.
-    STANDBY = "Standby"
+    STANDBY = "Standby"  # No VMM; its memory is stored.
     UNKNOWN = "Unknown"  # See `state_error`; can only be deleted.
 
 
@@ -62,6 +62,16 @@ class InstanceSpec:
             f.name: _default_of(f.name) for f in fields(self) if FORK_RULES[f.name] == "cleared"
         }
         return replace(self, **cleared)
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Read what `asdict` and JSON made of a spec.
+
+        Raises:
+            TypeError, KeyError: they did not.
+        """
+        tuples = {name: None if raw[name] is None else tuple(raw[name]) for name in ("entrypoint", "cmd")}
+        return cls(**{**raw, **tuples})
 
 
 FORK_RULES: Final[Mapping[str, ForkRule]] = {
@@ -128,13 +138,26 @@ class Exit:
 
 
 @dataclass(frozen=True, slots=True)
+class RestorePoint:
+    """An instance at one instant that does not pass: a frozen layer and, unless it was stopped, memory."""
+
+    layer: LayerId
+    capture: CaptureId | None
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceRecord:
-    """The stored whole. `layer` is the disk's top; times are Unix seconds; `generation` counts changes."""
+    """The stored whole. `layer` is the disk's top; times are Unix seconds; `generation` counts changes.
+
+    `capture` is the stored memory that it wakes from: not None while it sleeps, and until it has woken.
+    `is_half_made`: whoever asked for it has not got it yet; without him it is to go.
+    """
 
     spec: InstanceSpec
     identity: InstanceIdentity
     state: State
     layer: LayerId | None = None
+    capture: CaptureId | None = None
     runtime: Runtime | None = None
     exit: Exit | None = None
     state_error: str = ""
@@ -142,6 +165,7 @@ class InstanceRecord:
     stopped_at: float | None = None
     generation: int = 0
     is_deleting: bool = False
+    is_half_made: bool = False
 
     @property
     def id(self) -> InstanceId:
@@ -162,10 +186,7 @@ class InstanceRecord:
             ValueError, TypeError, KeyError: it was not.
         """
         raw = json.loads(text)
-        spec = raw["spec"]
-        for name in ("entrypoint", "cmd"):
-            spec[name] = None if spec[name] is None else tuple(spec[name])
-        raw["spec"] = InstanceSpec(**spec)
+        raw["spec"] = InstanceSpec.from_dict(raw["spec"])
         raw["identity"] = InstanceIdentity(**raw["identity"])
         raw["state"] = State(raw["state"])
         raw["runtime"] = raw["runtime"] and Runtime(**raw["runtime"])

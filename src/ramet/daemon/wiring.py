@@ -19,11 +19,14 @@ from ramet.effects.counting import SiteResources
 from ramet.effects.performer import SitePerformer
 from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site, Stages
+from ramet.effects.snapshots import NamedSnapshots
 from ramet.images.catalog import Catalog
 from ramet.images.limits import ImageLimits
 from ramet.instance.fleet import Fleet
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
+from ramet.snapshots.catalog import SnapshotCatalog
+from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.port import Driver
@@ -39,6 +42,7 @@ class Running:
 
     fleet: Fleet
     images: Catalog
+    snapshots: NamedSnapshots
     drivers: Mapping[str, Driver]
     default_hypervisor: str
     network: Network
@@ -70,6 +74,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             database,
             network,
             LayerStore(folder.layers),
+            CaptureStore(folder.captures),
             images,
             drivers,
             kit,
@@ -77,6 +82,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             admission=admission,
         )
         stack.push_async_callback(_let_go, site)
+        catalog = SnapshotCatalog(folder.snapshots, site.layers, site.captures)
+        catalog.load()  # Before reconcile sweeps what nobody holds.
         found = await reconcile(site)
         admission.ledger.limit(network_limit(capacity, network.statistics().uplink))
         async with anyio.create_task_group() as group:
@@ -86,8 +93,18 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             await group.start(fleet.run, found)
             group.start_soon(network.run)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
+            group.start_soon(site.captures.run)
             await group.start(images.pulls.run)
-            yield Running(fleet, images, drivers, settings.hypervisor.default, network, SiteResources(site))
+            snapshots = NamedSnapshots(site, catalog, fleet)
+            yield Running(
+                fleet,
+                images,
+                snapshots,
+                drivers,
+                settings.hypervisor.default,
+                network,
+                SiteResources(site),
+            )
             group.cancel_scope.cancel()
 
 

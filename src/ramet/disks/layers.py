@@ -7,8 +7,9 @@ ext4-<bytes>.raw  <-  <layer>.qcow2  <-  <layer>.qcow2     (top: written by one 
 
 A live fork freezes its source's top layer and puts a new one above it; children get tops of their own on the
 frozen one. A layer names its backing in its own header, so the chain needs no record beside the files. A
-layer is *held* while it is some instance's top or below a held one; the rest is deleted. Where a held one is
-damaged, nobody can tell any more what it stands on, and nothing is swept.
+layer is *held* while it is some instance's top, or *pinned* as somebody's restore point, or below such a one;
+the rest is deleted. Where one that is needed is damaged, nobody can tell any more what it stands on, and
+nothing is swept.
 """
 
 import subprocess
@@ -51,6 +52,7 @@ class LayerStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._tops: set[LayerId] = set()
+        self._pins: Counter[LayerId] = Counter()
         self._undeleted: set[LayerId] = set()
         self._backing: dict[LayerId, Path | None] = {}
         """What each layer stands on; None: it is damaged, and cannot tell."""
@@ -129,6 +131,23 @@ class LayerStore:
         for unneeded in (layer, *tuple(self._undeleted)):
             self._delete_unneeded(unneeded)
 
+    def pin(self, layer: LayerId) -> None:
+        """Keep a frozen layer, once more, whoever else holds it.
+
+        Raises:
+            LayerBroken: its chain is not whole. What there is of it is pinned, until it is unpinned.
+        """
+        self._pins[layer] += 1
+        self.chain(layer)
+
+    def unpin(self, layer: LayerId) -> None:
+        """Take one pin of `layer` back; without any, what nobody needs of it is deleted."""
+        assert self._pins[layer], f"{layer} is not pinned"
+        self._pins[layer] -= 1
+        if not self._pins[layer]:
+            del self._pins[layer]
+            self._delete_unneeded(layer)
+
     def rebased(self, layer: LayerId) -> None:
         """Learn that the backing of `layer` is another now, and delete what was only needed under it."""
         former, now = self._backing[layer], _read_backing(self.path(layer))
@@ -198,7 +217,7 @@ class LayerStore:
             layer = self.id_of(backing)
 
     def _is_needed(self, layer: LayerId) -> bool:
-        return layer in self._tops or bool(self._above[layer])
+        return layer in self._tops or self._pins[layer] > 0 or self._above[layer] > 0
 
     def _backing_of(self, layer: LayerId) -> Path:
         backing = self._backing.get(layer)

@@ -76,6 +76,7 @@ async def undone_on_failure(site: Site, record: InstanceRecord) -> AsyncIterator
                 undo.push_async_callback(to_thread.run_sync, remove_folder, site.instance_folder(record.id))
                 if made.layer is not None:
                     undo.callback(site.layers.release, made.layer)
+                undo.callback(site.captures.hold_only, None, record.id)
                 rig = site.rigs.pop(record.id, None)
                 if rig is not None:
                     undo.push_async_callback(rig.vm.kill)

@@ -11,11 +11,11 @@ import anyio
 from anyio import to_thread
 
 from ramet.core.errors import RametError
-from ramet.core.spec import Exit, InstanceRecord
+from ramet.core.spec import Exit, InstanceRecord, State
 from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
 from ramet.effects.site import Rig, Site
 from ramet.effects.starvation import keep_fed
-from ramet.instance.transitions import VmmExited
+from ramet.instance.transitions import VmmExited, is_starting, is_waking
 from ramet.logs.reading import read_end
 from ramet.vmm.port import ExitReason
 
@@ -85,18 +85,22 @@ async def release(site: Site, record: InstanceRecord) -> None:
         await rig.close()
         async with rig.capturing:  # What is still being captured of it fails now, and tells its last layer.
             await rig.close()
+        if record.state is State.STANDBY:
+            await rig.vm.kill()  # It was ended when it had been stored; if that failed, it is still paused.
         site.rigs.pop(record.id, None)
     if record.identity.slot is not None:
         await site.network.detach(record.id)
 
 
 async def end_unheld(site: Site, record: InstanceRecord) -> None:
-    """End a VMM that could not be spoken to, or that outlived the failure of its start.
+    """End a VMM that could not be spoken to, or that outlived the failure of its start or of its end.
 
     Looked for on the host: a recorded pid may be another's now, and what failed may have recorded none.
     """
     driver = site.drivers.get(record.spec.hypervisor)
-    if driver is None or (record.runtime is None and not record.state_error):
+    is_booting = is_starting(record) and not is_waking(record)
+    may_have_one = record.runtime is not None or record.state_error or is_booting
+    if driver is None or not may_have_one:
         return
     runtime = (await driver.find()).get(record.id)
     if runtime is not None:

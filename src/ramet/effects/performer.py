@@ -2,10 +2,9 @@
 
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
-from functools import partial
 from typing import Final
 
 import anyio
@@ -13,59 +12,67 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ramet.core.errors import RametError
-from ramet.core.ids import InstanceId, LayerId, mint_id
-from ramet.core.spec import InstanceRecord, InstanceSpec, State
+from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.spec import InstanceRecord, InstanceSpec, RestorePoint, State
 from ramet.effects.boot import boot
+from ramet.effects.captures import Look, SourceCaptures, Tell
+from ramet.effects.copy import copy
 from ramet.effects.end import destroy, release, shut_down, watch
 from ramet.effects.folder import write_spec
-from ramet.effects.fork import LiveForkUnsupported, fork
+from ramet.effects.fork import fork
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.hold import reach
-from ramet.effects.reconcile import CAPTURE
+from ramet.effects.restore_point import RestorePoints
 from ramet.effects.site import Rig, Site
 from ramet.effects.start import start
 from ramet.effects.thaw import thaw
-from ramet.instance.fleet_types import ExecCommand, ExecSession, InstanceNotFound, PathStat, WrongState
+from ramet.effects.wake import wake
+from ramet.instance.fleet_types import (
+    ExecCommand,
+    ExecSession,
+    InstanceNotFound,
+    PathStat,
+    StandbyInterrupted,
+    WrongState,
+)
 from ramet.instance.transitions import (
     Action,
     AwaitGuest,
     Boot,
     Booted,
+    Copied,
+    Copy,
     Destroy,
+    DropLayer,
     Emit,
     Event,
     Failed,
     Fork,
     Forked,
-    LayerSwitched,
+    Interrupt,
     Reach,
     Ready,
     Release,
     ShutDown,
     SilenceEnded,
     Start,
+    Suspend,
+    SuspendFailed,
     Thaw,
+    Wake,
     Watch,
+    Woken,
 )
 from ramet.logs.operations import Operations
 from ramet.logs.reading import read_logs
 from ramet.net.slots import NoEndpoint
-from ramet.snapshots.capture import Source, Taken, take_capture
-from ramet.snapshots.flight import Flights
-from ramet.store.database import StateUnwritable
 from ramet.telemetry.timings import Timings, operation
-from ramet.vmm.port import LiveCapture
 
 log = structlog.get_logger(__name__)
 
 BOOT_ANSWER_TIMEOUT_S: Final = 90.0
 EXIT_TIMEOUT_S: Final = 5.0
-END_RETRY_S: Final = 2.0
-"""How soon a journal entry is ended again that could not be."""
-
-Tell = Callable[[InstanceId, Event], Awaitable[None]]
-Look = Callable[[InstanceId], InstanceRecord]
 
 
 class SitePerformer:
@@ -74,18 +81,27 @@ class SitePerformer:
     def __init__(self, site: Site, group: TaskGroup) -> None:
         self._site, self._group = site, group
         self._operations = Operations(site.folder.instances)
-        self._flights = Flights(self._take_capture, group)
+        self._captures = SourceCaptures(site, group, self._tell, self._look)
+        self._points = RestorePoints(site, self._captures, self._tell, self._look)
         self._making: dict[InstanceId, int] = {}
         self._timings: dict[InstanceId, Timings] = {}
-        self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None]] = {}
+        self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None, CaptureId | None]] = {}
         self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
         """What ends a run and what begins the next come one after the other, as they were decided."""
-        self._tell: Tell | None = None
-        self._look: Look | None = None
+        self._suspending: dict[InstanceId, anyio.CancelScope] = {}
+        self._fleet: tuple[Tell, Look] | None = None
 
     def connect(self, tell: Tell, look: Look) -> None:
         """Learn how to tell an instance what happened to it, and how to see its record."""
-        self._tell, self._look = tell, look
+        self._fleet = tell, look
+
+    async def _tell(self, instance: InstanceId, event: Event) -> None:
+        assert self._fleet is not None, "connect() comes first"
+        await self._fleet[0](instance, event)
+
+    def _look(self, instance: InstanceId) -> InstanceRecord:
+        assert self._fleet is not None, "connect() comes first"
+        return self._fleet[1](instance)
 
     # What the fleet asks
 
@@ -115,12 +131,12 @@ class SitePerformer:
             if record.id in self._making:
                 database.end(self._making[record.id])
         self._making.pop(record.id, None)
+        self._site.captures.hold_only(record.capture, record.id)
         self._keep_spec(record)
         self._operations.tell(record)
 
     def _running_parent(self, record: InstanceRecord) -> InstanceRecord | None:
         """Return whom a new instance is forked from, if that takes a capture."""
-        assert self._look is not None, "connect() comes first"
         parent = record.identity.parent
         if parent is not None:
             with suppress(InstanceNotFound):
@@ -130,7 +146,7 @@ class SitePerformer:
 
     def _keep_spec(self, record: InstanceRecord) -> None:
         """Keep beside the disk what is needed to find it without the database, when that has changed."""
-        kept = (record.spec, record.layer)
+        kept = (record.spec, record.layer, record.capture)
         if record.layer is None or record.is_deleting or self._kept.get(record.id) == kept:
             return
         try:
@@ -185,6 +201,11 @@ class SitePerformer:
         folder = self._site.instance_folder(record.id)
         return read_logs(folder, source, tail, follow=follow, is_alive=is_alive)
 
+    def restore_point(
+        self, record: InstanceRecord, *, with_memory: bool
+    ) -> AbstractAsyncContextManager[RestorePoint]:
+        return self._points.of(record, self._turns[record.id], with_memory=with_memory)
+
     def _rig(self, record: InstanceRecord) -> Rig:
         rig = self._site.rigs.get(record.id)
         if rig is None:
@@ -200,8 +221,20 @@ class SitePerformer:
                 await self._boot(record, emit)
             case Fork(source):
                 await self._fork(record, source, emit)
+            case Copy(point, is_half_made):
+                layer = await copy(site, record, point)
+                emit(Copied(layer, point.capture, is_half_made, time.time()))
             case Start():
                 await self._start(record, emit)
+            case Suspend():
+                await self._suspend(record, emit)
+            case Interrupt():
+                if record.id in self._suspending:
+                    self._suspending[record.id].cancel()
+            case Wake():
+                await self._wake(record, emit)
+            case DropLayer(layer):
+                site.layers.release(layer)
             case Thaw():
                 rig = site.rigs.get(record.id)
                 if rig is not None:
@@ -229,6 +262,7 @@ class SitePerformer:
                     site.database.forget(record.id)
                     if record.id in self._making:
                         site.database.end(self._making[record.id])
+                site.captures.hold_only(None, record.id)
                 for memory in (self._making, self._timings, self._kept, self._turns):
                     memory.pop(record.id, None)
                 self._operations.forget(record.id)
@@ -244,7 +278,6 @@ class SitePerformer:
         emit(Booted(rig.vm.runtime, layer, time.time()))
 
     async def _start(self, record: InstanceRecord, emit: Emit) -> None:
-        assert self._look is not None, "connect() comes first"
         try:
             with operation(
                 "start", hypervisor=record.spec.hypervisor, source_state=State.STOPPED, instance=record.id
@@ -257,12 +290,33 @@ class SitePerformer:
             return
         emit(Booted(rig.vm.runtime, layer, time.time()))
 
+    async def _suspend(self, record: InstanceRecord, emit: Emit) -> None:
+        with anyio.CancelScope() as scope:
+            self._suspending[record.id] = scope
+            try:
+                with operation("standby", hypervisor=record.spec.hypervisor, instance=record.id):
+                    await self._captures.suspend(record.id)
+            finally:
+                del self._suspending[record.id]
+        if scope.cancelled_caught:
+            emit(SuspendFailed(StandbyInterrupted(f"instance {record.name} was asked to go on")))
+
+    async def _wake(self, record: InstanceRecord, emit: Emit) -> None:
+        with operation(
+            "wake", hypervisor=record.spec.hypervisor, source_state=State.STANDBY, instance=record.id
+        ) as timings:
+            self._timings[record.id] = timings
+            async with self._turns[record.id]:
+                rig, layer = await wake(self._site, record)
+        emit(Woken(rig.vm.runtime, layer, time.time()))
+        former = record.layer
+        assert former is not None, "it woke on it"
+        self._site.layers.release(former)  # It stays as long as it is below another.
+
     def _is_still(self, instance: InstanceId, generation: int) -> bool:
-        assert self._look is not None, "connect() comes first"
         return self._look(instance).generation == generation
 
     def _layer_of(self, instance: InstanceId) -> LayerId | None:
-        assert self._look is not None, "connect() comes first"
         return self._look(instance).layer
 
     async def _fork(self, record: InstanceRecord, source: InstanceId, emit: Emit) -> None:
@@ -275,7 +329,7 @@ class SitePerformer:
                 source=source,
             ) as timings:
                 self._timings[record.id] = timings
-                rig, layer = await fork(self._site, self._flights, record, source, timings)
+                rig, layer = await fork(self._site, self._captures.live, record, source, timings)
         except RametError as error:
             emit(Failed(error, time.time()))
             return
@@ -283,7 +337,6 @@ class SitePerformer:
         emit(Forked(rig.vm.runtime, layer, time.time()))
 
     def _note_fork(self, source: InstanceId, child: InstanceRecord) -> None:
-        assert self._look is not None, "connect() comes first"
         with suppress(InstanceNotFound):  # A source may be deleted while its children start.
             if not self._look(source).is_deleting:
                 self._operations.note(source, "forked", child=child.name, id=child.id)
@@ -305,117 +358,3 @@ class SitePerformer:
             emit(Failed(error, time.time()))
             return
         emit(Ready())
-
-    async def _take_capture(self, source: InstanceId, close_doors: Callable[[], None]) -> Taken:
-        """Take a capture of a running instance, its memory counted until nobody needs it any more."""
-        assert self._look is not None, "connect() comes first"
-        captures, new_top = self._site.admission.captures, LayerId(mint_id())
-        captures.begin(self._look(source), new_top)
-        give_back = partial(captures.close, new_top)
-        try:
-            return replace(await self._take_counted(source, new_top, close_doors), on_close=give_back)
-        except BaseException:
-            give_back()
-            raise
-
-    async def _take_counted(
-        self, source: InstanceId, new_top: LayerId, close_doors: Callable[[], None]
-    ) -> Taken:
-        assert self._tell is not None, "connect() comes first"
-        assert self._look is not None, "connect() comes first"
-        site, tell, record = self._site, self._tell, self._look(source)
-        rig = site.rigs.get(source)
-        if rig is None:
-            raise WrongState(f"instance {record.name} has just stopped", state=record.state)
-        if not isinstance(rig.vm, LiveCapture):
-            raise LiveForkUnsupported(f"{record.spec.hypervisor} cannot fork a running instance")
-
-        async def record_switch(new_top: LayerId) -> None:
-            rig.layer = new_top
-            await tell(source, LayerSwitched(new_top))
-
-        entry = site.database.begin(CAPTURE, source, layer=new_top)
-        mistaken: list[LayerId] = []
-        try:
-            with operation(
-                "capture", hypervisor=record.spec.hypervisor, source_state=record.state, instance=source
-            ):
-                async with rig.capturing:
-                    top = site.layers.id_of(await rig.vm.top_layer())
-                    if top != rig.layer:
-                        # A capture before this one had to take for done a switch that was not.
-                        site.layers.hold(top)
-                        mistaken.append(rig.layer)
-                        await record_switch(top)
-                    return await take_capture(
-                        Source(
-                            name=record.name,
-                            vm=rig.vm,
-                            workload=RigWorkload(rig, self._group),
-                            layer=top,
-                            memory_bytes=record.spec.memory_bytes,
-                            overlay_bytes=record.spec.overlay_bytes,
-                        ),
-                        site.layers,
-                        new_top,
-                        before_pause=close_doors,
-                        record_switch=record_switch,
-                    )
-        finally:
-            if not self._try_end_capture(source, entry, mistaken):
-                self._group.start_soon(self._end_capture, source, entry, mistaken)
-
-    async def _end_capture(self, source: InstanceId, entry: int, mistaken: list[LayerId]) -> None:
-        """End a capture's journal entry as soon as the disk takes it; if we leave before, a start ends it."""
-        while not self._try_end_capture(source, entry, mistaken):  # noqa: ASYNC110 - nobody tells of room
-            await anyio.sleep(END_RETRY_S)
-
-    def _try_end_capture(self, source: InstanceId, entry: int, mistaken: list[LayerId]) -> bool:
-        """End a capture's journal entry together with a record that tells its layer, or not at all.
-
-        `mistaken`: layers that the record on disk may have named until then, and nobody needs.
-        """
-        assert self._look is not None, "connect() comes first"
-        database = self._site.database
-        try:
-            with database.transaction():
-                with suppress(InstanceNotFound):  # With the source, its layers have gone.
-                    # What it has become may not have been written yet: a full disk holds nothing up.
-                    database.save(self._look(source))
-                database.end(entry)
-        except StateUnwritable as error:
-            log.info("capture_not_ended", instance=source, error=str(error))
-            return False
-        for layer in mistaken:
-            self._site.layers.release(layer)
-        return True
-
-
-class RigWorkload:
-    """The workload of a running instance, over whatever channel there is.
-
-    One that could not be thawed is told again until it has answered, by a task of `group`.
-    """
-
-    def __init__(self, rig: Rig, group: TaskGroup) -> None:
-        self._rig, self._group = rig, group
-
-    async def sync(self) -> None:
-        await (await self._rig.channel()).sync()
-
-    async def freeze(self) -> None:
-        await (await self._rig.channel()).freeze()
-
-    async def thaw(self) -> None:
-        try:
-            await self._thaw()
-        except RametError:
-            # A workload must not stand still for ever because of one answer; the second error counts.
-            try:
-                await self._thaw()
-            except RametError:
-                self._group.start_soon(thaw, self._rig)
-                raise
-
-    async def _thaw(self) -> None:
-        await (await self._rig.channel()).thaw()

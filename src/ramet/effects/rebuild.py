@@ -20,7 +20,7 @@ ID_PART_LENGTH = 6
 
 
 def find_lost_records(site: Site, known: Mapping[InstanceId, InstanceRecord]) -> list[InstanceRecord]:
-    """Return the records of whole instances that `known` lacks, oldest first, as if all of them ran.
+    """Return the records of whole instances that `known` lacks, oldest first, as if all awake ones ran.
 
     Raises:
         StateUnreadable: a spec is damaged, so that whether it names a disk cannot be told.
@@ -30,7 +30,8 @@ def find_lost_records(site: Site, known: Mapping[InstanceId, InstanceRecord]) ->
         if folder.name not in known:
             record = _read(folder)
             if record is not None and record.layer is not None:
-                lost.append(replace(record, state=State.RUNNING, runtime=None, is_deleting=False))
+                state = State.RUNNING if record.capture is None else State.STANDBY
+                lost.append(replace(record, state=state, runtime=None, is_deleting=False))
     return sorted(lost, key=lambda record: record.identity.created_at)
 
 
@@ -48,9 +49,9 @@ def take_up(site: Site, record: InstanceRecord, *, is_running: bool) -> Instance
         except SlotHeld:
             slot = site.network.reserve(record.id).slot
     identity = replace(record.identity, name=_free_name(record, taken), slot=slot)
-    # Whether a guest that runs has answered yet is not known; it will, again.
-    state = State.INITIALIZING if is_running else record.state
-    record = replace(record, identity=identity, state=state)
+    record = replace(record, identity=identity)
+    if is_running:  # Whether its guest has answered yet is not known; it will, again.
+        record = replace(record, state=State.INITIALIZING, capture=None)
     site.database.save(record)
     return record
 

@@ -18,20 +18,28 @@ import structlog
 from anyio import to_thread
 
 from ramet.core.errors import RametError
-from ramet.core.ids import InstanceId, LayerId
+from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, Runtime, State
 from ramet.disks.layers import LayerBroken
+from ramet.effects.captures import CAPTURE, SUSPEND
 from ramet.effects.counting import count_found
 from ramet.effects.folder import keep_folder, remove_folder
 from ramet.effects.hold import Held, hold, tell_end
 from ramet.effects.rebuild import find_lost_records, take_up
 from ramet.effects.site import Rig, Site, limits_of
 from ramet.instance.fleet_types import HypervisorUnavailable
-from ramet.instance.transitions import DeleteAsked, Event, Found, FoundSilent, VmmExited, is_starting
-from ramet.vmm.port import Driver, VmmSilent
-
-CAPTURE: Final = "capture"
-"""The journal's word for a capture; its fact `layer` is the new top that the source is to write to."""
+from ramet.instance.transitions import (
+    DeleteAsked,
+    Event,
+    Found,
+    FoundSilent,
+    VmmExited,
+    WakeFailed,
+    is_starting,
+    is_waking,
+)
+from ramet.snapshots.store import CaptureBroken
+from ramet.vmm.port import Driver, VmmFailed, VmmSilent
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
 _HAS_VMM: Final = _ALIVE | {State.UNKNOWN}
@@ -74,28 +82,54 @@ async def reconcile(site: Site) -> Reconciled:
     for instance, layer in _switched_layers(site, records).items():
         if instance not in found.held:
             records[instance] = replace(records[instance], layer=layer)
+    for instance, capture in _stored_captures(site, records).items():
+        if instance not in running:
+            asleep = replace(records[instance], state=State.STANDBY, runtime=None, capture=capture)
+            records[instance] = asleep
     instances = [await _adopt(site, record, found) for record in records.values()]
     await to_thread.run_sync(count_found, site, [record for record, _ in instances])
     # What a VMM without an answer writes to, record and journal say; without a record, only it knows.
     lost_and_silent = {record.id for record in lost} & found.silent.keys()
     await _remove_strays(site, set(records), keep_layers=bool(lost_and_silent))
     with site.database.transaction():
-        _keep_layers_told(site, [record for record, _ in instances])
+        _keep_told(site, [record for record, _ in instances])
         for entry in site.database.unfinished():
             log.info("operation_undone", operation=entry.operation, instance=entry.instance)
             site.database.end(entry.id)
     return instances
 
 
-def _keep_layers_told(site: Site, records: Sequence[InstanceRecord]) -> None:
-    """Write what captures switched their sources to before the journal forgets it, and nothing else."""
-    tops = {
-        record.id: site.rigs[record.id].layer if record.id in site.rigs else record.layer
-        for record in records
-    }
+def _keep_told(site: Site, records: Sequence[InstanceRecord]) -> None:
+    """Write what only the journal knows before it forgets it, and nothing else.
+
+    That is the layer that a capture switched its source to, and the memory of one that was put to sleep.
+    """
+    known = {record.id: record for record in records}
     for stored in site.database.load():
-        if tops[stored.id] != stored.layer:
-            site.database.save(replace(stored, layer=tops[stored.id]))
+        record = known[stored.id]
+        rig = site.rigs.get(stored.id)
+        kept = replace(stored, layer=rig.layer if rig is not None else record.layer)
+        if record.state is State.STANDBY and stored.state is State.PAUSED:
+            kept = replace(kept, state=record.state, runtime=None, capture=record.capture)
+        if kept != stored:
+            site.database.save(kept)
+
+
+def _stored_captures(site: Site, records: dict[InstanceId, InstanceRecord]) -> dict[InstanceId, CaptureId]:
+    """Return the stored memory of those who were put to sleep, and whose record could not be written."""
+    found: dict[InstanceId, CaptureId] = {}
+    for entry in site.database.unfinished():
+        record = records.get(entry.instance)
+        if entry.operation != SUSPEND or record is None or record.state is not State.PAUSED:
+            continue
+        capture = CaptureId(str(entry.facts.get("capture")))
+        try:
+            site.captures.manifest(capture)
+        except CaptureBroken:
+            continue  # It was not whole when we were killed: its instance ran, or has ended.
+        log.info("stored_capture_found", instance=record.id, capture=capture)
+        found[record.id] = capture
+    return found
 
 
 def _switched_layers(site: Site, records: dict[InstanceId, InstanceRecord]) -> dict[InstanceId, LayerId]:
@@ -140,7 +174,7 @@ async def _hold_vmms(site: Site, records: dict[InstanceId, InstanceRecord]) -> _
 
     async def take(driver: Driver, instance: InstanceId, runtime: Runtime) -> None:
         record = records.get(instance)
-        if record is None or record.state not in _HAS_VMM:
+        if record is None or record.state not in _HAS_VMM or is_waking(record):
             log.info("stray_vmm_ended", instance=instance)
             await driver.end(runtime)
             return
@@ -168,7 +202,7 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
     if record.id in vmms.held:
         return _adopt_held(site, record, vmms.held[record.id])
     silent = vmms.silent.get(record.id)
-    if record.is_deleting:
+    if record.is_deleting or record.is_half_made:
         # Of a destruction that had begun, nobody knows how far it came: its layers may be gone.
         runtime = silent.runtime if silent else None
         return replace(record, is_deleting=False, state=State.UNKNOWN, runtime=runtime), DeleteAsked()
@@ -180,6 +214,12 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
             runtime = silent.runtime if silent else None
             return replace(record, state=State.UNKNOWN, runtime=runtime, state_error=str(error)), None
         keep_folder(site.instance_folder(record.id))
+    if record.capture is not None:
+        try:
+            site.captures.hold(record.capture, record.id)
+        except CaptureBroken as error:
+            log.warning("instance_has_lost_its_memory", instance=record.id, error=str(error))
+            return replace(record, state=State.UNKNOWN, state_error=str(error)), None
     if silent is not None:
         text = f"its VMM does not answer: {silent.error}"
         unknown = replace(record, state=State.UNKNOWN, runtime=silent.runtime, state_error=text)
@@ -196,6 +236,8 @@ async def _adopt_ended(site: Site, record: InstanceRecord) -> tuple[InstanceReco
     except HypervisorUnavailable as error:  # Its VMM may well run: nobody here can tell.
         log.warning("instance_has_lost_its_hypervisor", instance=record.id, error=str(error))
         return replace(record, state=State.UNKNOWN, state_error=str(error)), None
+    if is_waking(record):
+        return record, WakeFailed(VmmFailed("the daemon ended while it was being woken"))
     if is_starting(record):
         return record, VmmExited(None, "the daemon ended while it was being started", time.time())
     return record, await tell_end(site, record, "it ended while the daemon was away")
@@ -211,7 +253,7 @@ def _adopt_held(site: Site, record: InstanceRecord, held: Held) -> tuple[Instanc
     except LayerBroken as error:
         log.warning("running_instance_has_lost_its_disk", instance=record.id, error=str(error))
         return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), None
-    if record.is_deleting:
+    if record.is_deleting or record.is_half_made:
         return replace(record, is_deleting=False, state=State.UNKNOWN, layer=layer), DeleteAsked()
     return record, Found(held.vm.runtime, layer)
 
@@ -222,5 +264,6 @@ async def _remove_strays(site: Site, known: set[InstanceId], *, keep_layers: boo
         if folder.name not in known:
             await to_thread.run_sync(remove_folder, folder)
     layers = [] if keep_layers else site.layers.sweep()
+    captures = site.captures.sweep()
     swept = await site.network.sweep()
-    log.info("strays_removed", layers=len(layers), network=str(swept))
+    log.info("strays_removed", layers=len(layers), captures=len(captures), network=str(swept))

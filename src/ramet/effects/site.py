@@ -18,6 +18,7 @@ from ramet.images.catalog import Catalog
 from ramet.instance.fleet_types import HypervisorUnavailable
 from ramet.net.network import Network
 from ramet.net.rates import RateLimits
+from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.port import Driver, Vm
@@ -87,6 +88,7 @@ class Site:
     database: Database
     network: Network
     layers: LayerStore
+    captures: CaptureStore
     images: Catalog
     drivers: Mapping[str, Driver]
     kit: BootKit

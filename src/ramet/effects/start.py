@@ -36,7 +36,7 @@ async def start(
         await release(site, record)  # What a VMM that just ended still held.
     layer = top_layer()
     assert layer is not None, "an instance that was made has a disk"
-    async with _ended_on_failure(site, record):
+    async with ended_on_failure(site, record):
         with phase("folder"):
             await to_thread.run_sync(prepare_folder_again, site, record)
         async with attached(site, record) as tap_fd:
@@ -48,7 +48,7 @@ async def start(
 
 
 @asynccontextmanager
-async def _ended_on_failure(site: Site, record: InstanceRecord) -> AsyncIterator[None]:
+async def ended_on_failure(site: Site, record: InstanceRecord) -> AsyncIterator[None]:
     """If the inside fails or is cancelled, end what runs of the instance and keep all that lies on disk."""
     try:
         yield

@@ -28,6 +28,7 @@ from ramet.instance.transitions import (
     ActionFailed,
     AwaitGuest,
     Boot,
+    Copy,
     DeleteAsked,
     Destroy,
     DestroyFailed,
@@ -35,9 +36,16 @@ from ramet.instance.transitions import (
     Event,
     Failed,
     Fork,
+    RestoreAsked,
+    Rewound,
+    StandbyAsked,
     Start,
     StartAsked,
     StopAsked,
+    Suspend,
+    SuspendFailed,
+    Wake,
+    WakeFailed,
     step,
 )
 
@@ -45,6 +53,10 @@ SAVE_RETRY_S: Final = 2.0
 """How long until a record that could not be written is tried again."""
 QUEUE_LENGTH_MAX: Final = 256
 """Requests that may wait. Outcomes are not counted: there are no more of them than actions."""
+
+_REFUSABLE: Final = (StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked)
+"""Requests that are refused if the record they lead to cannot be written."""
+_FAILURES: Final = (Failed, SuspendFailed, WakeFailed)
 
 log = structlog.get_logger(__name__)
 
@@ -85,7 +97,7 @@ class Actor:
     ) -> None:
         self.record = record
         self.failure: RametError | None = None
-        """Why making it failed, for the one who asked."""
+        """Why making, starting, suspending or waking it failed, for the one who asked."""
         self.is_gone = False
         self.is_unsaved = False
         """What has happened could not be written; that is tried again with every event and after a while."""
@@ -140,7 +152,7 @@ class Actor:
             self._is_over = True
             while not self._queue.empty():
                 request = self._queue.get_nowait()
-                if not isinstance(request.event, StartAsked | StopAsked | DeleteAsked):
+                if not isinstance(request.event, (*_REFUSABLE, DeleteAsked)):
                     self._take(request, None)  # It has happened.
                 elif request.accepted is not None and not request.accepted.done():
                     request.accepted.set_exception(self._gone())
@@ -159,8 +171,7 @@ class Actor:
         try:
             record, actions = step(self.record, request.event)
             if record is not self.record:
-                may_be_refused = isinstance(request.event, StartAsked | StopAsked)
-                self._save(record, must_stand=not may_be_refused)
+                self._save(record, must_stand=not isinstance(request.event, _REFUSABLE))
         except RametError as error:
             if accepted is None:
                 log.error("event_refused", instance=self.record.id, event=request.event, error=str(error))
@@ -168,9 +179,9 @@ class Actor:
                 accepted.set_exception(error)
             return
         if record is not self.record:
-            if isinstance(request.event, Failed):
+            if isinstance(request.event, _FAILURES):
                 self.failure = request.event.error
-            elif isinstance(request.event, StartAsked):
+            elif isinstance(request.event, StartAsked | StandbyAsked | RestoreAsked):
                 self.failure = None
             self.record = record
             self._notify()
@@ -223,8 +234,12 @@ class Actor:
 
 def _failure(action: Action, error: RametError) -> Event:
     match action:
-        case Boot() | Fork() | Start() | AwaitGuest():
+        case Boot() | Fork() | Copy() | Start() | AwaitGuest():
             return Failed(error, time.time())
+        case Suspend():
+            return SuspendFailed(error)
+        case Wake():
+            return WakeFailed(error)
         case Destroy():
             return DestroyFailed(error)
         case _:

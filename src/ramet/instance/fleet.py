@@ -7,7 +7,7 @@ through the actors to the performer.
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, Literal, Protocol
 
@@ -16,8 +16,8 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from ramet.core.errors import Broken, Invalid, RametError
-from ramet.core.ids import InstanceId, is_name, mint_id
-from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, State
+from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
+from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, State
 from ramet.instance.actor import Actor, Performer
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -33,9 +33,14 @@ from ramet.instance.fleet_types import (
 )
 from ramet.instance.transitions import (
     Begin,
+    BeginCopy,
     BeginFork,
+    Completed,
     DeleteAsked,
     Event,
+    RestoreAsked,
+    Rewound,
+    StandbyAsked,
     StartAsked,
     StopAsked,
     is_starting,
@@ -47,11 +52,15 @@ READY_TIMEOUT_S: Final = 120.0
 _SETTLED: Final = frozenset({State.RUNNING, State.STOPPED, State.STANDBY, State.UNKNOWN})
 _STOPPABLE: Final = frozenset({State.INITIALIZING, State.RUNNING})
 _ENDED: Final = frozenset({State.STOPPED, State.STANDBY, State.UNKNOWN})
+_TARGETS: Final = frozenset({State.RUNNING, State.STANDBY, State.STOPPED})
+"""What a fork can be made to be, and what can be forked."""
 
 log = structlog.get_logger(__name__)
 
 LogSource = Literal["app", "vmm", "hypeman"]
 Outcomes = list[ForkOutcome]
+Forked = tuple[InstanceView, dict[str, float]]
+"""A child as it was made, and how long each phase of that took, in ms."""
 Found = Iterable[tuple[InstanceRecord, Event | None]]
 
 
@@ -102,6 +111,17 @@ class Host(Performer, Protocol):
         self, record: InstanceRecord, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
     ) -> None:
         """Unpack a tar stream into a directory of the guest. Raises NotFound, Invalid, Broken."""
+        ...
+
+    def restore_point(
+        self, record: InstanceRecord, *, with_memory: bool
+    ) -> AbstractAsyncContextManager[RestorePoint]:
+        """Have an instance as it is now stand still, inside, to be copied or kept.
+
+        Raises:
+            WrongState: it has no memory to speak of, or is on its way from one state to another.
+            RametError: it cannot be captured.
+        """
         ...
 
     def logs(
@@ -266,12 +286,67 @@ class Fleet:
             RametError: it could not be started; it is Stopped, as before, and says why.
         """
         actor = self._actor(ref)
-        await actor.ask(StartAsked(entrypoint, cmd))
-        with anyio.move_on_after(READY_TIMEOUT_S):
-            await actor.wait_until(lambda record: record.state in _SETTLED)
-        if actor.failure is not None:
-            raise actor.failure
+        await self._start(actor, StartAsked(entrypoint, cmd))
         return self._view(actor.record)
+
+    async def standby(self, ref: str) -> InstanceView:
+        """Store the memory of a running instance and end its VMM; returns when it sleeps.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it does not run.
+            StandbyInterrupted: somebody woke it meanwhile.
+            RametError: its memory could not be stored; it runs on.
+        """
+        actor = self._actor(ref)
+        await self._put_to_sleep(actor)
+        return self._view(actor.record)
+
+    async def restore(self, ref: str) -> InstanceView:
+        """Wake a sleeping instance, or have one go on that is just being put to sleep; returns when it runs.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it does not sleep.
+            RametError: it could not be woken; it sleeps, as before, and says why.
+        """
+        actor = self._actor(ref)
+        await self._wake(actor)
+        return self._view(actor.record)
+
+    async def rewind(
+        self, ref: str, spec: InstanceSpec, layer: LayerId, capture: CaptureId | None
+    ) -> InstanceView:
+        """Have an instance that does not run stand on `layer`, and sleep in `capture`, from now on.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it runs; nothing was changed.
+        """
+        actor = self._actor(ref)
+        return self._view(await actor.ask(Rewound(spec, layer, capture)))
+
+    async def bring_to(self, ref: str, target: State) -> InstanceView:
+        """Have an instance that sleeps or is stopped be what it is to be.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous, RametError: see `start`, `standby` and `restore`.
+        """
+        actor = self._actor(ref)
+        await self._bring_to(actor, target)
+        return self._view(actor.record)
+
+    def restore_point(self, ref: str, *, with_memory: bool) -> AbstractAsyncContextManager[RestorePoint]:
+        """Have an instance as it is now stand still, inside, to be copied or kept; it goes on meanwhile.
+
+        With memory it must run or sleep. Without, a running one is as after a power cut.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: on entering: its state does not allow that.
+            RametError: on entering: it cannot be captured.
+        """
+        return self._host.restore_point(self._actor(ref).record, with_memory=with_memory)
 
     async def stop_all(self) -> None:
         """Stop whatever runs, all at once; returns when all have ended, or cannot be asked to."""
@@ -300,28 +375,46 @@ class Fleet:
         """
         await self._delete(self._actor(ref))
 
-    async def fork(self, ref: str, names: Sequence[str]) -> Outcomes:
-        """Make one child of a running instance for each of `names`; outcomes in their order.
+    async def fork(self, ref: str, names: Sequence[str], *, target: State | None = None) -> Outcomes:
+        """Make one child of an instance for each of `names`; outcomes in their order.
+
+        Args:
+            target: what they are to be: Running, Standby or Stopped; None: what the source is.
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
-            WrongState: the source does not run. Whatever befalls one child is its own outcome.
+            WrongState: the source is on its way from one state to another. Whatever befalls one child is its
+                own outcome.
+            RametError: the source cannot be captured.
         """
         source = self._actor(ref)
-        if source.record.state is not State.RUNNING:
+        record, state = source.record, source.record.state
+        target = target or state
+        if state not in _TARGETS or target not in _TARGETS:
             raise WrongState(
-                f"instance {source.record.name} is {source.record.state}: only a running one can be forked",
-                state=source.record.state,
+                f"instance {record.name} is {state}: only one that runs, sleeps or is stopped can be forked",
+                state=state,
             )
-        outcomes: list[ForkOutcome | None] = [None] * len(names)
+        if state is target is State.RUNNING:
+            return await _outcomes(names, lambda name: self._fork_one(source, name))
+        with_memory = State.STOPPED not in (state, target)
+        async with self._host.restore_point(record, with_memory=with_memory) as point:
+            return await self.copy(point, record.spec, record.id, names, target=target)
 
-        async def fork_one(index: int, name: str) -> None:
-            outcomes[index] = await self._fork_one(source, name)
+    async def copy(
+        self,
+        point: RestorePoint,
+        spec: InstanceSpec,
+        source: InstanceId,
+        names: Sequence[str],
+        *,
+        target: State,
+    ) -> Outcomes:
+        """Make one child of a restore point for each of `names`; outcomes in their order.
 
-        async with anyio.create_task_group() as group:
-            for index, name in enumerate(names):
-                group.start_soon(fork_one, index, name)
-        return [outcome for outcome in outcomes if outcome is not None]
+        `point` must stay whole until this returns; `spec` and `source` are those of whom it is a moment.
+        """
+        return await _outcomes(names, lambda name: self._copy_one(point, spec, source, name, target))
 
     async def tell(self, instance: InstanceId, event: Event) -> None:
         """Tell an instance what happened to it; returns when its record, if it needs to, says so durably.
@@ -344,18 +437,65 @@ class Fleet:
             return
         await actor.wait_until(lambda record: record.state in _ENDED)
 
-    async def _fork_one(self, source: Actor, name: str) -> ForkOutcome:
-        began = time.perf_counter()
+    async def _fork_one(self, source: Actor, name: str) -> Forked:
+        actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id)
+        actor.tell(BeginFork(source.record.id))
+        await actor.wait_until(lambda record: record.state in _SETTLED)
+        await self._raise_failure(actor)
+        return self._view(actor.record), self._host.timings_ms(actor.record.id)
+
+    async def _copy_one(
+        self, point: RestorePoint, spec: InstanceSpec, source: InstanceId, name: str, target: State
+    ) -> Forked:
+        actor = self._mint(name, spec.for_fork(), parent=source)
+        stands = State.STOPPED if point.capture is None else State.STANDBY
+        actor.tell(BeginCopy(point, is_half_made=target is not stands))
+        await actor.wait_until(lambda record: record.state in _SETTLED)
+        await self._raise_failure(actor)
         try:
-            actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id)
-            actor.tell(BeginFork(source.record.id))
-            await actor.wait_until(lambda record: record.state in _SETTLED)
-            await self._raise_failure(actor)
+            await self._bring_to(actor, target)
         except RametError as error:
-            return ForkOutcome(name, None, error)
-        timings_ms = self._host.timings_ms(actor.record.id)
-        timings_ms["total"] = (time.perf_counter() - began) * 1000
-        return ForkOutcome(name, self._view(actor.record), None, timings_ms)
+            await self._remove_failed(actor, error)
+            raise
+        if actor.record.is_half_made:
+            await actor.inform(Completed())
+        return self._view(actor.record), self._host.timings_ms(actor.record.id)
+
+    async def _bring_to(self, actor: Actor, target: State) -> None:
+        """Have an instance that stands still be what it is to be; one that ends by itself on the way has."""
+        if actor.record.state is target:
+            return
+        if actor.record.state is State.STANDBY:
+            await self._wake(actor)
+            return
+        await self._start(actor, StartAsked())
+        if target is State.STANDBY:
+            await self._put_to_sleep(actor)
+
+    async def _start(self, actor: Actor, asked: StartAsked) -> None:
+        await actor.ask(asked)
+        with anyio.move_on_after(READY_TIMEOUT_S):
+            await actor.wait_until(lambda record: record.state in _SETTLED)
+        if actor.failure is not None:
+            raise actor.failure
+
+    async def _put_to_sleep(self, actor: Actor) -> None:
+        await actor.ask(StandbyAsked())
+        record = await actor.wait_until(lambda record: record.state is not State.PAUSED)
+        if actor.failure is not None:
+            raise actor.failure
+        if record.state is not State.STANDBY:
+            raise WrongState(f"instance {record.name} ended while it was put to sleep", state=record.state)
+
+    async def _wake(self, actor: Actor) -> None:
+        while True:
+            await actor.ask(RestoreAsked())
+            record = await actor.wait_until(lambda record: record.state in _SETTLED)
+            if actor.failure is not None and record.state is State.STANDBY:
+                raise actor.failure
+            if record.state is not State.STANDBY or actor.is_gone:
+                return
+            # It was being put to sleep, and too far gone to go on: now it sleeps.
 
     def _mint(self, name: str, spec: InstanceSpec, parent: InstanceId | None) -> Actor:
         if not is_name(name):
@@ -387,15 +527,18 @@ class Fleet:
         """If making it failed, remove what is left and raise why."""
         if actor.failure is not None:
             failure = actor.failure
-            try:
-                await self._delete(actor)
-            except DeleteIncomplete as error:
-                name = actor.record.name
-                raise DeleteIncomplete(
-                    f"{failure.message}; and what is left of instance {name} could not be removed",
-                    remedy=f"ramet rm --force {name}",
-                ) from error
+            await self._remove_failed(actor, failure)
             raise failure
+
+    async def _remove_failed(self, actor: Actor, failure: RametError) -> None:
+        try:
+            await self._delete(actor)
+        except DeleteIncomplete as error:
+            name = actor.record.name
+            raise DeleteIncomplete(
+                f"{failure.message}; and what is left of instance {name} could not be removed",
+                remedy=f"ramet rm --force {name}",
+            ) from error
 
     async def _delete(self, actor: Actor) -> None:
         await actor.ask(DeleteAsked())
@@ -428,3 +571,23 @@ class Fleet:
     def _view(self, record: InstanceRecord) -> InstanceView:
         ip, mac = self._host.addresses(record)
         return InstanceView(record, ip, mac, self._host.network_degraded(record))
+
+
+async def _outcomes(names: Sequence[str], make: Callable[[str], Awaitable[Forked]]) -> Outcomes:
+    """Make one child for each of `names`, all at once; whatever befalls one is its own outcome."""
+    outcomes: list[ForkOutcome | None] = [None] * len(names)
+
+    async def make_one(index: int, name: str) -> None:
+        began = time.perf_counter()
+        try:
+            view, timings_ms = await make(name)
+        except RametError as error:
+            outcomes[index] = ForkOutcome(name, None, error)
+            return
+        timings_ms["total"] = (time.perf_counter() - began) * 1000
+        outcomes[index] = ForkOutcome(name, view, None, timings_ms)
+
+    async with anyio.create_task_group() as group:
+        for index, name in enumerate(names):
+            group.start_soon(make_one, index, name)
+    return [outcome for outcome in outcomes if outcome is not None]

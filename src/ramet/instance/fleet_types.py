@@ -40,6 +40,12 @@ class WrongState(Conflict):
     code = "invalid_state"
 
 
+class StandbyInterrupted(Conflict):
+    """It was woken while it was put to sleep, and never slept."""
+
+    code = "standby_interrupted"
+
+
 class HypervisorUnavailable(Unsupported):
     """This server cannot run instances of that hypervisor, or cannot any more."""
 

@@ -13,6 +13,8 @@ def to_run(record: InstanceRecord) -> str:
             return f"it was never made whole; remove it: ramet rm {name}"
         case State.STOPPED:
             return f"ramet start {name}"
+        case State.STANDBY:
+            return f"ramet restore {name}"
         case State.UNKNOWN:
             return f"see why: ramet inspect {name}"
         case State.SHUTDOWN if record.is_deleting:
@@ -41,6 +43,13 @@ def to_stop(record: InstanceRecord) -> str:
             return f"end it with all of its data: ramet rm --force {record.name}"
         case _:
             return to_run(record)
+
+
+def to_rewind(record: InstanceRecord) -> str:
+    """Return what to do where it cannot be put back to a snapshot."""
+    if record.state is State.RUNNING:
+        return f"ramet stop {record.name}"
+    return to_run(record)
 
 
 def to_delete(record: InstanceRecord) -> str:

@@ -11,13 +11,21 @@
                        | StartAsked
                        v                 Booted
                     Initializing, without a VMM ---> Initializing
+
+            StandbyAsked         Suspended            RestoreAsked                        Woken
+    Running ----------> Paused -----------> Standby -------------> Initializing, asleep -------> Running
+       ^  SuspendFailed,  |                    ^      WakeFailed        |
+       '------------------'                    '------------------------'
+           Interrupted
 ```
 
 `DeleteAsked` leads from every state but Created to Shutdown and ends with the instance gone. Events carry the
-time at which they happened. `ActionFailed` leads from every state but Created to Unknown, where an instance
-can only be deleted. One whose VMM does not answer a daemon that comes back is Unknown too, until it does or
-ends. A start that fails leads back to Stopped; until its VMM is there, Initializing forbids what Created
-does. Nothing here looks at a clock, waits, or knows a feature.
+time at which they happened. A copy of a restore point is minted into Stopped or Standby by `Copied`, and
+`Rewound` puts an instance in one of these two back to an earlier point. `ActionFailed` leads from every state
+but Created, Standby and those that have no VMM yet to Unknown, where an instance can only be deleted. One
+whose VMM does not answer a daemon that comes back is Unknown too, until it does or ends. A start that fails
+leads back to Stopped; until its VMM is there, Initializing forbids what Created does. Nothing here looks at a
+clock, waits, or knows a feature.
 """
 
 from collections.abc import Callable
@@ -25,8 +33,8 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ramet.core.errors import RametError
-from ramet.core.ids import InstanceId, LayerId
-from ramet.core.spec import Exit, InstanceRecord, Runtime, State
+from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.spec import Exit, InstanceRecord, InstanceSpec, RestorePoint, Runtime, State
 from ramet.instance import remedies
 from ramet.instance.fleet_types import WrongState
 
@@ -43,6 +51,32 @@ class BeginFork:
     """The instance has just been minted: make it a child of the running `source`."""
 
     source: InstanceId
+
+
+@dataclass(frozen=True, slots=True)
+class BeginCopy:
+    """The instance has just been minted: have it stand where `point` does.
+
+    With `is_half_made` that is only the way to what it is to be.
+    """
+
+    point: RestorePoint
+    is_half_made: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """It has a disk of its own over that of a restore point, and sleeps in `capture` or is stopped."""
+
+    layer: LayerId
+    capture: CaptureId | None
+    is_half_made: bool
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """It is what whoever asked for it wanted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +123,56 @@ class StartAsked:
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyAsked:
+    """Somebody wants its memory stored and its VMM gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """Its memory is stored in `capture`; its VMM stands still and is about to end."""
+
+    capture: CaptureId
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class SuspendFailed:
+    """Its memory could not be stored: it runs on."""
+
+    error: RametError
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreAsked:
+    """Somebody wants it to wake; or, of one that is just being put to sleep, to go on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    """It runs again, from its stored memory, and writes to `layer`."""
+
+    runtime: Runtime
+    layer: LayerId
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class WakeFailed:
+    """It did not wake: it sleeps, as before."""
+
+    error: RametError
+
+
+@dataclass(frozen=True, slots=True)
+class Rewound:
+    """Its disk and its memory are to be those of an earlier point from now on; its spec was `spec` then."""
+
+    spec: InstanceSpec
+    layer: LayerId
+    capture: CaptureId | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,12 +235,22 @@ class ActionFailed:
 Event = (
     Begin
     | BeginFork
+    | BeginCopy
+    | Copied
+    | Completed
     | Booted
     | Ready
     | Forked
     | Failed
     | LayerSwitched
     | StartAsked
+    | StandbyAsked
+    | Suspended
+    | SuspendFailed
+    | RestoreAsked
+    | Woken
+    | WakeFailed
+    | Rewound
     | StopAsked
     | DeleteAsked
     | VmmExited
@@ -186,6 +280,36 @@ class Fork:
 @dataclass(frozen=True, slots=True)
 class Start:
     """Boot it again from the disk it has. Ends in Booted or Failed, its disk untouched by us."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Give it a disk over that of `point`, and that memory. Ends in Copied or Failed."""
+
+    point: RestorePoint
+    is_half_made: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Suspend:
+    """Store its memory and end its VMM. Ends in Suspended or SuspendFailed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Interrupt:
+    """Have a `Suspend` give up, if it still can. Has no outcome of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Start a VMM from its stored memory. Ends in Woken, or in WakeFailed with nothing changed."""
+
+
+@dataclass(frozen=True, slots=True)
+class DropLayer:
+    """Give up a disk layer that it was rewound from. Has no outcome."""
+
+    layer: LayerId
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +350,23 @@ class Destroy:
     """Remove all of it from the host. Ends with the instance gone, or in DestroyFailed."""
 
 
-Action = Boot | Fork | Start | Thaw | AwaitGuest | Watch | Reach | ShutDown | Release | Destroy
+Action = (
+    Boot
+    | Fork
+    | Copy
+    | Start
+    | Suspend
+    | Interrupt
+    | Wake
+    | DropLayer
+    | Thaw
+    | AwaitGuest
+    | Watch
+    | Reach
+    | ShutDown
+    | Release
+    | Destroy
+)
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
 
@@ -249,16 +389,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
     if record.is_deleting:
         return _decide_deleting(record, event)
     match event:
-        case Begin():
-            return record, (Boot(),)
-        case BeginFork(source):
-            return record, (Fork(source),)
-        case Booted(runtime, layer, at) if record.state is State.CREATED or is_starting(record):
-            booted = replace(record, state=State.INITIALIZING, runtime=runtime, layer=layer, started_at=at)
-            return booted, (Watch(), AwaitGuest())
-        case Forked(runtime, layer, at) if record.state is State.CREATED:
-            forked = replace(record, state=State.RUNNING, runtime=runtime, layer=layer, started_at=at)
-            return forked, (Watch(),)
+        case Begin() | BeginFork() | BeginCopy() | Copied() | Completed() | Booted() | Forked():
+            return _decide_making(record, event)
         case Ready() if record.state is State.INITIALIZING:
             return replace(record, state=State.RUNNING), ()
         case LayerSwitched(layer):
@@ -271,6 +403,16 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
                 raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
+        case (
+            StandbyAsked()
+            | Suspended()
+            | SuspendFailed()
+            | RestoreAsked()
+            | Woken()
+            | WakeFailed()
+            | Rewound()
+        ):
+            return _decide_sleep(record, event)
         case StopAsked():
             if record.state not in (State.INITIALIZING, State.RUNNING) or is_starting(record):
                 raise _wrong(record, "stopped", remedies.to_stop(record))
@@ -279,6 +421,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is State.CREATED or is_starting(record):
                 raise _wrong(record, "deleted", remedies.to_delete(record))
             return replace(record, state=State.SHUTDOWN, is_deleting=True), (Destroy(),)
+        case VmmExited() if is_waking(record):
+            return record, ()  # Of the run before: it was ended when its memory had been stored.
         case VmmExited(end, reason, at) if record.state in _ALIVE:
             stopped = replace(
                 record,
@@ -291,12 +435,54 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return stopped, (Release(),)
         case ActionFailed() if is_starting(record):
             return record, ()  # Of the run before; what it leaves in the way fails the start.
+        case ActionFailed(error) if record.state is State.STANDBY:
+            return replace(record, state_error=str(error)), ()  # It can still wake, which tries again.
         case ActionFailed(error) if record.state is not State.CREATED:
             return replace(record, state=State.UNKNOWN, state_error=str(error)), ()
+        case Found() | FoundSilent() | SilenceEnded():
+            return _decide_found(record, event)
+        case _:
+            return record, ()
+
+
+def _decide_making(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    match event:
+        case Begin():
+            return record, (Boot(),)
+        case BeginFork(source):
+            return record, (Fork(source),)
+        case BeginCopy(point, is_half_made):
+            return record, (Copy(point, is_half_made),)
+        case Copied(layer, capture, is_half_made, at) if record.state is State.CREATED:
+            copied = replace(
+                record,
+                state=State.STOPPED if capture is None else State.STANDBY,
+                layer=layer,
+                capture=capture,
+                is_half_made=is_half_made,
+                stopped_at=at,
+            )
+            return copied, ()
+        case Completed() if record.is_half_made:
+            return replace(record, is_half_made=False), ()
+        case Booted(runtime, layer, at) if record.state is State.CREATED or is_starting(record):
+            booted = replace(record, state=State.INITIALIZING, runtime=runtime, layer=layer, started_at=at)
+            return booted, (Watch(), AwaitGuest())
+        case Forked(runtime, layer, at) if record.state is State.CREATED:
+            forked = replace(record, state=State.RUNNING, runtime=runtime, layer=layer, started_at=at)
+            return forked, (Watch(),)
+        case _:
+            return record, ()
+
+
+def _decide_found(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    match event:
         case Found(runtime, layer) if record.state in _ALIVE:
             found = replace(record, runtime=runtime, layer=layer)
             if record.state is State.SHUTDOWN:
                 return found, (Watch(), ShutDown())
+            if record.state is State.PAUSED:  # It was being put to sleep, and goes on.
+                found = replace(found, state=State.RUNNING)
             waiting = (AwaitGuest(),) if record.state is State.INITIALIZING else ()
             return found, (Watch(), Thaw(), *waiting)
         case FoundSilent(before) if record.state is State.UNKNOWN:
@@ -309,9 +495,60 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return record, ()
 
 
+def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    match event:
+        case StandbyAsked():
+            if record.state is not State.RUNNING:
+                raise _wrong(record, "put to standby", remedies.to_run(record))
+            return replace(record, state=State.PAUSED), (Suspend(),)
+        case Suspended(capture, at) if record.state is State.PAUSED:
+            asleep = replace(
+                record, state=State.STANDBY, capture=capture, runtime=None, state_error="", stopped_at=at
+            )
+            return asleep, (Release(),)
+        case SuspendFailed() if record.state is State.PAUSED:
+            return replace(record, state=State.RUNNING), ()
+        case RestoreAsked() if record.state is State.PAUSED:
+            return record, (Interrupt(),)
+        case RestoreAsked():
+            if record.state is not State.STANDBY:
+                raise _wrong(record, "restored", remedies.to_run(record))
+            # What `state_error` tells may have left something in the way.
+            return replace(record, state=State.INITIALIZING), (Wake(),)
+        case Woken(runtime, layer, at) if is_waking(record):
+            awake = replace(
+                record,
+                state=State.RUNNING,
+                runtime=runtime,
+                layer=layer,
+                capture=None,
+                state_error="",
+                started_at=at,
+                stopped_at=None,
+            )
+            return awake, (Watch(),)
+        case WakeFailed(error) if is_waking(record):
+            return replace(record, state=State.STANDBY, state_error=str(error)), ()
+        case Rewound(spec, layer, capture):
+            if record.state not in (State.STOPPED, State.STANDBY):
+                raise _wrong(record, "put back to a snapshot", remedies.to_rewind(record))
+            state = State.STOPPED if capture is None else State.STANDBY
+            back = replace(
+                record, spec=spec, state=state, layer=layer, capture=capture, exit=None, state_error=""
+            )
+            return back, () if record.layer is None else (DropLayer(record.layer),)
+        case _:
+            return record, ()
+
+
 def is_starting(record: InstanceRecord) -> bool:
-    """Tell whether it is being started from its disk and has no VMM yet."""
+    """Tell whether it is being started, from its disk or its stored memory, and has no VMM yet."""
     return record.state is State.INITIALIZING and record.runtime is None
+
+
+def is_waking(record: InstanceRecord) -> bool:
+    """Tell whether it is being started from its stored memory."""
+    return is_starting(record) and record.capture is not None
 
 
 def _starting(
@@ -339,7 +576,7 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), ()
         case LayerSwitched(layer):
             return replace(record, layer=layer), ()
-        case StartAsked() | StopAsked() | DeleteAsked():
+        case StartAsked() | StandbyAsked() | RestoreAsked() | Rewound() | StopAsked() | DeleteAsked():
             raise WrongState(f"instance {record.name} is being deleted", state=record.state)
         case _:
             return record, ()

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Protocol
+from typing import Protocol
 
 import anyio
 import structlog
@@ -21,10 +21,7 @@ from ramet.core.ids import LayerId
 from ramet.disks.layers import CHAIN_LENGTH_MAX, LayerStore
 from ramet.linux.memfd import SealableFile
 from ramet.telemetry.timings import phase
-from ramet.vmm.port import Capture, LiveCapture, VmmFailed
-
-MEMORY_FILE_NAME: Final = "ramet-memory"
-"""Of the file that holds a capture's memory: VMMs' mappings are known by it."""
+from ramet.vmm.port import MEMORY_FILE_NAME, Capture, LiveCapture, VmmFailed
 
 log = structlog.get_logger(__name__)
 
@@ -83,17 +80,23 @@ class Taken:
         self.on_close()
 
 
+OpenCapture = Callable[[int], Capture]
+"""Opens an empty capture for a guest with that many bytes of memory. Raises OSError."""
+
+
 async def take_capture(
     source: Source,
     layers: LayerStore,
     new_top: LayerId,
     *,
+    open_capture: OpenCapture,
     before_pause: Callable[[], None],
     record_switch: Callable[[LayerId], Awaitable[None]],
 ) -> Taken:
     """Capture `source`, which goes on writing to `new_top`, a layer made over the frozen one.
 
     Args:
+        open_capture: where the memory is to be kept; closed by us unless it is in what we return.
         before_pause: called when what the guest does from here on may no longer be in the capture.
         record_switch: makes the source's new top layer durable; called while its workload is still frozen.
 
@@ -104,7 +107,7 @@ async def take_capture(
     await _shorten_chain(source, layers)
     layers.create_on(source.layer, source.overlay_bytes, new_top)
     try:
-        capture = _open_capture(source.memory_bytes)
+        capture = open_capture(source.memory_bytes)
     except OSError as error:
         layers.release(new_top)
         raise _refused(source, error) from error
@@ -141,7 +144,8 @@ async def take_capture(
     return Taken(capture, source.layer, new_top, pause_s, total_s, ahead_bytes, paused_bytes, layers)
 
 
-def _open_capture(memory_bytes: int) -> Capture:
+def open_memory_capture(memory_bytes: int) -> Capture:
+    """Open an empty capture in memory: see `OpenCapture`."""
     memory = SealableFile(MEMORY_FILE_NAME, memory_bytes)
     try:
         return Capture(memory, SealableFile("ramet-devices"))

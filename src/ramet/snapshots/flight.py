@@ -9,21 +9,31 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
+from typing import Generic, Protocol, TypeVar
 
 import structlog
 from anyio.abc import TaskGroup
 
 from ramet.core.errors import Broken, RametError
 from ramet.core.ids import InstanceId
-from ramet.snapshots.capture import Taken
 
 log = structlog.get_logger(__name__)
 
-Take = Callable[[InstanceId, Callable[[], None]], Awaitable[Taken]]
+
+class Captured(Protocol):
+    """What a flight brings back."""
+
+    def close(self) -> None:
+        """Give it up: nobody needs it any more."""
+        ...
+
+
+CapturedT = TypeVar("CapturedT", bound=Captured)
+Take = Callable[[InstanceId, Callable[[], None]], Awaitable[CapturedT]]
 """Takes a capture of an instance; calls the function it is given when nobody may join any more."""
 
 
-class Flight:
+class Flight(Generic[CapturedT]):
     """One capture of one source and the count of those who need it. An async context manager per passenger.
 
     The memory is freed, and the frozen layer given up, when the last passenger has left: by then their VMMs
@@ -32,13 +42,13 @@ class Flight:
 
     def __init__(self) -> None:
         self._landed = asyncio.Event()
-        self._taken: Taken | None = None
+        self._taken: CapturedT | None = None
         self._error: BaseException | None = None
         self._passengers = 0
         self.landed_at = 0.0
         """When it landed, by `time.perf_counter`."""
 
-    async def __aenter__(self) -> "Flight":
+    async def __aenter__(self) -> "Flight[CapturedT]":
         return self
 
     async def __aexit__(
@@ -47,7 +57,7 @@ class Flight:
         self._passengers -= 1
         self._close_if_done()
 
-    async def wait_landed(self) -> Taken:
+    async def wait_landed(self) -> CapturedT:
         """Return the capture.
 
         Raises:
@@ -59,11 +69,11 @@ class Flight:
         assert self._taken is not None
         return self._taken
 
-    def board(self) -> "Flight":
+    def board(self) -> "Flight[CapturedT]":
         self._passengers += 1
         return self
 
-    def land(self, taken: Taken | None, error: BaseException | None) -> None:
+    def land(self, taken: CapturedT | None, error: BaseException | None) -> None:
         self._taken, self._error = taken, error
         self.landed_at = time.perf_counter()
         self._landed.set()
@@ -83,15 +93,15 @@ class _Runway:
         self.flights = 0
 
 
-class Flights:
+class Flights(Generic[CapturedT]):
     """The flights of all sources. `group` owns the captures while they are taken."""
 
-    def __init__(self, take: Take, group: TaskGroup) -> None:
+    def __init__(self, take: Take[CapturedT], group: TaskGroup) -> None:
         self._take, self._group = take, group
-        self._boarding: dict[InstanceId, Flight] = {}
+        self._boarding: dict[InstanceId, Flight[CapturedT]] = {}
         self._runways: dict[InstanceId, _Runway] = {}
 
-    def board(self, source: InstanceId) -> Flight:
+    def board(self, source: InstanceId) -> Flight[CapturedT]:
         """Board the next flight of `source`: `async with flights.board(source) as flight`."""
         flight = self._boarding.get(source)
         if flight is None:
@@ -99,14 +109,14 @@ class Flights:
             self._group.start_soon(self._fly, source, flight)
         return flight.board()
 
-    async def _fly(self, source: InstanceId, flight: Flight) -> None:
+    async def _fly(self, source: InstanceId, flight: Flight[CapturedT]) -> None:
         def close_doors() -> None:
             if self._boarding.get(source) is flight:
                 del self._boarding[source]
 
         runway = self._runways.setdefault(source, _Runway())
         runway.flights += 1
-        taken: Taken | None = None
+        taken: CapturedT | None = None
         error: BaseException | None = None
         try:
             async with runway.free:

@@ -1,7 +1,7 @@
 """Captures in memory whose daemon is gone: a VMM that maps one keeps it."""
 
 from ramet.linux.process import mapped_memfds
-from ramet.snapshots.capture import MEMORY_FILE_NAME
+from ramet.vmm.port import MEMORY_FILE_NAME
 
 
 def mapped_captures(pid: int) -> dict[str, int]:

@@ -7,6 +7,8 @@ DATA/
   images/                  see ramet.images.catalog
   kits/                    kernels and initramfs, see ramet.boot.kit
   layers/                  disk layers, see ramet.disks.layers
+  captures/                stored memory, see ramet.snapshots.store
+  snapshots/               named snapshots, see ramet.snapshots.catalog
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
 """
@@ -36,7 +38,7 @@ class DataFolder:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for folder in (self.images, self.kits, self.layers, self.instances):
+        for folder in (self.images, self.kits, self.layers, self.captures, self.snapshots, self.instances):
             folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -64,6 +66,14 @@ class DataFolder:
         return self.root / "layers"
 
     @property
+    def captures(self) -> Path:
+        return self.root / "captures"
+
+    @property
+    def snapshots(self) -> Path:
+        return self.root / "snapshots"
+
+    @property
     def instances(self) -> Path:
         return self.root / "instances"
 
@@ -85,8 +95,13 @@ def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
             os.fsync(file.fileno())
     part.rename(path)
     if durable:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in `folder` outlive a power cut."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -22,11 +22,13 @@ import anyio
 from ramet.core.errors import Broken, Conflict, Unsupported
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
-from ramet.linux.memfd import SealableFile
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.process import HeldProcess
 
 AGENT_PORT_NAME: Final = "ramet.agent"
 OUTPUT_PORT_NAME: Final = "ramet.output"
+MEMORY_FILE_NAME: Final = "ramet-memory"
+"""Of the file that holds a capture's memory, in memory or on a disk: VMMs' mappings are known by it."""
 
 
 class VmmFailed(Broken):
@@ -126,8 +128,8 @@ class Capture:
     `format` is told by `save_devices`.
     """
 
-    memory: SealableFile
-    devices: SealableFile
+    memory: FilledOnce
+    devices: FilledOnce
     format: CaptureFormat | None = None
 
     def demand_format(self, loader: CaptureFormat) -> None:
@@ -149,7 +151,7 @@ class Capture:
         self.devices.seal()
 
     def close(self) -> None:
-        """Close our descriptors; children that map the memory keep it."""
+        """Close our descriptors; children that map the memory keep it. Idempotent."""
         self.memory.close()
         self.devices.close()
 
@@ -228,6 +230,9 @@ class LiveCapture(Vm):
     async def copy_ahead(self, target: Capture) -> int:
         """Copy resident memory while the guest runs, to make the pause short. Returns bytes copied.
 
+        Of a guest that stands still all of it is copied, and nothing is left for `copy_rest`. Cancelled, it
+        ends within a few MiB.
+
         Raises:
             OSError: this process gets no memory for it (ENOMEM).
         """
@@ -235,6 +240,10 @@ class LiveCapture(Vm):
     @abstractmethod
     def paused(self) -> AbstractAsyncContextManager[None]:
         """Stand still inside, go on outside, whatever happens in between, cancellation included."""
+
+    @abstractmethod
+    def stay_paused(self) -> None:
+        """Inside `paused`: have it not go on any more, since it is about to be ended."""
 
     @abstractmethod
     async def switch_disk(self, new_top: Path) -> None:

@@ -112,6 +112,7 @@ class FakeVm(LiveCapture, Restored):
         self._monitor = _Monitor()
         self._pausing = anyio.Lock()
         self._killed = False
+        self._stays_paused = False
 
     async def connect(self) -> None:
         """Open the monitor; return when the process has answered.
@@ -181,8 +182,12 @@ class FakeVm(LiveCapture, Restored):
                     await self._do("pause")
                 yield
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self._go_on()
+                if not self._stays_paused:
+                    with anyio.CancelScope(shield=True):
+                        await self._go_on()
+
+    def stay_paused(self) -> None:
+        self._stays_paused = True
 
     async def _go_on(self) -> None:
         try:

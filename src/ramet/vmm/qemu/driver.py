@@ -98,6 +98,7 @@ class QemuVm(LiveCapture, Restored):
         self._top_node: str | None = None
         self._pausing = anyio.Lock()
         self._killed = False
+        self._stays_paused = False
 
     async def connect(self, timeout_s: float) -> None:
         """Open the monitor.
@@ -204,8 +205,12 @@ class QemuVm(LiveCapture, Restored):
                 await self._monitor.execute("stop")
                 yield
             finally:
-                with anyio.CancelScope(shield=True):
-                    await self._monitor.execute("cont")
+                if not self._stays_paused:
+                    with anyio.CancelScope(shield=True):
+                        await self._monitor.execute("cont")
+
+    def stay_paused(self) -> None:
+        self._stays_paused = True
 
     async def switch_disk(self, new_top: Path) -> None:
         assert self._top_node is not None, "prepare_disk comes first"

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 from typing import Final
 
-from ramet.linux.memfd import SealableFile
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import (
     Run,
     copy_pages,
@@ -20,14 +20,12 @@ from ramet.linux.pagemap import (
 )
 from ramet.linux.process import read_maps
 from ramet.linux.writewatch import WriteWatch
-from ramet.vmm.port import VmmFailed
+from ramet.vmm.port import MEMORY_FILE_NAME, VmmFailed
 
 CATCH_UP_BYTES: Final = 1 << 20
 """So little is copied in the pause: some 0.2 ms."""
 CATCH_UP_ROUNDS_MAX: Final = 8
 """A guest that writes faster than it can be copied is not waited for."""
-
-_CAPTURE_NAME: Final = "memfd:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,7 @@ def find_guest_memory(pid: int, size_bytes: int) -> GuestMemory:
                 continue
             if not path:
                 found.append(GuestMemory(pid, start, size_bytes, None))
-            elif _CAPTURE_NAME in path:
+            elif MEMORY_FILE_NAME in path:
                 found.append(GuestMemory(pid, start, size_bytes, f"/proc/{pid}/map_files/{start:x}-{end:x}"))
     except ProcessLookupError as error:
         raise VmmFailed("the VMM is gone") from error
@@ -95,7 +93,7 @@ class Copier:
     copied, otherwise all of it. Calls block, without the interpreter lock; OSError if the VMM is gone.
     """
 
-    def __init__(self, guest: GuestMemory, target: SealableFile) -> None:
+    def __init__(self, guest: GuestMemory, target: FilledOnce) -> None:
         assert guest.size_bytes == target.size_bytes
         self._guest, self._target = guest, target
         self._copied: list[list[Run]] = []

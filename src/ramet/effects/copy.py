@@ -1,0 +1,25 @@
+"""Copying a restore point: a new instance that sleeps, or is stopped, where another one did.
+
+Nothing is copied but names: its disk is an empty layer over the frozen one, its memory the stored capture
+that both wake from.
+"""
+
+from ramet.core.ids import LayerId
+from ramet.core.spec import InstanceRecord, RestorePoint
+from ramet.effects.boot import undone_on_failure
+from ramet.effects.folder import prepare_folder
+from ramet.effects.site import Site
+
+
+async def copy(site: Site, record: InstanceRecord, point: RestorePoint) -> LayerId:
+    """Have `record` stand where `point` does, on the disk layer that is returned.
+
+    Raises:
+        RametError: it did not work, and nothing of it is left but the reserved endpoint.
+    """
+    async with undone_on_failure(site, record) as made:
+        if point.capture is not None:
+            site.captures.hold(point.capture, record.id)
+        made.layer = site.layers.create_on(point.layer, record.spec.overlay_bytes)
+        prepare_folder(site, record)
+        return made.layer

@@ -1,0 +1,163 @@
+"""Named snapshots of instances: made, forked, and gone back to."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from ramet.core.errors import Conflict, Invalid
+from ramet.core.ids import SnapshotId, is_name, mint_id
+from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.spec import State
+from ramet.effects.restore_point import kept
+from ramet.effects.site import Site
+from ramet.instance.fleet import Fleet
+from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
+from ramet.snapshots.catalog import SnapshotCatalog
+
+_KIND_NEEDS: Mapping[SnapshotKind, frozenset[State]] = {
+    SnapshotKind.STANDBY: frozenset({State.RUNNING, State.STANDBY}),
+    SnapshotKind.STOPPED: frozenset({State.STOPPED}),
+}
+
+
+class ForeignSnapshot(Conflict):
+    """The snapshot is of another instance."""
+
+    code = "foreign_snapshot"
+
+
+class NamedSnapshots:
+    """The snapshots of a site's instances. `ref` is a snapshot's id, its name or a beginning of its id."""
+
+    def __init__(self, site: Site, catalog: SnapshotCatalog, fleet: Fleet) -> None:
+        self._site, self._catalog, self._fleet = site, catalog, fleet
+
+    def list(
+        self,
+        *,
+        source: str | None = None,
+        kind: SnapshotKind | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> list[SnapshotRecord]:
+        """Return the snapshots that are all of what is not None, oldest first. `source`: an id or a name."""
+        return self._catalog.list(source=source, kind=kind, name=name, tags=tags)
+
+    def get(self, ref: str) -> SnapshotRecord:
+        """Return one snapshot.
+
+        Raises:
+            SnapshotNotFound, SnapshotAmbiguous: as they say; so does every other method with a `ref`.
+        """
+        return self._catalog.get(ref)
+
+    async def create(
+        self, instance: str, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]
+    ) -> SnapshotRecord:
+        """Take a snapshot of an instance, which goes on; durable when this returns.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            Invalid: not a name.
+            SnapshotNameTaken: the instance has one of that name.
+            WrongState: Standby is of what runs or sleeps, Stopped of what is stopped.
+            RametError: it could not be taken; nothing of it is left.
+        """
+        record = self._fleet.get(instance).record
+        if record.state not in _KIND_NEEDS[kind]:
+            raise WrongState(
+                f"{record.name} is {record.state} and has no snapshot of kind {kind}", state=record.state
+            )
+        if name is not None:
+            if not is_name(name):
+                raise Invalid(
+                    f"{name!r} is not a name", remedy="use up to 63 lowercase letters, digits and dashes"
+                )
+            self._catalog.reserve(record.id, name)
+        try:
+            async with self._fleet.restore_point(
+                record.id, with_memory=kind is SnapshotKind.STANDBY
+            ) as point:
+                resident_bytes = 0
+                if point.capture is not None:
+                    resident_bytes = self._site.captures.manifest(point.capture).resident_bytes
+                snapshot = SnapshotRecord(
+                    id=SnapshotId(mint_id()),
+                    name=name,
+                    kind=kind,
+                    source=record.id,
+                    source_name=record.name,
+                    spec=record.spec,
+                    point=point,
+                    created_at=time.time(),
+                    memory_bytes=resident_bytes,
+                    tags=dict(tags),
+                )
+                self._catalog.add(snapshot)
+                return snapshot
+        finally:
+            if name is not None:
+                self._catalog.give_back(record.id, name)
+
+    async def delete(self, ref: str) -> None:
+        """Remove a snapshot; instances that came from it live on.
+
+        Raises:
+            SnapshotUnwritable: the disk refuses; it is still there.
+        """
+        self._catalog.delete(self._catalog.get(ref).id)
+
+    async def fork(
+        self, ref: str, names: Sequence[str], *, target: State | None = None
+    ) -> Sequence[ForkOutcome]:
+        """Make one child of a snapshot for each of `names`; outcomes in their order.
+
+        Args:
+            target: Running, Standby or Stopped; None: Running if it has memory, Stopped if it has not.
+
+        Raises:
+            LayerBroken, CaptureBroken: it has lost a part.
+        """
+        snapshot = self._catalog.get(ref)
+        if target is None:
+            target = State.STOPPED if snapshot.kind is SnapshotKind.STOPPED else State.RUNNING
+        point = snapshot.point
+        if target is State.STOPPED:
+            point = replace(point, capture=None)
+        with kept(self._site, point):
+            return await self._fleet.copy(point, snapshot.spec, snapshot.source, names, target=target)
+
+    async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
+        """Put an instance back to one of its own snapshots; it keeps its id, its name and its address.
+
+        What it was before is there until the record says otherwise, in one transaction.
+
+        Args:
+            target: as of `fork`.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            ForeignSnapshot: it is another instance's.
+            WrongState: it runs.
+            RametError: it was put back, and could not be brought to `target`.
+        """
+        site, snapshot, record = self._site, self._catalog.get(ref), self._fleet.get(instance).record
+        if snapshot.source != record.id:
+            raise ForeignSnapshot(
+                f"the snapshot is of instance {snapshot.source_name}, not of {record.name}",
+                remedy=f"ramet snapshot fork {snapshot.id} NAME",
+            )
+        if target is None:
+            target = State.STOPPED if snapshot.kind is SnapshotKind.STOPPED else State.RUNNING
+        capture = None if target is State.STOPPED else snapshot.point.capture
+        with kept(site, snapshot.point):
+            if capture is not None:
+                site.captures.hold(capture, record.id)
+            layer = site.layers.create_on(snapshot.point.layer, snapshot.spec.overlay_bytes)
+            try:
+                await self._fleet.rewind(record.id, snapshot.spec, layer, capture)
+            except BaseException:
+                site.layers.release(layer)
+                site.captures.hold_only(record.capture, record.id)
+                raise
+        return await self._fleet.bring_to(record.id, target)

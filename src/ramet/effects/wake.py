@@ -1,0 +1,45 @@
+"""Waking an instance from its stored memory.
+
+It runs on a new disk layer over the one it fell asleep on. So until it is awake, and a record says so, both
+memory and disk are as they were, and a wake that fails or is cut short can be tried again.
+"""
+
+from contextlib import AsyncExitStack
+
+from anyio import to_thread
+
+from ramet.core.ids import LayerId
+from ramet.core.spec import InstanceRecord
+from ramet.effects.awaken import awaken, waking_driver
+from ramet.effects.boot import attached
+from ramet.effects.end import end_unheld, release
+from ramet.effects.folder import prepare_folder_again
+from ramet.effects.site import Rig, Site
+from ramet.effects.start import ended_on_failure
+from ramet.telemetry.timings import phase
+
+
+async def wake(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
+    """Have a sleeping instance run again, as itself.
+
+    Raises:
+        RametError: it did not work; it sleeps, as before.
+    """
+    assert record.capture is not None, "it sleeps"
+    assert record.layer is not None, "what sleeps has a disk"
+    waking_driver(site, record)
+    with phase("clear"):
+        await end_unheld(site, record)  # A VMM may have outlived the failure of its end.
+        await release(site, record)
+    with site.captures.opened(record.capture) as capture:
+        layer = site.layers.create_on(record.layer, record.spec.overlay_bytes)
+        try:
+            async with ended_on_failure(site, record), AsyncExitStack() as until_started:
+                with phase("folder"):
+                    await to_thread.run_sync(prepare_folder_again, site, record)
+                tap_fd = await until_started.enter_async_context(attached(site, record))
+                rig = await awaken(site, record, layer, capture, tap_fd, until_started=until_started)
+        except BaseException:
+            site.layers.release(layer)
+            raise
+    return rig, layer

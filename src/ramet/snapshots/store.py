@@ -1,0 +1,249 @@
+"""Captures that are stored: what sleeping instances and named snapshots wake from.
+
+```
+captures/<id>/manifest.json      written last: without it there is no capture
+              ramet-memory       the guest's memory, sparse
+              devices            the state of its devices
+captures/<id>.gone/              given up, to be deleted
+```
+
+A stored capture never changes. Whoever may wake from it *holds* it by a name of his own; with the last
+holder it goes. VMMs that were started from it keep what they map. Who holds what is not written down here:
+records say it, and a starting daemon asks them.
+"""
+
+import os
+import shutil
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from ramet.core.errors import Broken
+from ramet.core.ids import CaptureId
+from ramet.linux.stored_file import StoredFile
+from ramet.snapshots.manifest import Manifest
+from ramet.store.paths import sync_folder, write_whole
+from ramet.vmm.port import MEMORY_FILE_NAME, Capture
+
+MANIFEST_FILE: Final = "manifest.json"
+DEVICES_FILE: Final = "devices"
+_GONE_SUFFIX: Final = ".gone"
+_ROOM_REMEDY: Final = "see that the file system of the data folder has space and can be written"
+
+log = structlog.get_logger(__name__)
+
+
+class CaptureBroken(Broken):
+    """A stored capture is missing, damaged, or cannot be written."""
+
+    code = "capture_broken"
+
+
+class Draft:
+    """A capture that is being stored: an empty `capture` to be filled, and then committed."""
+
+    def __init__(self, id: CaptureId, folder: Path, capture: Capture) -> None:
+        self.id, self.folder, self.capture = id, folder, capture
+        self.manifest: Manifest | None = None
+
+    async def commit(self) -> None:
+        """Make it durable; from here on it is a capture. Cancelled, it may not be one.
+
+        Raises:
+            CaptureBroken: the disk is full, or failing.
+        """
+        # A cancelled thread may go on to sync what is deleted by then; it has descriptors of its own.
+        fds = [os.dup(file.fd) for file in (self.capture.memory, self.capture.devices)]
+        try:
+            await to_thread.run_sync(_sync_all, fds, abandon_on_cancel=True)
+            with anyio.CancelScope(shield=True):
+                self.manifest = await to_thread.run_sync(self._write_manifest)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    def _write_manifest(self) -> Manifest:
+        capture = self.capture
+        assert capture.format is not None, "it was filled"
+        capture.seal()
+        memory = capture.memory
+        manifest = Manifest(self.id, capture.format, memory.size_bytes, memory.resident_bytes, time.time())
+        write_whole(self.folder / MANIFEST_FILE, manifest.to_bytes())
+        sync_folder(self.folder.parent)
+        return manifest
+
+
+class CaptureStore:
+    """The folder of stored captures. For the event loop's thread; deletes in one of its own, by `run`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._holders: defaultdict[CaptureId, set[str]] = defaultdict(set)
+        self._held_by: defaultdict[str, set[CaptureId]] = defaultdict(set)
+        self._given_up = anyio.Event()
+
+    async def run(self) -> None:
+        """Delete what is given up, until cancelled; what a cancelled one leaves, the next finds."""
+        while True:
+            self._given_up = anyio.Event()
+            await to_thread.run_sync(self._delete_gone)
+            await self._given_up.wait()
+
+    @contextmanager
+    def draft(self, capture_id: CaptureId, memory_bytes: int, holder: str) -> Iterator[Draft]:
+        """Make a capture inside, for a guest of `memory_bytes`, held by `holder`. Uncommitted, it is dropped.
+
+        Raises:
+            CaptureBroken: the disk is full, or failing.
+        """
+        folder = self._folder / capture_id
+        self._note(capture_id, holder)
+        try:
+            capture = _create_files(folder, memory_bytes)
+        except OSError as error:
+            self.release(capture_id, holder)
+            raise _unwritable(error) from error
+        draft = Draft(capture_id, folder, capture)
+        try:
+            yield draft
+        finally:
+            capture.close()
+            if draft.manifest is None:
+                self.release(capture_id, holder)
+
+    def hold(self, capture: CaptureId, holder: str) -> None:
+        """Hold a capture by the name `holder`. Idempotent.
+
+        Raises:
+            CaptureBroken: it is not there.
+        """
+        if not (self._folder / capture / MANIFEST_FILE).exists():
+            raise CaptureBroken(f"the stored memory {capture} is gone", capture=capture)
+        self._note(capture, holder)
+
+    def release(self, capture: CaptureId, holder: str) -> None:
+        """Hold it no more; with the last holder it goes. Idempotent."""
+        if capture not in self._held_by.get(holder, ()):
+            return
+        self._held_by[holder].remove(capture)
+        if not self._held_by[holder]:
+            del self._held_by[holder]
+        self._holders[capture].remove(holder)
+        if not self._holders[capture]:
+            del self._holders[capture]
+            self._give_up(self._folder / capture)
+
+    def hold_only(self, capture: CaptureId | None, holder: str) -> None:
+        """Have `holder` hold `capture`, which is there, and no other."""
+        if capture is not None:
+            self._note(capture, holder)
+        for other in tuple(self._held_by.get(holder, ())):
+            if other != capture:
+                self.release(other, holder)
+
+    def manifest(self, capture: CaptureId) -> Manifest:
+        """Return what a capture is.
+
+        Raises:
+            CaptureBroken: it is missing or damaged.
+        """
+        file = self._folder / capture / MANIFEST_FILE
+        try:
+            return Manifest.from_bytes(file.read_bytes())
+        except FileNotFoundError as error:
+            raise CaptureBroken(f"the stored memory {capture} is gone", capture=capture) from error
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            raise CaptureBroken(f"{file} cannot be read: {error}", capture=capture) from error
+
+    @contextmanager
+    def opened(self, capture: CaptureId) -> Iterator[Capture]:
+        """Open a capture, to start VMMs from it inside.
+
+        Raises:
+            CaptureBroken: it is missing or damaged.
+        """
+        manifest, folder = self.manifest(capture), self._folder / capture
+        try:
+            memory = StoredFile.open(folder / MEMORY_FILE_NAME)
+        except OSError as error:
+            raise _unreadable(capture, error) from error
+        try:
+            devices = StoredFile.open(folder / DEVICES_FILE)
+        except OSError as error:
+            memory.close()
+            raise _unreadable(capture, error) from error
+        opened = Capture(memory, devices, manifest.format)
+        try:
+            if memory.size_bytes != manifest.memory_bytes:
+                raise CaptureBroken(f"the stored memory {capture} is cut off", capture=capture)
+            yield opened
+        finally:
+            opened.close()
+
+    def sweep(self) -> list[CaptureId]:
+        """Give up what nobody holds, such as a crash left it; returns what that was."""
+        unheld = [CaptureId(path.name) for path in self._folder.iterdir() if path.suffix != _GONE_SUFFIX]
+        unheld = [capture for capture in unheld if capture not in self._holders]
+        for capture in unheld:
+            self._give_up(self._folder / capture)
+        self._given_up.set()  # There may be some of an earlier daemon.
+        return unheld
+
+    def statistics(self) -> dict[str, int]:
+        """Return counts: captures that are `held`."""
+        return {"held": len(self._holders)}
+
+    def _note(self, capture: CaptureId, holder: str) -> None:
+        self._holders[capture].add(holder)
+        self._held_by[holder].add(capture)
+
+    def _give_up(self, folder: Path) -> None:
+        try:
+            folder.rename(folder.with_name(folder.name + _GONE_SUFFIX))
+        except FileNotFoundError:
+            return  # It never came to be.
+        except OSError as error:
+            # The next start's sweep finds it.
+            log.warning("capture_not_given_up", capture=folder.name, error=str(error))
+            return
+        self._given_up.set()
+
+    def _delete_gone(self) -> None:
+        for folder in self._folder.glob(f"*{_GONE_SUFFIX}"):
+            try:
+                shutil.rmtree(folder)
+            except OSError as error:
+                log.warning("capture_not_deleted", folder=folder.name, error=str(error))
+
+
+def _create_files(folder: Path, memory_bytes: int) -> Capture:
+    folder.mkdir(mode=0o700)
+    memory = StoredFile.create(folder / MEMORY_FILE_NAME, memory_bytes)
+    try:
+        return Capture(memory, StoredFile.create(folder / DEVICES_FILE))
+    except OSError:
+        memory.close()
+        raise
+
+
+def _sync_all(fds: list[int]) -> None:
+    try:
+        for fd in fds:
+            os.fsync(fd)
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _unwritable(error: OSError) -> CaptureBroken:
+    return CaptureBroken(f"memory cannot be stored: {error.strerror}", remedy=_ROOM_REMEDY)
+
+
+def _unreadable(capture: CaptureId, error: OSError) -> CaptureBroken:
+    return CaptureBroken(f"the stored memory {capture} cannot be read: {error.strerror}", capture=capture)
