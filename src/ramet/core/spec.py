@@ -7,7 +7,7 @@ minted and never copied. `Runtime` tells how to find the VMM process; it can be 
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
 
@@ -176,7 +176,7 @@ class InstanceRecord:
         return self.identity.name
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self, default=_plain, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -192,3 +192,14 @@ class InstanceRecord:
         raw["runtime"] = raw["runtime"] and Runtime(**raw["runtime"])
         raw["exit"] = raw["exit"] and Exit(**raw["exit"])
         return cls(**raw)
+
+
+def _plain(value: object) -> dict[str, object]:
+    """Return what JSON does not know as an object: a part of a record, or a mapping.
+
+    Shallow, where `dataclasses.asdict` copies everything: a record is written several times in each fork.
+    """
+    if isinstance(value, Mapping):
+        return dict(value)
+    assert is_dataclass(value), f"a record holds a {type(value).__name__}"
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}

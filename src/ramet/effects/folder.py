@@ -32,7 +32,7 @@ class FolderUnwritable(Broken):
 
 
 def prepare_folder(site: Site, record: InstanceRecord) -> None:
-    """Make the folder of an instance, with its config disk and its spec.
+    """Make the folder of an instance, with its config disk; its spec comes when it has a disk to be found by.
 
     Raises:
         FolderUnwritable: the disk is full.
@@ -42,7 +42,6 @@ def prepare_folder(site: Site, record: InstanceRecord) -> None:
     try:
         folder.mkdir(mode=0o700)
         write_config_disk(site, record, folder / "config.img")
-        write_spec(folder, record)
     except OSError as error:
         raise _unwritable(record, error) from error
 
