@@ -190,6 +190,9 @@ async def measure_size(
                     for way in options.ways if number % 2 else reversed(options.ways):
                         figures = found[size_mib, scenario, way] if number else Figures()
                         await _measure(guest, scenario, way, figures)
+                if not options.json:
+                    for way in options.ways:
+                        show(size_mib, scenario, way, found[size_mib, scenario, way])
             guest.memcpy.close()
     finally:
         await bench.aclose()
@@ -257,31 +260,30 @@ async def _going_on(guest: Guest, scenario: str) -> AsyncIterator[None]:
         yield
 
 
-def show(found: Found) -> None:
-    print(f"load {os.getloadavg()[0]:.1f}, {os.cpu_count()} processors; medians, ms")
+HEAD = "  size   scenario      way  resident  memcpy   pause     max ratio   (medians, ms)"
+
+
+def show(size_mib: int, scenario: str, way: str, figures: Figures) -> None:
+    pause_ms, memcpy_ms = (statistics.median(x) * 1000 for x in (figures.pause_s, figures.memcpy_s))
+    resident = f"{statistics.median(figures.resident_bytes) / MIB:.0f} MiB"
     print(
-        f"{'size':>6} {'scenario':>10} {'way':>8} {'resident':>9} {'memcpy':>7} {'pause':>7} {'max':>7} ratio"
+        f"{size_mib:>6} {scenario:>10} {way:>8} {resident:>9} {memcpy_ms:>7.1f} {pause_ms:>7.1f}"
+        f" {max(figures.pause_s) * 1000:>7.1f} {pause_ms / memcpy_ms:>5.2f}",
+        flush=True,
     )
-    for (size_mib, scenario, way), figures in found.items():
-        pause_ms, memcpy_ms = (statistics.median(x) * 1000 for x in (figures.pause_s, figures.memcpy_s))
-        resident = f"{statistics.median(figures.resident_bytes) / MIB:.0f} MiB"
-        print(
-            f"{size_mib:>6} {scenario:>10} {way:>8} {resident:>9} {memcpy_ms:>7.1f} {pause_ms:>7.1f}"
-            f" {max(figures.pause_s) * 1000:>7.1f} {pause_ms / memcpy_ms:>5.2f}"
-        )
 
 
 async def main(options: argparse.Namespace) -> None:
     folder = Path(tempfile.mkdtemp(prefix="ramet-bench-"))
     found: Found = defaultdict(Figures)
     load1 = os.getloadavg()[0]
+    if not options.json:
+        print(HEAD)
     try:
         for size_mib in options.sizes:
             await measure_size(folder, size_mib, options, found)
     finally:
         shutil.rmtree(folder)
-    if not options.json:
-        show(found)
     summaries = [
         {"size_mib": size_mib, "scenario": scenario, "way": way, **figures.summary()}
         for (size_mib, scenario, way), figures in found.items()
