@@ -3,11 +3,11 @@
 import mmap
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from ramet.linux import pagemap, writewatch
-from ramet.linux.memfd import SealableFile
 from ramet.linux.pagemap import PAGE_BYTES
 from ramet.linux.ptrace import call_in
 from ramet.linux.writewatch import WriteWatch
@@ -21,18 +21,20 @@ pytestmark = [
 SYS_getpid, SYS_dup, SYS_kill = 39, 32, 62
 
 
-@pytest.fixture(params=["anonymous", "huge", "of a file"])
-def writer(request: pytest.FixtureRequest) -> Iterator[Writer]:
-    base = None
-    if request.param == "of a file":
-        base = SealableFile("base", PAGE_COUNT * PAGE_BYTES)
-        os.pwrite(base.fd, b"x" * PAGE_COUNT * PAGE_BYTES, 0)
-        base.seal()
-    writer = Writer(base, mmap.MADV_HUGEPAGE if request.param == "huge" else mmap.MADV_NOHUGEPAGE)
+@pytest.fixture(params=["anonymous", "huge", "of a memfd", "of a stored file"])
+def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Writer]:
+    fd = None
+    if request.param == "of a memfd":
+        fd = os.memfd_create("base")
+    elif request.param == "of a stored file":
+        fd = os.open(tmp_path / "base", os.O_RDWR | os.O_CREAT)
+    if fd is not None:
+        os.pwrite(fd, b"x" * PAGE_COUNT * PAGE_BYTES, 0)
+    writer = Writer(fd, mmap.MADV_HUGEPAGE if request.param == "huge" else mmap.MADV_NOHUGEPAGE)
     yield writer
     writer.close()
-    if base is not None:
-        base.close()
+    if fd is not None:
+        os.close(fd)
 
 
 def test_a_process_makes_a_call_for_us_and_goes_on(writer: Writer) -> None:

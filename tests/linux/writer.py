@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-from ramet.linux.memfd import SealableFile
 from ramet.linux.pagemap import PAGE_BYTES, Run, find_own_pages, find_written_pages
 from ramet.linux.writewatch import WriteWatch
 
@@ -32,15 +31,15 @@ for line in sys.stdin:
 class Writer:
     """A process with one mapping of PAGE_COUNT pages, anonymous or private of a file."""
 
-    def __init__(self, base: SealableFile | None, advice: int) -> None:
-        fd = -1 if base is None else base.fd
-        self.has_file = base is not None
+    def __init__(self, base_fd: int | None, advice: int) -> None:
+        fd = -1 if base_fd is None else base_fd
+        self.has_file = base_fd is not None
         self._process = subprocess.Popen(
             [sys.executable, "-c", _WRITER, str(fd), str(advice)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            pass_fds=() if base is None else (fd,),
+            pass_fds=() if base_fd is None else (fd,),
         )
         self.pid = self._process.pid
         assert self._process.stdout is not None

@@ -53,7 +53,7 @@ def test_a_copy_made_in_steps_is_the_memory_at_the_end(
     if has_file:
         base = SealableFile("base", PAGE_COUNT * PAGE_BYTES)
         os.pwrite(base.fd, b"x" * TOUCHED_COUNT * PAGE_BYTES, 0)
-    writer = Writer(base, mmap.MADV_NOHUGEPAGE)
+    writer = Writer(None if base is None else base.fd, mmap.MADV_NOHUGEPAGE)
     target = SealableFile("copy", PAGE_COUNT * PAGE_BYTES)
     try:
         if is_watched:
