@@ -1,6 +1,8 @@
 """A daemon killed at any step loses no guest and leaves nothing that nobody owns."""
 
 import os
+import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ramet.client import ConnectionBroken
-from ramet.wire_api.instances import Instance
+from ramet.wire_api.instances import CreateInstance, Instance
 from tests.vm.daemon import END_TIMEOUT_S, POLL_INTERVAL_S, Daemon, Leftovers, own_daemon
 from tests.vm.dying_daemon import OPERATIONS
 from tests.vm.images import HTTP_PORT, IMAGE
@@ -20,6 +22,7 @@ pytestmark = pytest.mark.vm
 
 SETTLE_TIMEOUT_S = 90.0
 MAKING = ("create", "fork")
+RESET = "echo b >/proc/sysrq-trigger; sleep 60"
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +240,38 @@ def test_a_vmm_that_is_killed_stops_its_instance_and_no_other(daemon: Daemon, is
     daemon.client.delete("doomed")
     _check_whole(daemon, "child", "safe")
     daemon.client.delete(child.id)
+    _check_only(daemon, 1)
+
+
+def test_a_guest_that_resets_itself_in_every_boot_is_stopped_each_time_and_boots_only_when_asked(
+    daemon: Daemon,
+) -> None:
+    body = CreateInstance(name="wild", image=IMAGE, cmd=("sh", "-c", RESET), size="256MB", overlay_size="1GB")
+    daemon.client.create(body)
+    for _ in range(2):
+        assert daemon.client.wait("wild", "Stopped", "60s").state == "Stopped"
+        _check_only(daemon, 1, stopped=1)
+        assert "reset itself" in (daemon.client.get("wild").state_error or "")
+        daemon.client.start("wild")
+    assert daemon.client.wait("wild", "Stopped", "60s").state == "Stopped"
+    console = daemon.data / "instances" / daemon.client.get("wild").id / "console.log"
+    assert console.read_bytes().count(b"sysrq: Resetting") == 3
+    daemon.client.delete("wild")
+    _check_only(daemon, 1)
+
+
+def test_a_second_daemon_on_the_folder_is_refused_and_the_first_goes_on(daemon: Daemon) -> None:
+    daemon.sh("source", "echo own >/dev/shm/state; echo own >/var/state")
+    elsewhere = str(daemon.folder / "other.sock")
+    command = [sys.executable, "-m", "ramet.cli", "serve", "--data-dir", str(daemon.data)]
+    for socket, code in (
+        (elsewhere, "data_folder_in_use"),
+        (str(daemon.folder / "api.sock"), "socket_in_use"),
+    ):
+        second = subprocess.run([*command, "--socket", socket], capture_output=True, text=True, check=False)
+        assert second.returncode != 0
+        assert code in second.stderr
+    _check_whole(daemon, "source", "own")
     _check_only(daemon, 1)
 
 
