@@ -120,6 +120,22 @@ async def test_a_start_there_is_no_room_for_is_refused_and_the_instance_stays_st
         assert (await daemon.fleet.start("sleeper")).record.state is State.RUNNING
 
 
+async def test_a_wake_there_is_no_room_for_is_refused_and_the_instance_sleeps_on(world: World) -> None:
+    give(world, guests=1)
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("sleeper", daemon.spec)
+        await daemon.fleet.standby("sleeper")
+        assert held(daemon) == Demand(disk_bytes=OVERLAY_BYTES + MEMORY_BYTES)
+        await daemon.fleet.create("other", daemon.spec)
+        asleep = daemon.fleet.get("sleeper")
+        with pytest.raises(InsufficientResources, match="memory for instance sleeper"):
+            await daemon.fleet.restore("sleeper")
+        assert daemon.fleet.get("sleeper") == asleep
+        await daemon.fleet.delete("other")
+        assert (await daemon.fleet.restore("sleeper")).record.state is State.RUNNING
+        assert held(daemon) == Demand(1, MEMORY_BYTES, OVERLAY_BYTES)
+
+
 async def test_a_full_host_can_still_be_emptied(world: World) -> None:
     give(world, guests=1, disks=2)
     async with world.daemon() as daemon:

@@ -52,7 +52,8 @@ def demand_of(record: InstanceRecord) -> Demand:
     Unknown holds all that it may have. Of the network it holds the higher of the two rates it asked for.
     """
     spec = record.spec
-    disk_bytes = spec.overlay_bytes + (spec.memory_bytes if record.state in _MAY_STORE_MEMORY else 0)
+    stores_memory = record.capture is not None or record.state in _MAY_STORE_MEMORY
+    disk_bytes = spec.overlay_bytes + (spec.memory_bytes if stores_memory else 0)
     if not has_vmm(record):
         return Demand(disk_bytes=disk_bytes)
     rates = (spec.download_bytes_per_s or 0, spec.upload_bytes_per_s or 0)
