@@ -78,7 +78,24 @@ def test_a_host_without_tun_and_bridge_fails(host: MadeHost) -> None:
     host.file("/lib/modules/6.1.0/modules.builtin")
     host.file("/lib/modules/6.1.0/modules.dep")
     codes = [finding.code for finding in check_modules(Subject(), host.view())]
-    assert codes == ["tun_missing", "bridge_missing", "vhost_net_missing", "vhost_vsock_missing"]
+    assert codes == [
+        "tun_missing",
+        "bridge_missing",
+        "limits_incomplete",
+        "vhost_net_missing",
+        "vhost_vsock_missing",
+    ]
+
+
+def test_what_limits_traffic_is_named_where_it_lacks(host: MadeHost) -> None:
+    names = ("ifb", "sch_tbf", "sch_ingress", "cls_u32")
+    host.file("/proc/sys/kernel/osrelease", "6.1.0\n")
+    host.file("/lib/modules/6.1.0/modules.builtin", "".join(f"kernel/net/{name}.ko\n" for name in names))
+    host.file("/lib/modules/6.1.0/modules.dep")
+    found = {finding.code: finding for finding in check_modules(Subject(), host.view())}
+    assert "has no act_mirred:" in found["limits_incomplete"].message
+    host.folder("/sys/module/act_mirred")
+    assert "limits_incomplete" not in {finding.code for finding in check_modules(Subject(), host.view())}
 
 
 def test_a_kernel_that_refuses_our_rules_is_quoted(host: MadeHost) -> None:

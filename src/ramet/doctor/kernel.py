@@ -18,6 +18,7 @@ from ramet.linux.memfd import SealableFile
 from ramet.linux.pagemap import PAGEMAP_SCAN
 
 CHECK: Final = "kernel"
+_LIMIT_MODULES: Final = ("ifb", "sch_tbf", "sch_ingress", "cls_u32", "act_mirred")
 _SYS_userfaultfd: Final = 323  # x86-64
 _SYS_openat2: Final = 437
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -107,7 +108,7 @@ def check_userfaultfd_policy(_: Subject, host: HostView) -> Iterator[Finding]:
 
 
 def check_modules(_: Subject, host: HostView) -> Iterator[Finding]:
-    """Look for TUN devices and bridges, loaded or to be loaded on demand."""
+    """Look for TUN devices, bridges and what limits traffic, loaded or to be loaded on demand."""
     if not host.exists("/dev/net/tun"):
         yield fail(
             "tun", "tun_missing", "there is no /dev/net/tun: guests cannot have a network", "modprobe tun"
@@ -123,6 +124,14 @@ def check_modules(_: Subject, host: HostView) -> Iterator[Finding]:
         )
     else:
         yield ok("bridge", f"bridge_{state}", "bridges can be made")
+    absent = [name for name in _LIMIT_MODULES if module_state(host, name) == "absent"]
+    if absent:
+        yield warn(
+            "limits",
+            "limits_incomplete",
+            f"this kernel has no {', '.join(absent)}: an instance whose traffic is to be limited does not start",
+            "install the kernel's modules for traffic control",
+        )
     for name in ("vhost_net", "vhost_vsock"):
         if module_state(host, name) in ("absent", "unknown") and not host.exists(
             f"/dev/{name.replace('_', '-')}"
