@@ -129,7 +129,7 @@ def check_modules(_: Subject, host: HostView) -> Iterator[Finding]:
         yield warn(
             "limits",
             "limits_incomplete",
-            f"this kernel has no {', '.join(absent)}: an instance whose traffic is to be limited does not start",
+            f"this kernel has no {', '.join(absent)}: a limited instance does not start",
             "install the kernel's modules for traffic control",
         )
     for name in ("vhost_net", "vhost_vsock"):
