@@ -1,7 +1,7 @@
 """`ramet serve` that keeps its last capture for the floor: python -m bench.recording_daemon RECORD serve ...
 
 Before it starts the first VMM on a capture it writes to the file RECORD what a child of it is made of, and it
-holds the capture's files open until the next one. Nothing else differs from the daemon that users run.
+holds the capture's files open until the next is taken. Nothing else differs from the daemon that users run.
 """
 
 import json
@@ -46,11 +46,15 @@ class _Recorder:
         self._capture: Capture | None = None
         self._held: list[int] = []
 
+    def forget(self) -> None:
+        """Let go of the last capture, when the next is about to be taken and nobody's clock runs."""
+        for fd in self._held:
+            os.close(fd)
+        self._held = []
+
     def see(self, driver: QemuDriver, machine: Machine, capture: Capture) -> None:
         if capture is self._capture:
             return
-        for fd in self._held:
-            os.close(fd)
         self._capture = capture
         self._held = [os.dup(capture.memory.fd), os.dup(capture.devices.fd)]
         config = self._path.with_suffix(".img")
@@ -83,6 +87,13 @@ def main() -> NoReturn:
         recorder.see(driver, machine, capture)
         return await start_waiting(driver, machine, capture)
 
+    prepare_disk = QemuVm.prepare_disk
+
+    async def forget_and_prepare(vm: QemuVm, new_top: Path) -> None:
+        recorder.forget()
+        await prepare_disk(vm, new_top)
+
+    QemuVm.prepare_disk = forget_and_prepare  # type: ignore[method-assign,assignment]
     QemuDriver.start_waiting = start_and_record  # type: ignore[method-assign,assignment]
     ramet()
 
