@@ -27,6 +27,7 @@ import structlog
 
 from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
+from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.images import Catalog, ImageLimits
 from ramet.vmm.fake.driver import MARK
@@ -38,6 +39,8 @@ from tests.effects.model_oracle import Violation, check_until_well, demand, stor
 from tests.effects.world import Daemon, World, new_folder
 from tests.net.namespaces import own_namespace
 
+TARGETS = (State.RUNNING, State.STANDBY, State.STOPPED)
+SNAPSHOT_COUNT_HIGH = 4
 NAMES = tuple(f"n{index}" for index in range(10))
 IN_FLIGHT_MAX = 4
 LIFE_TIMEOUT_S = 150
@@ -66,6 +69,11 @@ class Life:
             for record in stored_records(self.world).values()
             if record.state is State.RUNNING and record.runtime is not None and not record.is_deleting
         }
+        asleep = {
+            record.id: record.capture
+            for record in stored_records(self.world).values()
+            if record.state is State.STANDBY and not record.is_deleting and not record.is_half_made
+        }
         alive = self.world.processes()
         before = {instance: pid for instance, pid in before.items() if alive.get(pid) == instance}
         self.chaos.install()
@@ -82,6 +90,10 @@ class Life:
                         record = daemon.fleet.get(instance).record
                         same = record.runtime is not None and record.runtime.pid == pid
                         demand(same and record.state is State.RUNNING, "a restart lost a guest", record, pid)
+                    for instance, capture in asleep.items():
+                        record = daemon.fleet.get(instance).record
+                        same = record.state is State.STANDBY and record.capture == capture
+                        demand(same, "a restart lost the memory of a sleeper", record, capture)
                 if last:
                     await self._delete_all(daemon)
                 else:
@@ -161,6 +173,8 @@ class Life:
                 raise Violation(
                     f"nothing fails, but {view.record.name} cannot be deleted: {error}"
                 ) from error
+        for snapshot in daemon.snapshots.list():
+            await daemon.snapshots.delete(snapshot.id)
         await self._settle(daemon)
         for kind, left in self.world.leftovers().items():
             demand(not left, "something stays after all is deleted", kind, left)
@@ -174,6 +188,7 @@ class Life:
         views = {view.record.name: view.record for view in daemon.fleet.list()}
         names = sorted(views)
         free = [name for name in NAMES if name not in views]
+        snapshots = daemon.snapshots.list()
         operations: dict[str, int] = {
             "create": 5 if free else 0,
             "clash": 1,
@@ -190,7 +205,17 @@ class Life:
                 "kill": 2,
                 "arm": 2,
                 "look": 1,
-                "start": 3 if hasattr(daemon.fleet, "start") else 0,
+                "start": 3,
+                "standby": 4,
+                "restore": 4,
+                "fork to": 5 if free else 0,
+                "snapshot": 2,
+            }
+        if snapshots:
+            operations |= {
+                "snapshot fork": 3 if free else 0,
+                "snapshot restore": 2,
+                "snapshot delete": 2 if len(snapshots) <= SNAPSHOT_COUNT_HIGH else 8,
             }
         (what,) = self.rng.choices(list(operations), list(operations.values()))
         name = self.rng.choice(names) if names else self.rng.choice(NAMES)
@@ -208,6 +233,23 @@ class Life:
                 act = partial(fleet.stop, name)
             case "start":
                 act = partial(fleet.start, name)
+            case "standby":
+                act = partial(fleet.standby, name)
+            case "restore":
+                act = partial(fleet.restore, name)
+            case "fork to":
+                act = partial(fleet.fork, name, fresh, target=self.rng.choice(TARGETS))
+            case "snapshot":
+                kind = self.rng.choice(tuple(SnapshotKind))
+                act = partial(daemon.snapshots.create, name, kind, self.rng.choice((None, "one", "two")), {})
+            case "snapshot fork":
+                snapshot, target = self.rng.choice(snapshots), self.rng.choice(TARGETS)
+                act = partial(daemon.snapshots.fork, snapshot.id, fresh, target=target)
+            case "snapshot restore":
+                snapshot, target = self.rng.choice(snapshots), self.rng.choice(TARGETS)
+                act = partial(daemon.snapshots.restore, snapshot.source, snapshot.id, target=target)
+            case "snapshot delete":
+                act = partial(daemon.snapshots.delete, self.rng.choice(snapshots).id)
             case "delete":
                 act = partial(fleet.delete, name)
             case "exec":
@@ -233,7 +275,7 @@ class Life:
                 return
             case _:
                 act = partial(fleet.wait, name, State.STOPPED, 0.01)
-        text = f"{what} {fresh[0] if what == 'create' else name} {fresh if what == 'fork' else ''}"
+        text = f"{what} {fresh[0] if what == 'create' else name} {fresh if 'fork' in what else ''}"
         self.say(f"step {text}")
         task = asyncio.get_running_loop().create_task(self._do(text, act))
         self._flying[task] = text

@@ -23,13 +23,14 @@ import anyio
 
 from ramet.core.errors import RametError
 from ramet.disks import layers
-from ramet.effects import fork, site
+from ramet.effects import awaken, site
 from ramet.guest.channel import Channel
 from ramet.guest.errors import GuestUnreachable
 from ramet.linux import netlink, tun
 from ramet.linux.memfd import SealableFile
 from ramet.net.errors import FirewallFailed
 from ramet.net.nft import Nft
+from ramet.snapshots import catalog, store
 from ramet.vmm.fake.faults import Call, Faults
 from ramet.vmm.port import VmmFailed
 
@@ -79,9 +80,13 @@ class Chaos:
             (tun, "open_tap", OSError(errno.ENFILE, "on demand")),
             (netlink, "interface_index", OSError(errno.ENODEV, "on demand")),
             (layers, "create_qcow2", OSError(errno.ENOSPC, "on demand")),
+            (store, "_create_files", OSError(errno.ENOSPC, "on demand")),
+            (store, "_sync_all", OSError(errno.EIO, "on demand")),
+            (store, "write_whole", OSError(errno.ENOSPC, "on demand")),
+            (catalog, "write_whole", OSError(errno.ENOSPC, "on demand")),
             (layers, "read_backing", OSError(errno.EIO, "on demand")),
             (site, "open_channel", GuestUnreachable("on demand")),
-            (fork, "identify_child", GuestUnreachable("on demand")),
+            (awaken, "identify_child", GuestUnreachable("on demand")),
         ):
             point = f"{module.__name__.rpartition('.')[2]}.{name}"
             # What hands out something open fails before it has: a failure after it would be a leak of ours.

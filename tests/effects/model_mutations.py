@@ -11,6 +11,7 @@ from ramet.net.firewall import Firewall
 from ramet.net.slots import SlotPool
 from ramet.net.taps import Tap
 from ramet.snapshots.flight import Flight
+from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.vmm.fake.driver import FakeVm
 
@@ -39,6 +40,9 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "admissions-stay": _skip_async(Firewall, "revoke"),
     "taps-stay-open": _skip(Tap, "close"),
     "folders-stay": _skip_folders,
+    "stored-captures-stay-held": _skip(CaptureStore, "release"),
+    "layers-stay-pinned": _skip(LayerStore, "unpin"),
+    "sleepers-forget-their-memory": _skip(CaptureStore, "hold"),
     "captures-stay-open": _skip(Flight, "_close_if_done"),
     "guests-stay-paused": _skip_async(FakeVm, "_go_on"),
     "vmms-are-not-killed": _skip_async(FakeVm, "kill"),

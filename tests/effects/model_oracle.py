@@ -12,7 +12,7 @@ from pathlib import Path
 import anyio
 
 from ramet.admission.demand import demand_of, has_vmm
-from ramet.core.ids import InstanceId, LayerId
+from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, State
 from ramet.net.firewall import Element
 from tests.effects.model_chaos import ChaosFaults
@@ -20,7 +20,8 @@ from tests.effects.world import Daemon, World
 
 SETTLE_TIMEOUT_S = 20.0
 POLL_INTERVAL_S = 0.02
-SETTLED = {State.RUNNING, State.STOPPED, State.UNKNOWN}
+SETTLED = {State.RUNNING, State.STOPPED, State.STANDBY, State.UNKNOWN}
+AT_REST = {State.STOPPED, State.STANDBY}
 
 
 class Violation(AssertionError):
@@ -54,11 +55,16 @@ async def check(world: World, daemon: Daemon) -> None:
     records = {view.record.id: view.record for view in daemon.fleet.list()}
     for record in records.values():
         demand(record.state in SETTLED, "an instance stays on its way", record)
+        if record.state is not State.UNKNOWN:
+            is_asleep = record.state is State.STANDBY
+            demand(is_asleep == (record.capture is not None), "asleep without memory, or awake with", record)
+            demand(not record.is_half_made, "it is not what was asked for, and nobody waits", record)
     found = world.leftovers()
     check_records(world, records)
     demand(not found["journal"], "journal entries of nobody", found["journal"])
     check_processes(world, records)
     check_files(daemon, records, found)
+    check_stored(daemon, records, found)
     check_network(daemon, records, found)
     check_memory(daemon, records)
     check_admission(daemon, records)
@@ -91,9 +97,10 @@ def check_records(world: World, records: dict[InstanceId, InstanceRecord]) -> No
         ours, theirs = record, stored[instance]
         if ours.state is State.UNKNOWN:
             continue  # A start concludes that again from the host; nothing is lost with it.
-        same = (ours.state, ours.layer, ours.runtime, ours.is_deleting) == (
+        same = (ours.state, ours.layer, ours.capture, ours.runtime, ours.is_deleting) == (
             theirs.state,
             theirs.layer,
+            theirs.capture,
             theirs.runtime,
             theirs.is_deleting,
         )
@@ -110,7 +117,7 @@ def check_processes(world: World, records: dict[InstanceId, InstanceRecord]) -> 
     for pid, instance in processes.items():
         demand(instance in records, "a VMM of nobody", pid, instance)
         # One that could not be ended when its start had failed is ended with the next start, or deleted.
-        is_over = records[instance].state is State.STOPPED and not records[instance].state_error
+        is_over = records[instance].state in AT_REST and not records[instance].state_error
         demand(not is_over, "a VMM of a stopped one", records[instance])
     for record in records.values():
         if record.state is State.RUNNING:
@@ -143,6 +150,10 @@ def check_files(
         except Exception as error:
             broken.add(f"{record.name} {record.state}: {error}")
             demand(record.state is State.UNKNOWN, "an instance has lost its disk", record, error)
+    for snapshot in daemon.snapshots.list():
+        needed |= {path.name for path, form in layers.chain(snapshot.point.layer) if form == "qcow2"}
+    pins = Counter(snapshot.point.layer for snapshot in daemon.snapshots.list())
+    demand(layers._pins == pins, "layers are pinned for nobody", layers._pins, pins)
     # One that could not be deleted is tried again with the next.
     for layer in layers._undeleted:
         needed |= {path.name for path, form in layers.chain(layer) if form == "qcow2"}
@@ -153,7 +164,33 @@ def check_files(
     parts = list((daemon.site.folder.layers).glob("*.part"))
     demand(not parts, "half-made files", parts)
     held = layers.statistics()["held"]
-    demand(held <= len(tops), "layers are held for nobody", held, tops)
+    demand(held <= len(tops), "layers are held for nobody", layers._tops - tops.keys(), tops)
+
+
+def check_stored(
+    daemon: Daemon, records: dict[InstanceId, InstanceRecord], found: dict[str, set[str]]
+) -> None:
+    """Of memory on the disk, each sleeper and each snapshot has its own, and there is no other."""
+    snapshots = daemon.snapshots.list()
+    files = {f"{snapshot.id}.json" for snapshot in snapshots}
+    demand(found["snapshots"] == files, "snapshots and their files differ", found["snapshots"] ^ files)
+    holders: dict[str, CaptureId] = {
+        f"snapshot {snapshot.id}": snapshot.point.capture
+        for snapshot in snapshots
+        if snapshot.point.capture is not None
+    }
+    unknown = {record.id for record in records.values() if record.state is State.UNKNOWN}
+    for record in records.values():
+        if record.capture is not None and record.id not in unknown:
+            holders[record.id] = record.capture
+    captures = daemon.site.captures
+    held = {holder: set(of) for holder, of in captures._held_by.items() if holder not in unknown}
+    demand(held == {holder: {of} for holder, of in holders.items()}, "held for nobody", held, holders)
+    of_unknown = {capture for instance in unknown for capture in captures._held_by.get(instance, ())}
+    needed = set(holders.values()) | of_unknown
+    demand(found["captures"] == needed, "stored memory of nobody, or none", found["captures"] ^ needed)
+    for capture in needed:
+        captures.manifest(capture)
 
 
 def check_network(
@@ -174,7 +211,7 @@ def check_network(
             expected.add(endpoint.tap_name)
         # What could not be made and not be undone either says so, until it is started or deleted.
         is_stuck = record.id in network._stuck and record.state_error
-        if record.state is not State.STOPPED or is_stuck:
+        if record.state not in AT_REST or is_stuck:
             allowed.add(endpoint.tap_name)
             elements.add(str(Element.of(endpoint)))
     demand(found["taps"] >= expected, "running without a TAP", expected - found["taps"])
@@ -196,7 +233,7 @@ def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> N
     strays = (site.rigs.keys() & settled) - running | (site.rigs.keys() - records.keys())
     demand(not strays, "rigs of instances that do not run", strays)
     demand(daemon.fleet._names.keys() == {r.name for r in records.values()}, "names of nobody")
-    for member in ("_making", "_timings"):
+    for member in ("_making", "_timings", "_suspending"):
         kept = getattr(performer, member)
         demand(
             kept.keys() <= records.keys() if member == "_timings" else not kept, f"{member} of nobody", kept

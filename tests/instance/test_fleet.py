@@ -10,7 +10,7 @@ import pytest
 from ramet.core.errors import Exhausted, Invalid
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, RestorePoint, State
-from ramet.instance.fleet import Fleet, LogSource
+from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
@@ -20,6 +20,7 @@ from ramet.instance.fleet_types import (
     PathStat,
     WrongState,
 )
+from ramet.instance.host import LogSource
 from ramet.instance.transitions import Action, Emit
 from tests.instance.test_actor import Perform, Recorder, do_nothing
 from tests.instance.test_transitions import NEW, RUNNING

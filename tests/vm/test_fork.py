@@ -12,7 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ramet.effects import fork
+from ramet.effects import awaken
 from ramet.guest.channel import Channel, open_channel
 from ramet.guest.identity import GuestIdentity, identify_child
 from ramet.vmm.port import Capture
@@ -103,7 +103,7 @@ async def test_children_draw_randomness_of_their_own_from_their_first_draw_on(
         await channel.thaw()
         return channel, IdentityAnswer(None, None, "", ran_before_identity=False)
 
-    monkeypatch.setattr(fork, "identify_child", only_thaw)
+    monkeypatch.setattr(awaken, "identify_child", only_thaw)
     conclusive = False
     for attempt in range(DRAW_ATTEMPTS_MAX):
         names = [f"{kind}-{attempt}" for kind in ("own-a", "own-b", "bare-a", "bare-b")]

@@ -5,11 +5,12 @@ minted, before anything of it exists, until all of it is gone. It holds no featu
 through the actors to the performer.
 """
 
+import asyncio
 import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Literal, Protocol
+from typing import Final
 
 import anyio
 import structlog
@@ -18,7 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from ramet.core.errors import Broken, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, State
-from ramet.instance.actor import Actor, Performer
+from ramet.instance.actor import Actor
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
@@ -31,6 +32,7 @@ from ramet.instance.fleet_types import (
     WaitOutcome,
     WrongState,
 )
+from ramet.instance.host import Host, LogSource
 from ramet.instance.transitions import (
     Begin,
     BeginCopy,
@@ -57,7 +59,6 @@ _TARGETS: Final = frozenset({State.RUNNING, State.STANDBY, State.STOPPED})
 
 log = structlog.get_logger(__name__)
 
-LogSource = Literal["app", "vmm", "hypeman"]
 Outcomes = list[ForkOutcome]
 Forked = tuple[InstanceView, dict[str, float]]
 """A child as it was made, and how long each phase of that took, in ms."""
@@ -68,73 +69,6 @@ class DeleteIncomplete(Broken):
     """Part of an instance could not be removed; it stays held and visible."""
 
     code = "delete_incomplete"
-
-
-class Host(Performer, Protocol):
-    """What the fleet needs of the host besides performing actions."""
-
-    def mint(self, record: InstanceRecord) -> InstanceRecord:
-        """Hold an endpoint for a new instance and journal it; returns the record with its slot.
-
-        Raises:
-            Exhausted: a limit of the host was reached; nothing is held.
-        """
-        ...
-
-    def addresses(self, record: InstanceRecord) -> tuple[str | None, str | None]:
-        """Return (ip, mac) as text, None without a network."""
-        ...
-
-    def network_degraded(self, record: InstanceRecord) -> str | None:
-        """Return why its traffic is not limited as asked, None if it is."""
-        ...
-
-    def timings_ms(self, instance: InstanceId) -> dict[str, float]:
-        """Return how long each phase of its making took."""
-        ...
-
-    async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
-        """Start a command in the guest. Raises Broken, Invalid."""
-        ...
-
-    async def stat_path(self, record: InstanceRecord, path: str, *, follow_links: bool) -> PathStat:
-        """Tell what is at a path of the guest. Raises Broken."""
-        ...
-
-    def open_archive(
-        self, record: InstanceRecord, path: str, *, follow_links: bool
-    ) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """Read a path of the guest as a tar stream. Raises NotFound, Invalid, Broken."""
-        ...
-
-    async def put_archive(
-        self, record: InstanceRecord, path: str, chunks: AsyncIterator[bytes], *, keep_owner: bool
-    ) -> None:
-        """Unpack a tar stream into a directory of the guest. Raises NotFound, Invalid, Broken."""
-        ...
-
-    def restore_point(
-        self, record: InstanceRecord, *, with_memory: bool
-    ) -> AbstractAsyncContextManager[RestorePoint]:
-        """Have an instance as it is now stand still, inside, to be copied or kept.
-
-        Raises:
-            WrongState: it has no memory to speak of, or is on its way from one state to another.
-            RametError: it cannot be captured.
-        """
-        ...
-
-    def logs(
-        self,
-        record: InstanceRecord,
-        source: LogSource,
-        tail: int,
-        *,
-        follow: bool,
-        is_alive: Callable[[], bool],
-    ) -> AsyncIterator[str]:
-        """Yield log lines, oldest first."""
-        ...
 
 
 class Fleet:
@@ -440,9 +374,7 @@ class Fleet:
     async def _fork_one(self, source: Actor, name: str) -> Forked:
         actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id)
         actor.tell(BeginFork(source.record.id))
-        await actor.wait_until(lambda record: record.state in _SETTLED)
-        await self._raise_failure(actor)
-        return self._view(actor.record), self._host.timings_ms(actor.record.id)
+        return await self._see_through(lambda: self._finish_child(actor, State.RUNNING))
 
     async def _copy_one(
         self, point: RestorePoint, spec: InstanceSpec, source: InstanceId, name: str, target: State
@@ -450,6 +382,9 @@ class Fleet:
         actor = self._mint(name, spec.for_fork(), parent=source)
         stands = State.STOPPED if point.capture is None else State.STANDBY
         actor.tell(BeginCopy(point, is_half_made=target is not stands))
+        return await self._see_through(lambda: self._finish_child(actor, target))
+
+    async def _finish_child(self, actor: Actor, target: State) -> Forked:
         await actor.wait_until(lambda record: record.state in _SETTLED)
         await self._raise_failure(actor)
         try:
@@ -460,6 +395,29 @@ class Fleet:
         if actor.record.is_half_made:
             await actor.inform(Completed())
         return self._view(actor.record), self._host.timings_ms(actor.record.id)
+
+    async def _see_through(self, work: Callable[[], Awaitable[Forked]]) -> Forked:
+        """Do `work` to its end, even if whoever asked for it goes away: a child is whole, or is not there."""
+        assert self._group is not None, "the fleet does not run"
+        done: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
+
+        async def see_through() -> None:
+            try:
+                result = await work()
+            except Exception as error:
+                if not done.done():
+                    done.set_exception(error)
+                elif not isinstance(error, RametError):
+                    log.exception("fork_failed_unexpectedly")
+            except BaseException:  # The daemon leaves.
+                done.cancel()
+                raise
+            else:
+                if not done.done():
+                    done.set_result(result)
+
+        self._group.start_soon(see_through)
+        return await done
 
     async def _bring_to(self, actor: Actor, target: State) -> None:
         """Have an instance that stands still be what it is to be; one that ends by itself on the way has."""

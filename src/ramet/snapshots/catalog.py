@@ -19,7 +19,7 @@ from ramet.core.ids import InstanceId, SnapshotId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.disks.layers import LayerBroken, LayerStore
 from ramet.snapshots.store import CaptureBroken, CaptureStore
-from ramet.store.paths import sync_folder, write_whole
+from ramet.store.paths import PART_SUFFIX, sync_folder, write_whole
 
 _SUFFIX: Final = ".json"
 
@@ -82,6 +82,8 @@ class SnapshotCatalog:
                     f"{file} cannot be read: {error}",
                     remedy=f"repair it, or move it out of {self._folder} to give the snapshot up",
                 ) from error
+        for part in self._folder.glob(f"*{PART_SUFFIX}"):
+            part.unlink()
         for record in sorted(found, key=lambda record: record.created_at):
             self._hold(record)
             self._records[record.id] = record

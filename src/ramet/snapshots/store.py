@@ -12,6 +12,7 @@ holder it goes. VMMs that were started from it keep what they map. Who holds wha
 records say it, and a starting daemon asks them.
 """
 
+import math
 import os
 import shutil
 import time
@@ -34,6 +35,8 @@ from ramet.vmm.port import MEMORY_FILE_NAME, Capture
 
 MANIFEST_FILE: Final = "manifest.json"
 DEVICES_FILE: Final = "devices"
+DELETE_RETRY_S: Final = 5.0
+"""How soon a file that could not be deleted is tried again."""
 _GONE_SUFFIX: Final = ".gone"
 _ROOM_REMEDY: Final = "see that the file system of the data folder has space and can be written"
 
@@ -92,8 +95,9 @@ class CaptureStore:
         """Delete what is given up, until cancelled; what a cancelled one leaves, the next finds."""
         while True:
             self._given_up = anyio.Event()
-            await to_thread.run_sync(self._delete_gone)
-            await self._given_up.wait()
+            is_done = await to_thread.run_sync(self._delete_gone)
+            with anyio.move_on_after(math.inf if is_done else DELETE_RETRY_S):
+                await self._given_up.wait()
 
     @contextmanager
     def draft(self, capture_id: CaptureId, memory_bytes: int, holder: str) -> Iterator[Draft]:
@@ -214,12 +218,16 @@ class CaptureStore:
             return
         self._given_up.set()
 
-    def _delete_gone(self) -> None:
+    def _delete_gone(self) -> bool:
+        """Delete what is given up; tells whether all of it could be."""
+        is_done = True
         for folder in self._folder.glob(f"*{_GONE_SUFFIX}"):
             try:
                 shutil.rmtree(folder)
             except OSError as error:
                 log.warning("capture_not_deleted", folder=folder.name, error=str(error))
+                is_done = False
+        return is_done
 
 
 def _create_files(folder: Path, memory_bytes: int) -> Capture:

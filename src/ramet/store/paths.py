@@ -15,10 +15,14 @@ DATA/
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Final
 
 from ramet.core.errors import Conflict
 from ramet.core.ids import InstanceId
+
+PART_SUFFIX: Final = ".part"
 
 
 class FolderInUse(Conflict):
@@ -86,14 +90,25 @@ class DataFolder:
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Write `path` so that it is there as a whole or not at all; with `durable`, past a power cut too."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        if durable:
-            file.flush()
-            os.fsync(file.fileno())
-    part.rename(path)
+    """Write `path` so that it is there as a whole or not at all; with `durable`, past a power cut too.
+
+    Killed in the middle, it leaves a file with PART_SUFFIX.
+
+    Raises:
+        OSError: the disk refuses; what was there before is there.
+    """
+    part = path.with_name(path.name + PART_SUFFIX)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        part.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise
     if durable:
         sync_folder(path.parent)
 
