@@ -17,7 +17,7 @@ import signal
 import sys
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ import structlog
 
 from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
-from ramet.core.snapshot import SnapshotKind
+from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import State
 from ramet.images import Catalog, ImageLimits
 from ramet.vmm.fake.driver import MARK
@@ -48,6 +48,9 @@ RETURN_TIMEOUT_S = 60.0
 LIVES_PER_WORLD = 5
 MUTANT_SETTLE_TIMEOUT_S = 2.0
 """What stays wrong need not be waited for."""
+
+
+Act = Callable[[], Awaitable[Any]]
 
 
 class Life:
@@ -188,80 +191,11 @@ class Life:
         views = {view.record.name: view.record for view in daemon.fleet.list()}
         names = sorted(views)
         free = [name for name in NAMES if name not in views]
-        snapshots = daemon.snapshots.list()
-        operations: dict[str, int] = {
-            "create": 5 if free else 0,
-            "clash": 1,
-            "cancel": 3 if self._flying else 0,
-        }
-        if names:
-            operations |= {
-                "fork": 8 if free else 0,
-                "stop": 3,
-                "delete": 4,
-                "exec": 3,
-                "write": 3,
-                "end": 2,
-                "kill": 2,
-                "arm": 2,
-                "look": 1,
-                "start": 3,
-                "standby": 4,
-                "restore": 4,
-                "fork to": 5 if free else 0,
-                "snapshot": 2,
-            }
-        if snapshots:
-            operations |= {
-                "snapshot fork": 3 if free else 0,
-                "snapshot restore": 2,
-                "snapshot delete": 2 if len(snapshots) <= SNAPSHOT_COUNT_HIGH else 8,
-            }
-        (what,) = self.rng.choices(list(operations), list(operations.values()))
+        weights = self._weigh(names, free, daemon.snapshots.list())
+        (what,) = self.rng.choices(list(weights), list(weights.values()))
         name = self.rng.choice(names) if names else self.rng.choice(NAMES)
         fresh = self.rng.sample(free, min(len(free), self.rng.choice((1, 1, 2, 3))))
-        fleet, spec = daemon.fleet, daemon.spec
-        act: Callable[[], Awaitable[Any]]
         match what:
-            case "create":
-                act = partial(fleet.create, fresh[0], spec)
-            case "clash":
-                act = partial(fleet.create, name, spec)
-            case "fork":
-                act = partial(fleet.fork, name, fresh)
-            case "stop":
-                act = partial(fleet.stop, name)
-            case "start":
-                act = partial(fleet.start, name)
-            case "standby":
-                act = partial(fleet.standby, name)
-            case "restore":
-                act = partial(fleet.restore, name)
-            case "fork to":
-                act = partial(fleet.fork, name, fresh, target=self.rng.choice(TARGETS))
-            case "snapshot":
-                kind = self.rng.choice(tuple(SnapshotKind))
-                act = partial(daemon.snapshots.create, name, kind, self.rng.choice((None, "one", "two")), {})
-            case "snapshot fork":
-                snapshot, target = self.rng.choice(snapshots), self.rng.choice(TARGETS)
-                act = partial(daemon.snapshots.fork, snapshot.id, fresh, target=target)
-            case "snapshot restore":
-                snapshot, target = self.rng.choice(snapshots), self.rng.choice(TARGETS)
-                act = partial(daemon.snapshots.restore, snapshot.source, snapshot.id, target=target)
-            case "snapshot delete":
-                act = partial(daemon.snapshots.delete, self.rng.choice(snapshots).id)
-            case "delete":
-                act = partial(fleet.delete, name)
-            case "exec":
-                act = partial(daemon.run, name, "echo", "hello")
-            case "write":
-                act = partial(daemon.run, name, "write", "file", str(self.steps_left))
-            case "end":
-                act = partial(daemon.run, name, self.rng.choice(("poweroff", "reset", "crash")))
-            case "arm":
-                op = self.rng.choice(("sync", "freeze", "thaw", "identify", "health", "shutdown"))
-                fault = self.rng.choice(("refuse", "hangup"))
-                act = partial(daemon.run, name, "fault", op, fault)
             case "kill":
                 pids = sorted(pid for pid, i in self.world.processes().items() if i == views[name].id)
                 self.say(f"step kill {name} {pids}")
@@ -273,15 +207,98 @@ class Life:
                 self.say(f"step cancel {self._flying[task]}")
                 task.cancel()
                 return
+            case "snapshot fork" | "snapshot restore" | "snapshot delete":
+                act = self._act_on_snapshot(daemon, what, fresh)
+            case "exec" | "write" | "end" | "arm":
+                act = self._act_inside(daemon, what, name)
             case _:
-                act = partial(fleet.wait, name, State.STOPPED, 0.01)
+                act = self._act(daemon, what, name, fresh)
         text = f"{what} {fresh[0] if what == 'create' else name} {fresh if 'fork' in what else ''}"
         self.say(f"step {text}")
         task = asyncio.get_running_loop().create_task(self._do(text, act))
         self._flying[task] = text
         task.add_done_callback(self._flying.pop)
 
-    async def _do(self, text: str, act: Callable[[], Awaitable[Any]]) -> None:
+    def _weigh(
+        self, names: Sequence[str], free: Sequence[str], snapshots: Sequence[SnapshotRecord]
+    ) -> dict[str, int]:
+        """Return the operations that there are, each with how often it is to be drawn."""
+        weights = {
+            "create": 5 if free else 0,
+            "clash": 1,
+            "cancel": 3 if self._flying else 0,
+        }
+        if names:
+            weights |= {
+                "fork": 8 if free else 0,
+                "fork to": 5 if free else 0,
+                "stop": 3,
+                "start": 3,
+                "standby": 4,
+                "restore": 4,
+                "snapshot": 2,
+                "delete": 4,
+                "exec": 3,
+                "write": 3,
+                "end": 2,
+                "kill": 2,
+                "arm": 2,
+                "look": 1,
+            }
+        if snapshots:
+            weights |= {
+                "snapshot fork": 3 if free else 0,
+                "snapshot restore": 2,
+                "snapshot delete": 2 if len(snapshots) <= SNAPSHOT_COUNT_HIGH else 8,
+            }
+        return weights
+
+    def _act(self, daemon: Daemon, what: str, name: str, fresh: Sequence[str]) -> Act:
+        fleet = daemon.fleet
+        match what:
+            case "create":
+                return partial(fleet.create, fresh[0], daemon.spec)
+            case "clash":
+                return partial(fleet.create, name, daemon.spec)
+            case "fork":
+                return partial(fleet.fork, name, fresh)
+            case "fork to":
+                return partial(fleet.fork, name, fresh, target=self.rng.choice(TARGETS))
+            case "snapshot":
+                kind = self.rng.choice(tuple(SnapshotKind))
+                return partial(daemon.snapshots.create, name, kind, self.rng.choice((None, "one", "two")), {})
+            case "look":
+                return partial(fleet.wait, name, State.STOPPED, 0.01)
+            case _:
+                act: Act = partial(getattr(fleet, what), name)
+                return act
+
+    def _act_inside(self, daemon: Daemon, what: str, name: str) -> Act:
+        match what:
+            case "exec":
+                argv: tuple[str, ...] = ("echo", "hello")
+            case "write":
+                argv = ("write", "file", str(self.steps_left))
+            case "end":
+                argv = (self.rng.choice(("poweroff", "reset", "crash")),)
+            case _:
+                fault = self.rng.choice(("refuse", "hangup"))
+                operation = self.rng.choice(("sync", "freeze", "thaw", "identify", "health", "shutdown"))
+                argv = ("fault", operation, fault)
+        return partial(daemon.run, name, *argv)
+
+    def _act_on_snapshot(self, daemon: Daemon, what: str, fresh: Sequence[str]) -> Act:
+        snapshots = daemon.snapshots
+        snapshot, target = self.rng.choice(snapshots.list()), self.rng.choice(TARGETS)
+        match what:
+            case "snapshot fork":
+                return partial(snapshots.fork, snapshot.id, fresh, target=target)
+            case "snapshot restore":
+                return partial(snapshots.restore, snapshot.source, snapshot.id, target=target)
+            case _:
+                return partial(snapshots.delete, snapshot.id)
+
+    async def _do(self, text: str, act: Act) -> None:
         try:
             result = await act()
             self.say(f"  {text}: {getattr(result, 'record', None) and result.record.state!s}")
