@@ -27,10 +27,12 @@ from schemathesis.specs.openapi.checks import (
 
 from ramet.api import create_app
 from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet, StandInResources
+from tests.api.stand_in_snapshots import StandInSnapshots
 
 NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.
 EXAMPLES_A_ROUND: Final = 50
 IMAGE: Final = "docker.io/library/alpine:latest"
+EXISTING: Final = {"id": "src", "snapshot_id": "snap", "name": IMAGE}  # By the parameter of the path.
 
 AnyCase = Case[Any]
 
@@ -65,7 +67,9 @@ class Api:
     def __init__(self) -> None:
         self._fleet = _Fleet()
         self._catalog = StandInCatalog()
-        app = create_app(self._fleet, self._catalog, StandInResources(self._fleet), FACTS, auth=None)
+        self._snapshots = StandInSnapshots(self._fleet)
+        served = (self._fleet, self._catalog, self._snapshots, StandInResources(self._fleet))
+        app = create_app(*served, FACTS, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:
@@ -88,6 +92,8 @@ class Api:
         self._fleet.__init__()  # type: ignore[misc]  # In place: the app holds on to it.
         self._catalog.__init__()  # type: ignore[misc]
         self._fleet.put("src")
+        self._snapshots.records.clear()
+        self._snapshots.put("src", name="snap")
         self._catalog.put(IMAGE)
 
     def _check(self, cases: st.SearchStrategy[AnyCase], examples: int, number: int) -> None:
@@ -110,13 +116,13 @@ class Api:
 
 
 def _cases(operation: Any, mode: GenerationMode) -> st.SearchStrategy[AnyCase]:
-    """Return requests, half of which name an instance and an image that exist."""
+    """Return requests, half of which name an instance, a snapshot and an image that exist."""
 
     def known(drawn: tuple[AnyCase, bool]) -> AnyCase:
         case, exists = drawn
         if exists and case.path_parameters:
-            for name in {"id", "name"} & case.path_parameters.keys():
-                case.path_parameters[name] = "src" if name == "id" else IMAGE
+            for name in EXISTING.keys() & case.path_parameters.keys():
+                case.path_parameters[name] = EXISTING[name]
         if exists and isinstance(case.body, dict) and "image" in case.body:
             case.body["image"] = IMAGE
         return case

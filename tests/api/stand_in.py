@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -25,7 +24,7 @@ from ramet.admission.ledger import Limit
 from ramet.admission.report import DiskUse, HostReport, Line
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.core.errors import Broken, Exhausted, RametError
-from ramet.core.ids import InstanceId, LayerId, mint_id
+from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
 from ramet.images import (
     LINUX_AMD64,
@@ -55,6 +54,7 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from tests.api.stand_in_files import StandInFiles
+from tests.api.stand_in_snapshots import StandInSnapshots
 
 SECRET = "a secret that is long enough for tests only"
 FACTS = HostFacts("0.1.0", "qemu", (RuntimeFacts("qemu", True),), "10.100.0.1", "10.100.0.0/16")
@@ -211,14 +211,17 @@ class StandInFleet:
         """Have an instance called `name` from now on."""
         identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, 1_700_000_000.5)
         spec = spec or InstanceSpec("img", "sha256:" + "0" * 64, "qemu", 2, 1 << 30, 10 << 30)
-        layer = LayerId("layer")
-        record = InstanceRecord(spec, identity, state, started_at=1_700_000_001.0, layer=layer)
+        layer, capture = LayerId("layer"), CaptureId("capture") if state is State.STANDBY else None
+        record = InstanceRecord(
+            spec, identity, state, started_at=1_700_000_001.0, layer=layer, capture=capture
+        )
         self._records[record.id] = record
         return record
 
     def set(self, name: str, state: State, exit: Exit | None = None) -> None:
         record = self.get(name).record
-        self._records[record.id] = replace(record, state=state, exit=exit)
+        capture = CaptureId("capture") if state is State.STANDBY else None
+        self._records[record.id] = replace(record, state=state, exit=exit, capture=capture)
 
     def get(self, ref: str) -> InstanceView:
         named = [record for record in self._records.values() if record.name == ref]
@@ -281,8 +284,29 @@ class StandInFleet:
         found = self.get(ref).record.state
         return WaitOutcome(found, "", timed_out=found is not state)
 
-    async def fork(self, ref: str, names: Sequence[str]) -> Sequence[ForkOutcome]:
+    async def standby(self, ref: str) -> InstanceView:
+        record = self.get(ref).record
+        if record.state is not State.RUNNING:
+            raise WrongState(f"{record.name} is {record.state}")
+        self.set(record.name, State.STANDBY)
+        return self.get(ref)
+
+    async def restore(self, ref: str) -> InstanceView:
+        record = self.get(ref).record
+        if record.state is not State.STANDBY:
+            raise WrongState(f"{record.name} is {record.state}")
+        self.set(record.name, State.RUNNING)
+        return self.get(ref)
+
+    async def fork(
+        self, ref: str, names: Sequence[str], *, target: State | None = None
+    ) -> Sequence[ForkOutcome]:
         source = self.get(ref).record
+        return self.copy(source.spec, source.id, names, target or source.state)
+
+    def copy(
+        self, spec: InstanceSpec, source: InstanceId, names: Sequence[str], state: State
+    ) -> Sequence[ForkOutcome]:
         outcomes = []
         for name in names:
             try:
@@ -290,8 +314,8 @@ class StandInFleet:
             except (NameTaken, Exhausted, Broken) as error:
                 outcomes.append(ForkOutcome(name, None, error))
                 continue
-            child = self.put(name, State.RUNNING, source.spec.for_fork())
-            child = replace(child, identity=replace(child.identity, parent=source.id))
+            child = self.put(name, state, spec.for_fork())
+            child = replace(child, identity=replace(child.identity, parent=source))
             self._records[child.id] = child
             outcomes.append(
                 ForkOutcome(
@@ -511,6 +535,7 @@ class Served:
 
     fleet: StandInFleet
     catalog: StandInCatalog
+    snapshots: StandInSnapshots
     socket: Path
     url: str
 
@@ -520,6 +545,7 @@ class Served:
         self.fleet.__init__()  # type: ignore[misc]  # In place: the server holds on to it.
         self.catalog.__init__()  # type: ignore[misc]
         self.catalog.put("docker.io/library/alpine:latest")
+        self.snapshots.records.clear()
 
     @property
     def unix_url(self) -> str:
@@ -535,10 +561,11 @@ def serve() -> Iterator[Served]:
         unix.bind(str(path))
         tcp = socket.create_server(("127.0.0.1", 0))
         fleet, catalog = StandInFleet(), StandInCatalog()
-        app = partial(create_app, fleet, catalog, StandInResources(fleet), FACTS)
+        snapshots = StandInSnapshots(fleet)
+        served = (fleet, catalog, snapshots, StandInResources(fleet), FACTS)
         servers = [
-            HttpServer(app(auth=None), unix),
-            HttpServer(app(auth=TokenAuth(SECRET)), tcp),
+            HttpServer(create_app(*served, auth=None), unix),
+            HttpServer(create_app(*served, auth=TokenAuth(SECRET)), tcp),
         ]
         unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.
 
@@ -550,7 +577,7 @@ def serve() -> Iterator[Served]:
         thread = threading.Thread(target=asyncio.run, args=(run(),))
         thread.start()
         try:
-            yield Served(fleet, catalog, path, f"http://127.0.0.1:{tcp.getsockname()[1]}")
+            yield Served(fleet, catalog, snapshots, path, f"http://127.0.0.1:{tcp.getsockname()[1]}")
         finally:
             for server in servers:
                 server.stop()

@@ -12,6 +12,7 @@ from websockets.sync.client import connect, unix_connect
 
 from ramet.api.app import REQUEST_BYTES_MAX
 from ramet.api.errors import DETAIL_COUNT_MAX, MESSAGE_LENGTH_MAX
+from ramet.core.spec import State
 from tests.api.stand_in import Served, token
 
 IMAGE: Final = "docker.io/library/alpine:latest"
@@ -21,6 +22,9 @@ MEMBERS: Final = {"code", "message", "details", "inner_error", "remedy", "fields
 CREATE: Final = {"name": "web", "image": IMAGE}
 FORK: Final = {"name": "kid", "from_running": True}
 FORKS: Final = {"name_prefix": "kid", "count": 2}
+SNAPSHOT: Final = {"kind": "Standby"}
+SNAPSHOT_FORK: Final = {"name": "kid"}
+RESTORE: Final = "/instances/src/snapshots/snap/restore"
 IMPORT: Final = {"path": "/nowhere"}
 PULL: Final = {"name": "debian:12"}
 
@@ -69,6 +73,9 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/instances": (CREATE, ("name", "image")),
     "/instances/src/fork": (FORK, ("name",)),
     "/instances/src/forks": (FORKS, ("name_prefix", "count")),
+    "/instances/src/snapshots": (SNAPSHOT, ("kind",)),
+    "/snapshots/snap/fork": (SNAPSHOT_FORK, ("name",)),
+    "/snapshots/snap/forks": (FORKS, ("name_prefix", "count")),
     "/images/import": (IMPORT, ("path",)),
     "/images": (PULL, ("name",)),
 }
@@ -106,6 +113,23 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances/src/fork", FORK, "from_running", "flag"),
     ("/instances/src/forks", FORKS, "name_prefix", "text"),
     ("/instances/src/forks", FORKS, "count", "number"),
+    ("/instances/src/forks", {}, "names", "texts"),
+    ("/instances/src/forks", FORKS, "target_state", "text"),
+    ("/instances/src/standby", {}, "compression", "object"),
+    ("/instances/src/standby", {}, "compression_delay", "duration"),
+    ("/instances/src/snapshots", SNAPSHOT, "kind", "text"),
+    ("/instances/src/snapshots", SNAPSHOT, "name", "text"),
+    ("/instances/src/snapshots", SNAPSHOT, "tags", "tags"),
+    ("/instances/src/snapshots", SNAPSHOT, "compression", "object"),
+    (RESTORE, {}, "target_state", "text"),
+    (RESTORE, {}, "target_hypervisor", "text"),
+    ("/snapshots/snap/fork", SNAPSHOT_FORK, "name", "text"),
+    ("/snapshots/snap/fork", SNAPSHOT_FORK, "target_state", "text"),
+    ("/snapshots/snap/fork", SNAPSHOT_FORK, "target_hypervisor", "text"),
+    ("/snapshots/snap/forks", FORKS, "name_prefix", "text"),
+    ("/snapshots/snap/forks", FORKS, "count", "number"),
+    ("/snapshots/snap/forks", {}, "names", "texts"),
+    ("/snapshots/snap/forks", FORKS, "target_state", "text"),
     ("/images/import", IMPORT, "path", "text"),
     ("/images", PULL, "name", "image"),
     ("/images", PULL, "platform", "platform"),
@@ -125,7 +149,31 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/instances", {**CREATE, **{f"later{number}": 1 for number in range(1000)}}),
     ("/instances/src/fork", {**FORK, "target_state": "Asleep"}),
     ("/instances/src/fork", {**FORK, "later": 1}),
+    ("/instances/src/fork", {**FORK, "target_state": "Paused"}),
     ("/instances/src/forks", {**FORKS, "later": 1}),
+    ("/instances/src/forks", {**FORKS, "names": ["kid"]}),
+    ("/instances/src/forks", {"names": ["kid"], "count": 1}),
+    ("/instances/src/forks", {"names": ["kid", "other", "kid"]}),
+    ("/instances/src/forks", {"names": ["kid", "Other"]}),
+    ("/instances/src/forks", {"names": []}),
+    ("/instances/src/forks", {"names": [f"kid-{number}" for number in range(1001)]}),
+    ("/instances/src/standby", {"later": 1}),
+    ("/instances/src/standby", {"compression": {}}),
+    ("/instances/src/standby", {"compression": {"enabled": "perhaps"}}),
+    ("/instances/src/standby", {"compression": {"enabled": False, "later": 1}}),
+    ("/instances/src/standby", {"compression": {"enabled": True, "algorithm": "zstd", "level": 3}}),
+    ("/instances/src/standby", {"compression_delay": "1m"}),
+    ("/instances/src/snapshots", {"kind": "standby"}),
+    ("/instances/src/snapshots", {**SNAPSHOT, "later": 1}),
+    ("/instances/src/snapshots", {**SNAPSHOT, "compression": {"enabled": True}}),
+    ("/instances/src/snapshots", {"kind": "Stopped"}),  # It runs.
+    (RESTORE, {"later": 1}),
+    (RESTORE, {"target_hypervisor": "firecracker"}),
+    ("/snapshots/snap/fork", {**SNAPSHOT_FORK, "later": 1}),
+    ("/snapshots/snap/fork", {**SNAPSHOT_FORK, "from_running": True}),
+    ("/snapshots/snap/fork", {**SNAPSHOT_FORK, "target_hypervisor": "firecracker"}),
+    ("/snapshots/snap/fork", {"name": "src"}),
+    ("/snapshots/snap/forks", {**FORKS, "later": 1}),
     ("/images/import", {**IMPORT, "later": 1}),
     ("/instances/src/start", {"later": 1}),
     ("/images", {**PULL, "later": 1}),
@@ -232,12 +280,29 @@ PATHS: Final[list[tuple[str, str]]] = [
     ("POST", "/instances/nobody/start"),
     ("DELETE", "/images/%00"),
     ("DELETE", "/instances/src?graceful_shutdown=perhaps"),
+    ("POST", "/instances/nobody/standby"),
+    ("POST", "/instances/nobody/restore"),
+    ("POST", "/instances/src/restore"),  # It does not sleep.
+    ("POST", RESTORE),  # It runs.
+    ("POST", "/instances/src/snapshots/nobody/restore"),
+    ("POST", "/instances/nobody/snapshots/snap/restore"),
+    ("GET", "/instances/src/snapshots"),
+    ("GET", "/snapshots?kind=stopped"),
+    ("GET", "/snapshots?kind="),
+    ("GET", "/snapshots/nobody"),
+    ("GET", "/snapshots/%00"),
+    ("GET", "/snapshots/" + "x" * 4000),
+    ("GET", "/snapshots/"),
+    ("DELETE", "/snapshots/nobody"),
+    ("PUT", "/snapshots/snap"),
+    ("POST", "/snapshots/nobody/forks"),
 ]
 
 
 @pytest.fixture
 def http(served: Served) -> Iterator[httpx.Client]:
     served.fleet.put("src")
+    served.snapshots.put("src", name="snap")
     transport = httpx.HTTPTransport(uds=str(served.socket), verify=False)  # No TLS here; its set-up is slow.
     with httpx.Client(transport=transport, base_url="http://localhost") as client:
         yield client
@@ -251,7 +316,9 @@ def assert_refused(answer: httpx.Response, served: Served) -> None:
     assert_form(error)
     assert error["remedy"]
     assert len(answer.content) < 20_000
-    assert [view.record.name for view in served.fleet.list()] == ["src"]
+    (source,) = served.fleet.list()
+    assert (source.record.name, source.record.state) == ("src", State.RUNNING)
+    assert [record.name for record in served.snapshots.list()] == ["snap"]
     assert served.catalog.imported == []
     assert served.catalog.pulls.asked == []
     assert list(served.catalog.images) == [IMAGE]
@@ -274,6 +341,10 @@ def test_a_wrong_field_is_refused(
     assert_refused(http.post(path, content=content, headers=JSON), served)
 
 
+def _existing(path: str) -> str:
+    return path.replace("{id}", "src").replace("{snapshot_id}", "snap")
+
+
 def test_the_table_names_every_field_of_every_body(http: httpx.Client) -> None:
     spec = http.get("/spec.json").json()
     fields = set()
@@ -282,7 +353,7 @@ def test_the_table_names_every_field_of_every_body(http: httpx.Client) -> None:
             for content in call.get("requestBody", {}).get("content", {}).values():
                 names = re.findall(r"#/components/schemas/(\w+)", json.dumps(content["schema"]))
                 members = [spec["components"]["schemas"][name]["properties"] for name in names]
-                fields |= {(path.replace("{id}", "src"), field) for member in members for field in member}
+                fields |= {(_existing(path), field) for member in members for field in member}
     assert len(fields) > 30
     assert fields - ELSEWHERE == {(path, field) for path, _, field, _ in FIELDS}
 

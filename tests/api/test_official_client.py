@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import httpx
 import hypeman
@@ -100,6 +101,103 @@ def test_what_there_is_no_room_for_is_a_conflict_with_its_code(client: Hypeman, 
     assert body["code"] == "insufficient_resources"
     assert body["fields"] == {"resource": "memory", "asked": 512 << 20, "free": 0, "limit": 1 << 30}
     assert [found.name for found in client.instances.list()] == ["web"]
+
+
+def test_it_puts_an_instance_to_standby_and_wakes_it(client: Hypeman) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    slept = client.instances.standby("web", compression={"enabled": False})
+    assert (slept.state, slept.has_snapshot) == ("Standby", True)
+    assert [found.name for found in client.instances.list(state="Standby")] == ["web"]
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        client.instances.standby("web")
+    with pytest.raises(hypeman.InternalServerError, match="compression is not supported yet"):
+        client.instances.standby("web", compression={"enabled": True, "algorithm": "lz4"})
+    woken = client.instances.restore("web")
+    assert (woken.state, woken.has_snapshot) == ("Running", False)
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        client.instances.restore("web")
+
+
+@pytest.mark.parametrize("state", ["Running", "Standby", "Stopped"])
+def test_it_forks_from_every_state_to_every_state(
+    client: Hypeman, served: Served, state: Literal["Running", "Standby", "Stopped"]
+) -> None:
+    served.fleet.put("web", State(state))
+    assert client.instances.fork("web", name="like-it", from_running=True).state == state
+    targets: tuple[Literal["Running", "Standby", "Stopped"], ...] = ("Running", "Standby", "Stopped")
+    for target in targets:
+        child = client.instances.fork(
+            "web", name=f"to-{target.lower()}", from_running=True, target_state=target
+        )
+        assert (child.state, child.has_snapshot) == (target, target == "Standby")
+
+
+def test_it_takes_lists_and_deletes_snapshots(client: Hypeman) -> None:
+    source = client.instances.create(name="web", image=IMAGE)
+    made = client.instances.snapshots.create("web", kind="Standby", name="warm", tags={"of": "web"})
+    assert (made.kind, made.name, made.tags) == ("Standby", "warm", {"of": "web"})
+    assert (made.source_instance_id, made.source_instance_name) == (source.id, "web")
+    assert (made.source_hypervisor, made.compression_state) == ("qemu", "none")
+    assert (made.size_bytes, made.uncompressed_size_bytes) == (91 << 20, 90 << 20)
+    assert client.snapshots.get(made.id) == client.snapshots.get("warm") == made
+    client.instances.stop("web")
+    cold = client.instances.snapshots.create("web", kind="Stopped")
+    assert (cold.kind, cold.name, cold.uncompressed_size_bytes) == ("Stopped", None, None)
+    assert [found.id for found in client.snapshots.list()] == [made.id, cold.id]
+    assert client.snapshots.list(kind="Stopped") == [cold]
+    assert client.snapshots.list(name="warm") == client.snapshots.list(tags={"of": "web"}) == [made]
+    assert client.snapshots.list(source_instance_id=source.id, kind="Standby") == [made]
+    assert client.snapshots.list(source_instance_id="another") == []
+    client.instances.delete("web")
+    client.snapshots.delete("warm")
+    assert client.snapshots.list() == [cold]
+    with pytest.raises(hypeman.NotFoundError, match="snapshot_not_found"):
+        client.snapshots.get("warm")
+
+
+def test_it_is_told_why_a_snapshot_cannot_be_taken(client: Hypeman) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        client.instances.snapshots.create("web", kind="Stopped")
+    client.instances.snapshots.create("web", kind="Standby", name="warm")
+    with pytest.raises(hypeman.ConflictError, match="snapshot_name_taken"):
+        client.instances.snapshots.create("web", kind="Standby", name="warm")
+    with pytest.raises(hypeman.BadRequestError, match="cannot be the name of a snapshot"):
+        client.instances.snapshots.create("web", kind="Standby", name="Warm")
+    with pytest.raises(hypeman.NotFoundError, match="instance_not_found"):
+        client.instances.snapshots.create("nobody", kind="Standby")
+    with pytest.raises(hypeman.InternalServerError, match="compression is not supported yet"):
+        client.instances.snapshots.create("web", kind="Standby", compression={"enabled": True})
+
+
+def test_it_goes_back_to_a_snapshot_in_place(client: Hypeman) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    warm = client.instances.snapshots.create("web", kind="Standby")
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        client.instances.snapshots.restore(warm.id, id="web")
+    client.instances.stop("web")
+    assert client.instances.snapshots.restore(warm.id, id="web").state == "Running"
+    client.instances.stop("web")
+    assert client.instances.snapshots.restore(warm.id, id="web", target_state="Standby").state == "Standby"
+    with pytest.raises(hypeman.InternalServerError, match="own hypervisor"):
+        client.instances.snapshots.restore(warm.id, id="web", target_hypervisor="firecracker")
+
+
+def test_it_forks_snapshots(client: Hypeman) -> None:
+    source = client.instances.create(name="web", image=IMAGE, env={"A": "b"})
+    warm = client.instances.snapshots.create("web", kind="Standby")
+    client.instances.stop("web")
+    cold = client.instances.snapshots.create("web", kind="Stopped")
+    client.instances.delete("web")
+    child = client.snapshots.fork(warm.id, name="warm")
+    assert (child.name, child.state, child.env) == ("warm", "Running", {"A": "b"})
+    assert child.model_extra is not None
+    assert child.model_extra["parent_id"] == source.id
+    assert client.snapshots.fork(warm.id, name="asleep", target_state="Standby").has_snapshot
+    assert client.snapshots.fork(cold.id, name="cold").state == "Stopped"
+    assert client.snapshots.fork(cold.id, name="booted", target_state="Running").state == "Running"
+    with pytest.raises(hypeman.ConflictError, match="name_taken"):
+        client.snapshots.fork(cold.id, name="booted")
 
 
 def test_it_waits_and_stops(client: Hypeman) -> None:
@@ -225,6 +323,14 @@ SUPPORTED = {
     ("DELETE", "/instances/{id}"),
     ("POST", "/instances/{id}/start"),
     ("POST", "/instances/{id}/stop"),
+    ("POST", "/instances/{id}/standby"),
+    ("POST", "/instances/{id}/restore"),
+    ("POST", "/instances/{id}/snapshots"),
+    ("POST", "/instances/{id}/snapshots/{snapshot_id}/restore"),
+    ("GET", "/snapshots"),
+    ("GET", "/snapshots/{snapshot_id}"),
+    ("DELETE", "/snapshots/{snapshot_id}"),
+    ("POST", "/snapshots/{snapshot_id}/fork"),
     ("POST", "/instances/{id}/fork"),
     ("GET", "/instances/{id}/wait"),
     ("GET", "/instances/{id}/logs"),

@@ -9,6 +9,7 @@ import pytest
 
 from ramet.api.errors import STATUS, status_of
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
+from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.images import LINUX_AMD64, PullStatus, PullView, parse_platform, parse_reference
 from ramet.images.errors import NotInRegistry, RegistryBusy
@@ -246,17 +247,16 @@ def test_what_does_not_exist_is_told_in_our_form(
         (State.RUNNING, {"name": "kid"}, 409, "invalid_state"),
         (State.RUNNING, {"name": "kid", "from_running": True}, 201, None),
         (State.RUNNING, {"name": "kid", "from_running": True, "target_state": "Running"}, 201, None),
-        (
-            State.RUNNING,
-            {"name": "kid", "from_running": True, "target_state": "Standby"},
-            501,
-            "not_supported",
-        ),
+        (State.RUNNING, {"name": "kid", "from_running": True, "target_state": "Standby"}, 201, None),
+        (State.RUNNING, {"name": "kid", "target_state": "Stopped"}, 409, "invalid_state"),
+        (State.RUNNING, {"name": "kid", "from_running": True, "target_state": "Paused"}, 400, "bad_request"),
         (State.RUNNING, {"name": "kid", "from_running": True, "target_state": "Asleep"}, 400, "bad_request"),
         (State.RUNNING, {"name": "Kid", "from_running": True}, 400, "invalid_name"),
         (State.RUNNING, {"name": "src", "from_running": True}, 409, "name_taken"),
-        (State.STOPPED, {"name": "kid"}, 501, "not_supported"),
-        (State.STANDBY, {"name": "kid", "from_running": True}, 501, "not_supported"),
+        (State.STOPPED, {"name": "kid"}, 201, None),
+        (State.STANDBY, {"name": "kid", "from_running": True}, 201, None),
+        (State.STANDBY, {"name": "kid", "target_state": "Running"}, 201, None),
+        (State.PAUSED, {"name": "kid", "from_running": True}, 409, "invalid_state"),
         (State.INITIALIZING, {"name": "kid", "from_running": True}, 409, "invalid_state"),
         (State.UNKNOWN, {"name": "kid"}, 409, "invalid_state"),
     ],
@@ -267,6 +267,66 @@ def test_forks_by_the_state_of_their_source(
     served.fleet.put("src", state)
     answer = http.post("/instances/src/fork", json=body)
     assert (answer.status_code, answer.json().get("code")) == (status, code)
+    if code is None:
+        assert answer.json()["state"] == body.get("target_state", state)
+
+
+@pytest.mark.parametrize("path", ["/instances/src/forks", "/snapshots/snap/forks"])
+def test_many_forks_by_name_come_in_the_order_of_their_names(
+    http: httpx.Client, served: Served, path: str
+) -> None:
+    served.fleet.put("src", State.STANDBY)
+    served.snapshots.put("src", name="snap")
+    answer = http.post(path, json={"names": ["zoe", "adam"], "target_state": "Stopped"})
+    assert (answer.status_code, answer.json()["succeeded"]) == (201, 2)
+    found = [(fork["name"], fork["instance"]["state"]) for fork in answer.json()["forks"]]
+    assert found == [("zoe", "Stopped"), ("adam", "Stopped")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        (SnapshotKind.STOPPED, {"target_hypervisor": "qemu"}, 200),
+        (SnapshotKind.STANDBY, {"target_hypervisor": "qemu"}, 200),
+        (SnapshotKind.STOPPED, {"target_hypervisor": "firecracker"}, 501),
+        (SnapshotKind.STANDBY, {"target_hypervisor": "firecracker"}, 501),
+        (SnapshotKind.STOPPED, {"target_hypervisor": "vmware"}, 400),
+    ],
+)
+def test_a_snapshot_goes_on_with_its_own_hypervisor_only(
+    http: httpx.Client, served: Served, kind: SnapshotKind, body: dict[str, Any], status: int
+) -> None:
+    served.fleet.put("src", State.STOPPED)
+    served.snapshots.put("src", kind, "snap")
+    answer = http.post("/instances/src/snapshots/snap/restore", json=body)
+    assert answer.status_code == status
+    if status == 501:
+        assert answer.json()["fields"]["field"] == "target_hypervisor"
+    forked = http.post("/snapshots/snap/fork", json={"name": "kid", **body})
+    assert forked.status_code == (201 if status == 200 else status)
+
+
+@pytest.mark.parametrize("field", ["compression", "compression_delay"])
+def test_compression_is_refused_by_name_unless_it_is_off(
+    http: httpx.Client, served: Served, field: str
+) -> None:
+    served.fleet.put("web")
+    wanted = {"compression": {"enabled": True}, "compression_delay": "30s"}[field]
+    off = {"compression": {"enabled": False}, "compression_delay": "0s"}[field]
+    answer = http.post("/instances/web/standby", json={field: wanted})
+    assert (answer.status_code, answer.json()["fields"]["field"]) == (501, field)
+    answer = http.post("/instances/web/standby", json={field: off})
+    assert (answer.status_code, answer.json()["state"]) == (200, "Standby")
+
+
+def test_an_image_that_only_a_snapshot_stands_on_is_in_use(http: httpx.Client, served: Served) -> None:
+    create(http)
+    served.snapshots.put("web", name="snap")
+    http.delete("/instances/web")
+    answer = http.delete(f"/images/{IMAGE}")
+    assert (answer.status_code, answer.json()["code"]) == (409, "image_in_use")
+    http.delete("/snapshots/snap")
+    assert http.delete(f"/images/{IMAGE}").status_code == 204
 
 
 def test_many_forks_report_each_child(http: httpx.Client, served: Served) -> None:

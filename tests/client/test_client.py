@@ -11,6 +11,7 @@ from ramet.client.endpoint import DEFAULT_HOST
 from ramet.core.errors import Invalid
 from ramet.wire_api.exec import ExecStart
 from ramet.wire_api.instances import CreateInstance
+from ramet.wire_api.snapshots import CreateSnapshot
 from tests.api.stand_in import Served, token
 
 IMAGE = "docker.io/library/alpine:latest"
@@ -34,6 +35,34 @@ def test_an_instance_from_its_making_to_its_end(client: Client) -> None:
     assert client.stop("web").state == "Stopped"
     client.delete("web")
     assert "web" not in [found.name for found in client.list()]
+
+
+def test_an_instance_sleeps_wakes_and_is_forked_in_every_state(client: Client) -> None:
+    client.create(CreateInstance("web", IMAGE))
+    assert client.standby("web").state == "Standby"
+    assert client.fork("web", "asleep").state == "Standby"
+    assert client.fork("web", "awake", target_state="Running").state == "Running"
+    assert client.restore("web").state == "Running"
+    many = client.fork_many("web", 2, "kids", target_state="Stopped")
+    assert [fork.instance and fork.instance.state for fork in many.forks] == ["Stopped", "Stopped"]
+    assert [fork.name for fork in client.fork_as("web", ["b", "a"]).forks] == ["b", "a"]
+
+
+def test_a_snapshot_from_its_making_to_its_end(client: Client) -> None:
+    client.create(CreateInstance("web", IMAGE))
+    made = client.create_snapshot("web", CreateSnapshot("Standby", "warm", {"of": "a b"}))
+    assert client.get_snapshot("warm") == client.get_snapshot(made.id[:9]) == made
+    assert client.snapshots(source="web", kind="Standby", name="warm", tags={"of": "a b"}) == [made]
+    assert client.snapshots(kind="Stopped") == []
+    assert client.fork_snapshot("warm", "kid").state == "Running"
+    assert client.fork_snapshot("warm", "asleep", target_state="Standby").state == "Standby"
+    assert client.fork_snapshot_many("warm", 3, "kids", target_state="Stopped").succeeded == 3
+    client.stop("web")
+    assert client.restore_snapshot("web", "warm", target_state="Standby").state == "Standby"
+    assert client.restore_snapshot("web", "warm").state == "Running"
+    client.delete_snapshot("warm")
+    with pytest.raises(ApiError, match="no snapshot warm"):
+        client.get_snapshot("warm")
 
 
 def test_images(client: Client, served: Served, tmp_path: Path) -> None:

@@ -30,6 +30,18 @@ def test_a_child_keeps_the_frozen_layer_of_a_deleted_source(tmp_path: Path) -> N
     assert store.statistics() == {"held": 0, "files": 0, "undeleted": 0}
 
 
+def test_a_disk_takes_what_its_layers_take(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    first = store.create(SIZE)
+    top = store.create_on(first, SIZE)
+    before = store.disk_bytes(top)
+    assert before == store.disk_bytes(first) + 512 * store.path(top).stat().st_blocks
+    write = ["qemu-io", "-f", "qcow2", "-c", "write -P 7 0 1M"]
+    subprocess.run([*write, store.path(top)], check=True, stdout=subprocess.DEVNULL)
+    assert store.disk_bytes(top) - before >= 1 << 20
+    assert store.disk_bytes(first) < 1 << 20
+
+
 def test_a_missing_layer_is_named(tmp_path: Path) -> None:
     store = LayerStore(tmp_path)
     first = store.create(SIZE)

@@ -152,9 +152,16 @@ async def test_a_snapshot_that_fails_leaves_its_name_free_and_its_source_running
 async def test_what_an_instance_has_not_cannot_be_kept(world: World) -> None:
     async with world.daemon() as daemon:
         await daemon.fleet.create("src", daemon.spec)
-        with pytest.raises(WrongState):
+        with pytest.raises(WrongState) as caught:
             await daemon.snapshots.create("src", SnapshotKind.STOPPED, None, {})
+        assert caught.value.remedy == "take one of kind Standby, or: ramet stop src"
+        await daemon.fleet.standby("src")
+        with pytest.raises(WrongState) as caught:
+            await daemon.snapshots.create("src", SnapshotKind.STOPPED, None, {})
+        assert caught.value.remedy.endswith("ramet restore src && ramet stop src")
+        await daemon.fleet.restore("src")
         await daemon.fleet.stop("src")
-        with pytest.raises(WrongState):
+        with pytest.raises(WrongState) as caught:
             await daemon.snapshots.create("src", SnapshotKind.STANDBY, None, {})
+        assert caught.value.remedy == "take one of kind Stopped, or: ramet start src"
         assert daemon.snapshots.list() == []

@@ -16,6 +16,7 @@ from ramet.api import (
     image_routes,
     instance_routes,
     resource_routes,
+    snapshot_routes,
     system_routes,
     unsupported,
 )
@@ -23,7 +24,7 @@ from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
-from ramet.api.ports import CatalogPort, FleetPort, ResourcesPort
+from ramet.api.ports import CatalogPort, FleetPort, ResourcesPort, SnapshotsPort
 from ramet.api.strict_json import check_body
 from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
@@ -63,12 +64,13 @@ def _is_archive(scope: Scope) -> bool:
 def create_app(
     fleet: FleetPort,
     catalog: CatalogPort,
+    snapshots: SnapshotsPort,
     resources: ResourcesPort,
     facts: HostFacts,
     *,
     auth: TokenAuth | None,
 ) -> FastAPI:
-    """Return the API over `fleet`, `catalog` and the host's `resources`.
+    """Return the API over `fleet`, `catalog`, `snapshots` and the host's `resources`.
 
     Args:
         auth: checks the token of every request; None trusts whoever can connect.
@@ -89,7 +91,8 @@ def create_app(
     # Before the images: a name may hold slashes, and its route would take their calls.
     app.include_router(unsupported.router())
     app.include_router(instance_routes.router(fleet, catalog, facts))
-    app.include_router(image_routes.router(fleet, catalog))
+    app.include_router(snapshot_routes.router(fleet, snapshots, facts))
+    app.include_router(image_routes.router(fleet, catalog, snapshots))
     app.include_router(exec_routes.router(fleet))
     app.include_router(files_routes.router(fleet))
     app.add_middleware(LimitBody)

@@ -34,6 +34,11 @@ _RESOURCE_OF: Final[Mapping[str, str]] = {
     "resources": "resource",
     "metrics": "resource",
 }
+_RESOURCE_BELOW: Final[Mapping[str, str]] = {
+    "snapshots": "snapshot",
+    "snapshot-schedule": "snapshot",
+}
+"""What of an instance has scopes of its own: the part of a path behind `/instances/{id}/`."""
 _ACTION_OF: Final[Mapping[str, str]] = {"GET": "read", "HEAD": "read", "DELETE": "delete"}
 
 
@@ -119,6 +124,8 @@ def scope_of(kind: str, method: str, path: str) -> str | None:
     resource = _RESOURCE_OF.get(first)
     if resource is None:
         return EVERYTHING
+    if resource == "instance":
+        resource = _RESOURCE_BELOW.get("".join(path.split("/", 4)[3:4]), resource)
     if kind == "websocket" or (resource == "instance" and path.endswith("/archive")):
         return f"{resource}:write"
     return f"{resource}:{_ACTION_OF.get(method, 'write')}"

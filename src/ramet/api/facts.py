@@ -9,7 +9,7 @@ class RuntimeFacts:
 
     name: str
     is_available: bool
-    features: tuple[str, ...] = ("snapshots", "fork")
+    features: tuple[str, ...] = ("snapshots", "standby", "fork")
 
 
 @dataclass(frozen=True, slots=True)

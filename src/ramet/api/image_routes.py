@@ -7,8 +7,8 @@ from typing import Final
 import anyio
 from fastapi import APIRouter, Request
 
-from ramet.api.ports import CatalogPort, FleetPort
-from ramet.api.types import check_tags, to_image
+from ramet.api.ports import CatalogPort, FleetPort, SnapshotsPort
+from ramet.api.types import check_tags, tag_filter, to_image
 from ramet.core.errors import Invalid
 from ramet.images import (
     Credentials,
@@ -28,20 +28,20 @@ PULL_WAIT_S: Final = 5.0  # How long making an instance waits for its image.
 CREDENTIAL_LENGTH_MAX: Final = 64 << 10
 
 
-def router(fleet: FleetPort, catalog: CatalogPort) -> APIRouter:
-    """Return the routes on images."""
+def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> APIRouter:
+    """Return the routes on images. What instances and snapshots stand on is in use."""
     routes = APIRouter(prefix="/images", tags=["images"], responses={"default": {"model": Error}})
 
     def is_in_use(digest: Digest) -> bool:
-        return any(view.record.spec.image_digest == digest for view in fleet.list())
+        specs = (*(view.record.spec for view in fleet.list()), *(found.spec for found in snapshots.list()))
+        return any(spec.image_digest == digest for spec in specs)
 
     @routes.get("")
     async def list_images(request: Request) -> tuple[wire.Image, ...]:
         ready = [
             to_image(image, name) for image in catalog.list() for name in image.tags or (str(image.digest),)
         ]
-        pairs = request.query_params.multi_items()
-        wanted = {key[5:-1]: value for key, value in pairs if key.startswith("tags[") and key.endswith("]")}
+        wanted = tag_filter(request)
         found = (*ready, *map(_pull_to_wire, catalog.pulls.list()))
         return tuple(image for image in found if wanted.items() <= (image.tags or {}).items())
 

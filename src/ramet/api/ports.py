@@ -8,6 +8,7 @@ from typing import Literal, Protocol
 from ramet.admission.demand import Demand
 from ramet.admission.report import DiskUse, HostReport
 from ramet.core.ids import InstanceId
+from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceSpec, State
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
 from ramet.instance.fleet_types import (
@@ -49,8 +50,21 @@ class FleetPort(Protocol):
 
     async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome: ...
 
-    async def fork(self, ref: str, names: Sequence[str]) -> Sequence[ForkOutcome]:
-        """Fork a running instance, one child per name, in their order; raises only if none could be made."""
+    async def standby(self, ref: str) -> InstanceView:
+        """Store the memory of a running instance and end its VMM."""
+        ...
+
+    async def restore(self, ref: str) -> InstanceView:
+        """Wake a sleeping instance."""
+        ...
+
+    async def fork(
+        self, ref: str, names: Sequence[str], *, target: State | None = None
+    ) -> Sequence[ForkOutcome]:
+        """Make one child per name, in their order; raises only if none could be made.
+
+        `target` is what they are to be: Running, Standby or Stopped; None: what the source is.
+        """
         ...
 
     async def open_exec(self, ref: str, command: ExecCommand) -> ExecSession: ...
@@ -82,6 +96,47 @@ class ResourcesPort(Protocol):
     def held(self, instance: InstanceId) -> Demand: ...
 
     async def disk_use(self) -> DiskUse: ...
+
+
+class SnapshotsPort(Protocol):
+    """All named snapshots. `ref` is an id, a name or a unique beginning of an id."""
+
+    def list(
+        self,
+        *,
+        source: str | None = None,
+        kind: SnapshotKind | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Sequence[SnapshotRecord]:
+        """Return those that are all of what is not None, oldest first; `source` is an id or a name."""
+        ...
+
+    def get(self, ref: str) -> SnapshotRecord:
+        """Return one snapshot.
+
+        Raises:
+            SnapshotNotFound, SnapshotAmbiguous: as they say; so does every other method with a `ref`.
+        """
+        ...
+
+    async def create(
+        self, instance: str, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]
+    ) -> SnapshotRecord:
+        """Take one of an instance, which goes on."""
+        ...
+
+    async def delete(self, ref: str) -> None: ...
+
+    async def fork(
+        self, ref: str, names: Sequence[str], *, target: State | None = None
+    ) -> Sequence[ForkOutcome]:
+        """Make one child per name, in their order; `target` None: Running with memory, Stopped without."""
+        ...
+
+    async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
+        """Put an instance that does not run back to one of its own; `target` as of `fork`."""
+        ...
 
 
 class PullsPort(Protocol):

@@ -9,10 +9,13 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Final
 
+from fastapi import Request
+
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
+from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN, InstanceSpec, State
 from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
 from ramet.images import Image
@@ -26,7 +29,9 @@ from ramet.instance.fleet_types import (
 )
 from ramet.wire_api import images as wire_images
 from ramet.wire_api import instances as wire
+from ramet.wire_api import snapshots as wire_snapshots
 from ramet.wire_api.exec import ExecStart
+from ramet.wire_api.snapshots import SnapshotCompression
 
 MIB: Final = 1 << 20
 VCPU_COUNT_DEFAULT: Final = 2
@@ -46,6 +51,7 @@ TEXT_LENGTH_MAX: Final = 4096  # PATH_MAX
 WINDOW_ROWS_DEFAULT: Final = 24
 WINDOW_COLS_DEFAULT: Final = 80
 NETWORK_NAME: Final = "default"
+TARGETS: Final = (State.RUNNING, State.STANDBY, State.STOPPED)
 HYPERVISORS: Final = frozenset({"cloud-hypervisor", "firecracker", "qemu", "qemu-microvm", "vz"})
 
 _TAG_KEY: Final = re.compile(r"[A-Za-z0-9 _.:/=+@-]{1,128}")
@@ -102,11 +108,11 @@ _UNSUPPORTED_NETWORK: Final[Mapping[str, Callable[[object], bool]]] = {
 }
 
 
-def check_name(name: str) -> None:
-    """Raise InvalidName unless `name` may name an instance."""
+def check_name(name: str, of: str = "an instance") -> None:
+    """Raise InvalidName unless `name` may name an instance, or what `of` says."""
     if not is_name(name):
         raise InvalidName(
-            f"{name[: NAME_LENGTH_MAX + 1]!r} cannot be the name of an instance",
+            f"{name[: NAME_LENGTH_MAX + 1]!r} cannot be the name of {of}",
             remedy=f"use 1 to {NAME_LENGTH_MAX} lowercase letters, digits and inner dashes",
         )
 
@@ -205,6 +211,72 @@ def to_state(text: str) -> State:
         raise Invalid(f"{text[:40]!r} is no state", remedy=f"use one of {', '.join(State)}") from error
 
 
+def to_target(text: str | None) -> State | None:
+    """Return the state that a copy or an instance is to be brought to; None is "not said".
+
+    Raises:
+        Invalid: nothing can be brought to it.
+    """
+    if text is None:
+        return None
+    for state in TARGETS:
+        if text == state:
+            return state
+    raise Invalid(
+        f"target_state is {text[:40]!r}", remedy=f"use one of {', '.join(TARGETS)}", field="target_state"
+    )
+
+
+def to_kind(text: str) -> SnapshotKind:
+    """Return the kind of snapshots that `text` names, else raise Invalid."""
+    try:
+        return SnapshotKind(text)
+    except ValueError as error:
+        remedy = f"use one of {', '.join(SnapshotKind)}"
+        raise Invalid(f"{text[:40]!r} is no kind of snapshot", remedy=remedy, field="kind") from error
+
+
+def check_compression(compression: SnapshotCompression | None, delay: str | None = None) -> None:
+    """Raise Unsupported if stored memory is to be compressed.
+
+    Raises:
+        Invalid: the delay is no duration.
+    """
+    if compression is not None and compression.enabled:
+        raise _not_yet("compression")
+    if delay is not None and not _is_zero_time(delay):
+        raise _not_yet("compression_delay")
+
+
+def check_target_hypervisor(name: str | None, snapshot: SnapshotRecord) -> None:
+    """Check which hypervisor a snapshot is to go on with: so far only its own.
+
+    Raises:
+        Invalid: there is no such hypervisor.
+        Unsupported: it is another one; what is in memory could never go on there.
+    """
+    own = snapshot.spec.hypervisor
+    if name is None or name == own:
+        return
+    if name not in HYPERVISORS:
+        raise Invalid(
+            f"{name[:40]!r} is no hypervisor", remedy=f"leave it out, or use {own}", field="target_hypervisor"
+        )
+    if snapshot.kind is SnapshotKind.STANDBY:
+        raise Unsupported(
+            f"A snapshot with memory goes on with its own hypervisor, {own}, only",
+            remedy="leave out target_hypervisor",
+            field="target_hypervisor",
+        )
+    raise _not_yet("target_hypervisor")
+
+
+def tag_filter(request: Request) -> dict[str, str]:
+    """Return the tags that a list is asked for as `tags[key]=value`."""
+    pairs = request.query_params.multi_items()
+    return {key[5:-1]: value for key, value in pairs if key.startswith("tags[") and key.endswith("]")}
+
+
 def to_wait_s(text: str | None) -> float:
     """Return how long to wait at most; more than five minutes is five minutes."""
     wait_s = WAIT_S_DEFAULT if text is None else parse_duration(text)
@@ -247,7 +319,7 @@ def to_instance(
         env=spec.env,
         tags=spec.tags,
         network=network,
-        has_snapshot=record.state is State.STANDBY,
+        has_snapshot=record.capture is not None,
         exit_code=None if ended is None else shell_exit_code(ended),
         exit_message=None if ended is None else ended.message or None,
         started_at=None if record.started_at is None else _time(record.started_at),
@@ -264,6 +336,24 @@ def to_fork_result(outcome: ForkOutcome, facts: HostFacts) -> wire.ForkResult:
         instance=None if outcome.view is None else to_instance(outcome.view, facts),
         error=None if outcome.error is None else to_wire(outcome.error),
         timings_ms=outcome.timings_ms,
+    )
+
+
+def to_snapshot(record: SnapshotRecord) -> wire_snapshots.Snapshot:
+    """Return `record` as the API shows it."""
+    has_memory = record.kind is SnapshotKind.STANDBY
+    return wire_snapshots.Snapshot(
+        id=record.id,
+        kind=record.kind.value,
+        source_instance_id=record.source,
+        source_instance_name=record.source_name,
+        source_hypervisor=record.spec.hypervisor,
+        created_at=_time(record.created_at),
+        size_bytes=record.memory_bytes + record.disk_bytes,
+        name=record.name,
+        tags=record.tags,
+        compression_state="none" if has_memory else None,
+        uncompressed_size_bytes=record.memory_bytes if has_memory else None,
     )
 
 
@@ -290,8 +380,11 @@ def _refuse(body: object, table: Mapping[str, Callable[[object], bool]], prefix:
     for field, asks_for_nothing in table.items():
         value = getattr(body, field)
         if value is not None and not asks_for_nothing(value):
-            name = prefix + field
-            raise Unsupported(f"{name} is not supported yet", remedy=f"leave out {name}", field=name)
+            raise _not_yet(prefix + field)
+
+
+def _not_yet(field: str) -> Unsupported:
+    return Unsupported(f"{field} is not supported yet", remedy=f"leave out {field}", field=field)
 
 
 def _check_platform(platform: str | None, facts: HostFacts) -> None:

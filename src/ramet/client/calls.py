@@ -25,6 +25,7 @@ from ramet.wire_api.instances import (
 
 if TYPE_CHECKING:
     from ramet.wire_api.resources import Resources
+    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -132,14 +133,74 @@ def stop_instance(ref: str) -> Call[Instance]:
     return Call("POST", _path(ref, "stop"), _reader(Instance))
 
 
-def fork_instance(ref: str, name: str) -> Call[Instance]:
-    """Fork a running instance."""
-    return Call("POST", _path(ref, "fork"), _reader(Instance), ForkInstance(name, from_running=True))
+def standby_instance(ref: str) -> Call[Instance]:
+    """Store the memory of a running instance and end its VMM."""
+    return Call("POST", _path(ref, "standby"), _reader(Instance))
 
 
-def fork_many(ref: str, count: int, name_prefix: str) -> Call[ForkManyResult]:
-    """Fork a running instance `count` times."""
-    return Call("POST", _path(ref, "forks"), _reader(ForkManyResult), ForkMany(count, name_prefix))
+def restore_instance(ref: str) -> Call[Instance]:
+    """Wake a sleeping instance."""
+    return Call("POST", _path(ref, "restore"), _reader(Instance))
+
+
+def fork_instance(ref: str, name: str, target_state: str | None) -> Call[Instance]:
+    """Fork an instance."""
+    body = ForkInstance(name, from_running=True, target_state=target_state)
+    return Call("POST", _path(ref, "fork"), _reader(Instance), body)
+
+
+def fork_many(ref: str, body: ForkMany) -> Call[ForkManyResult]:
+    """Fork an instance many times."""
+    return Call("POST", _path(ref, "forks"), _reader(ForkManyResult), body)
+
+
+def list_snapshots(filters: Mapping[str, str | None], tags: Mapping[str, str]) -> "Call[list[Snapshot]]":
+    """List the snapshots that are all of `filters`, where they are not None, and have all of `tags`."""
+    from ramet.wire_api.snapshots import Snapshot
+
+    query = [(key, value) for key, value in filters.items() if value is not None]
+    query += [(f"tags[{key}]", tags[key]) for key in tags]
+    return Call("GET", "/snapshots" + (f"?{urlencode(query)}" if query else ""), _list_reader(Snapshot))
+
+
+def get_snapshot(ref: str) -> "Call[Snapshot]":
+    """Read one snapshot."""
+    from ramet.wire_api.snapshots import Snapshot
+
+    return Call("GET", _snapshot_path(ref), _reader(Snapshot))
+
+
+def create_snapshot(ref: str, body: "CreateSnapshot") -> "Call[Snapshot]":
+    """Take a snapshot of an instance."""
+    from ramet.wire_api.snapshots import Snapshot
+
+    return Call("POST", _path(ref, "snapshots"), _reader(Snapshot), body)
+
+
+def delete_snapshot(ref: str) -> Call[None]:
+    """Remove a snapshot."""
+    return Call("DELETE", _snapshot_path(ref), _nothing)
+
+
+def restore_snapshot(ref: str, snapshot: str, target_state: str | None) -> Call[Instance]:
+    """Put an instance back to one of its snapshots."""
+    from ramet.wire_api.snapshots import RestoreSnapshot
+
+    path = f"{_path(ref, 'snapshots')}/{quote(snapshot, safe='')}/restore"
+    return Call("POST", path, _reader(Instance), RestoreSnapshot(target_state))
+
+
+def fork_snapshot(ref: str, name: str, target_state: str | None) -> Call[Instance]:
+    """Make an instance of a snapshot."""
+    from ramet.wire_api.snapshots import ForkSnapshot
+
+    body = ForkSnapshot(name, target_state)
+    return Call("POST", _snapshot_path(ref, "fork"), _reader(Instance), body)
+
+
+def fork_snapshot_many(ref: str, body: ForkMany) -> Call[ForkManyResult]:
+    """Make many instances of a snapshot."""
+    return Call("POST", _snapshot_path(ref, "forks"), _reader(ForkManyResult), body)
 
 
 def wait_for_state(ref: str, state: str, timeout: str | None) -> Call[WaitResult]:
@@ -205,6 +266,10 @@ def import_image(path: str, name: str | None) -> Call[Image]:
 
 def _path(ref: str, action: str = "") -> str:
     return f"/instances/{quote(ref, safe='')}" + (f"/{action}" if action else "")
+
+
+def _snapshot_path(ref: str, action: str = "") -> str:
+    return f"/snapshots/{quote(ref, safe='')}" + (f"/{action}" if action else "")
 
 
 def _query(members: Mapping[str, str]) -> str:

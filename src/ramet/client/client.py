@@ -20,6 +20,7 @@ from ramet.wire_api.images import Image, PullImage
 from ramet.wire_api.instances import (
     LOG_TAIL_LINES_DEFAULT,
     CreateInstance,
+    ForkMany,
     ForkManyResult,
     Instance,
     StartInstance,
@@ -29,6 +30,7 @@ from ramet.wire_api.instances import (
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
     from ramet.wire_api.resources import Resources
+    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -38,7 +40,7 @@ RECEIVE_BYTES: Final = 256 << 10
 
 
 class Client:
-    """One server. `ref` is an instance's name, id or unique beginning of an id.
+    """One server. `ref` is the name, the id or a unique beginning of the id of an instance or a snapshot.
 
     Every method raises ApiError if the server refuses, NotReachable if there is none, ConnectionBroken if it
     goes away or takes too long.
@@ -84,11 +86,68 @@ class Client:
     def stop(self, ref: str) -> Instance:
         return self._send(calls.stop_instance(ref))
 
-    def fork(self, ref: str, name: str) -> Instance:
-        return self._send(calls.fork_instance(ref, name))
+    def standby(self, ref: str) -> Instance:
+        """Store the memory of a running instance and end its VMM."""
+        return self._send(calls.standby_instance(ref))
 
-    def fork_many(self, ref: str, count: int, name_prefix: str) -> ForkManyResult:
-        return self._send(calls.fork_many(ref, count, name_prefix))
+    def restore(self, ref: str) -> Instance:
+        """Wake a sleeping instance."""
+        return self._send(calls.restore_instance(ref))
+
+    def fork(self, ref: str, name: str, *, target_state: str | None = None) -> Instance:
+        """Fork an instance; the child is by default what the source is: Running, Standby or Stopped."""
+        return self._send(calls.fork_instance(ref, name, target_state))
+
+    def fork_many(
+        self, ref: str, count: int, name_prefix: str, *, target_state: str | None = None
+    ) -> ForkManyResult:
+        """Fork an instance `count` times; the children are `<name_prefix>-1` and so on."""
+        body = ForkMany(count, name_prefix, target_state=target_state)
+        return self._send(calls.fork_many(ref, body))
+
+    def fork_as(self, ref: str, names: Sequence[str], *, target_state: str | None = None) -> ForkManyResult:
+        """Fork an instance once for each of `names`."""
+        return self._send(calls.fork_many(ref, ForkMany(names=tuple(names), target_state=target_state)))
+
+    def snapshots(
+        self,
+        *,
+        source: str | None = None,
+        kind: str | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> "Sequence[Snapshot]":
+        """Return the snapshots that are all of what is not None; `source` is an instance's id or name."""
+        filters = {"source_instance_id": source, "kind": kind, "name": name}
+        return self._send(calls.list_snapshots(filters, tags or {}))
+
+    def get_snapshot(self, ref: str) -> "Snapshot":
+        return self._send(calls.get_snapshot(ref))
+
+    def create_snapshot(self, ref: str, body: "CreateSnapshot") -> "Snapshot":
+        """Take a snapshot of an instance; durable when this returns."""
+        return self._send(calls.create_snapshot(ref, body))
+
+    def delete_snapshot(self, ref: str) -> None:
+        self._send(calls.delete_snapshot(ref))
+
+    def restore_snapshot(self, ref: str, snapshot: str, *, target_state: str | None = None) -> Instance:
+        """Put an instance that does not run back to one of its own snapshots.
+
+        It is Running then if the snapshot holds memory, Stopped if not, or as `target_state` says.
+        """
+        return self._send(calls.restore_snapshot(ref, snapshot, target_state))
+
+    def fork_snapshot(self, ref: str, name: str, *, target_state: str | None = None) -> Instance:
+        """Make an instance of a snapshot; its state is as of `restore_snapshot`."""
+        return self._send(calls.fork_snapshot(ref, name, target_state))
+
+    def fork_snapshot_many(
+        self, ref: str, count: int, name_prefix: str, *, target_state: str | None = None
+    ) -> ForkManyResult:
+        """Make `count` instances of a snapshot: `<name_prefix>-1` and so on."""
+        body = ForkMany(count, name_prefix, target_state=target_state)
+        return self._send(calls.fork_snapshot_many(ref, body))
 
     def wait(self, ref: str, state: str, timeout: str | None = None) -> WaitResult:
         """Wait until an instance is in `state`; `timeout` such as "90s", at most five minutes."""

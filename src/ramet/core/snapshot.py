@@ -22,7 +22,8 @@ class SnapshotRecord:
     """One snapshot. It needs its source no more.
 
     `name` is None or unique among those of its source; `created_at` Unix seconds; `memory_bytes` what of the
-    guest's memory takes room on the disk, 0 without memory.
+    guest's memory takes room on the disk, 0 without memory; `disk_bytes` what its layers take, also
+    those that others stand on.
     """
 
     id: SnapshotId
@@ -34,6 +35,7 @@ class SnapshotRecord:
     point: RestorePoint
     created_at: float
     memory_bytes: int
+    disk_bytes: int
     tags: Mapping[str, str] = field(default_factory=dict)
 
     def to_json(self) -> str:

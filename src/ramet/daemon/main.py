@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -64,10 +63,11 @@ async def _serve(settings: Settings) -> None:
         tcp = _bind_tcp(settings.listen) if settings.listen else None
         async with running(settings) as parts, anyio.create_task_group() as group:
             facts = _host_facts(parts)
-            app = partial(create_app, parts.fleet, parts.images, parts.resources, facts)
-            servers = [HttpServer(app(auth=None), unix)]
+            served = (parts.fleet, parts.images, parts.snapshots, parts.resources, facts)
+            servers = [HttpServer(create_app(*served, auth=None), unix)]
             if tcp is not None:
-                servers.append(HttpServer(app(auth=TokenAuth(settings.jwt_secret)), tcp))
+                app = create_app(*served, auth=TokenAuth(settings.jwt_secret))
+                servers.append(HttpServer(app, tcp))
             for server in servers:
                 await group.start(_run_server, server)
             log.info(

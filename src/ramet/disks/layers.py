@@ -32,6 +32,7 @@ _BASE_PREFIX: Final = "ext4-"
 _PART_SUFFIX: Final = ".part"
 
 
+_BLOCK_BYTES: Final = 512  # Of st_blocks: stat(2).
 _ROOM_REMEDY: Final = "see that the file system of the data folder has space and can be written"
 
 log = structlog.get_logger(__name__)
@@ -171,6 +172,15 @@ class LayerStore:
                 return (*files, (path, "raw"))
             files.append((path, "qcow2"))
             path = self._backing_of(self.id_of(path))
+
+    def disk_bytes(self, layer: LayerId) -> int:
+        """Return how many bytes the layers of a disk take on the host's; the base, which all share, aside.
+
+        Raises:
+            LayerBroken: one is missing or damaged.
+        """
+        blocks = sum(path.stat().st_blocks for path, form in self.chain(layer) if form == "qcow2")
+        return blocks * _BLOCK_BYTES
 
     def is_directly_on(self, layer: LayerId, backing: LayerId) -> bool:
         """Tell whether `layer` exists and has `backing` right below it."""

@@ -10,6 +10,7 @@ from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import State
 from ramet.effects.restore_point import kept
 from ramet.effects.site import Site
+from ramet.instance import remedies
 from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotCatalog
@@ -66,7 +67,9 @@ class NamedSnapshots:
         record = self._fleet.get(instance).record
         if record.state not in _KIND_NEEDS[kind]:
             raise WrongState(
-                f"{record.name} is {record.state} and has no snapshot of kind {kind}", state=record.state
+                f"{record.name} is {record.state} and has no snapshot of kind {kind}",
+                remedy=remedies.to_snapshot(record, kind),
+                state=record.state,
             )
         if name is not None:
             if not is_name(name):
@@ -91,6 +94,7 @@ class NamedSnapshots:
                     point=point,
                     created_at=time.time(),
                     memory_bytes=resident_bytes,
+                    disk_bytes=self._site.layers.disk_bytes(point.layer),
                     tags=dict(tags),
                 )
                 self._catalog.add(snapshot)

@@ -1,5 +1,6 @@
 """What a person types next, about an instance that is not in the state a request needs."""
 
+from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import InstanceRecord, State
 
 
@@ -49,6 +50,17 @@ def to_rewind(record: InstanceRecord) -> str:
     """Return what to do where it cannot be put back to a snapshot."""
     if record.state is State.RUNNING:
         return f"ramet stop {record.name}"
+    return to_run(record)
+
+
+def to_snapshot(record: InstanceRecord, kind: SnapshotKind) -> str:
+    """Return what to do where no snapshot of this kind can be taken."""
+    if kind is SnapshotKind.STOPPED and record.state is State.STANDBY:
+        return f"take one of kind Standby, or: ramet restore {record.name} && ramet stop {record.name}"
+    if kind is SnapshotKind.STOPPED and record.state is State.RUNNING:
+        return f"take one of kind Standby, or: ramet stop {record.name}"
+    if record.state is State.STOPPED:
+        return f"take one of kind Stopped, or: ramet start {record.name}"
     return to_run(record)
 
 

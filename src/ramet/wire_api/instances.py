@@ -128,7 +128,7 @@ class StartInstance:
 
 @dataclass(frozen=True, slots=True)
 class ForkInstance:
-    """The body of `POST /instances/{id}/fork`."""
+    """The body of `POST /instances/{id}/fork`; `target_state` is by default that of the source."""
 
     name: str
     from_running: bool = False
@@ -139,10 +139,15 @@ class ForkInstance:
 
 @dataclass(frozen=True, slots=True)
 class ForkMany:
-    """The body of `POST /instances/{id}/forks` (additive); the children are `<name_prefix>-1` and so on."""
+    """The body of `POST /instances/{id}/forks` and of `POST /snapshots/{id}/forks` (additive).
 
-    count: int
-    name_prefix: str
+    Either `names`, or `count` and `name_prefix`: then the children are `<name_prefix>-1` and so on.
+    """
+
+    count: int | None = None
+    name_prefix: str | None = None
+    names: tuple[str, ...] | None = None
+    target_state: str | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
 

@@ -1,0 +1,101 @@
+"""The calls on named snapshots: taken of instances, listed, forked, and gone back to."""
+
+from http import HTTPStatus
+from typing import Final
+
+from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter
+
+from ramet.api.facts import HostFacts
+from ramet.api.forks import answer_many, answer_one, names_of
+from ramet.api.ports import FleetPort, SnapshotsPort
+from ramet.api.types import (
+    check_compression,
+    check_name,
+    check_tags,
+    check_target_hypervisor,
+    tag_filter,
+    to_instance,
+    to_kind,
+    to_snapshot,
+    to_target,
+)
+from ramet.wire_api import instances as wire_instances
+from ramet.wire_api import snapshots as wire
+from ramet.wire_api.errors import Error
+
+_SNAPSHOTS: Final = TypeAdapter(tuple[wire.Snapshot, ...])
+
+
+def router(fleet: FleetPort, snapshots: SnapshotsPort, facts: HostFacts) -> APIRouter:
+    """Return the routes on snapshots, those below an instance among them."""
+    routes = APIRouter(tags=["snapshots"], responses={"default": {"model": Error}})
+    _add_store(routes, fleet, snapshots)
+    _add_uses(routes, snapshots, facts)
+    return routes
+
+
+def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) -> None:
+    @routes.get("/snapshots", response_model=tuple[wire.Snapshot, ...])
+    async def list_snapshots(
+        request: Request,
+        source_instance_id: str | None = None,
+        kind: str | None = None,
+        name: str | None = None,
+    ) -> Response:
+        found = snapshots.list(
+            source=source_instance_id,
+            kind=None if kind is None else to_kind(kind),
+            name=name,
+            tags=tag_filter(request),
+        )
+        shown = tuple(to_snapshot(record) for record in found)
+        return Response(_SNAPSHOTS.dump_json(shown), media_type="application/json")
+
+    @routes.get("/snapshots/{snapshot_id}")
+    async def get_snapshot(snapshot_id: str) -> wire.Snapshot:
+        return to_snapshot(snapshots.get(snapshot_id))
+
+    @routes.delete("/snapshots/{snapshot_id}", status_code=HTTPStatus.NO_CONTENT)
+    async def delete_snapshot(snapshot_id: str) -> None:
+        await snapshots.delete(snapshot_id)
+
+    @routes.post("/instances/{id}/snapshots", status_code=HTTPStatus.CREATED)
+    async def create_snapshot(id: str, body: wire.CreateSnapshot) -> wire.Snapshot:
+        kind = to_kind(body.kind)
+        check_compression(body.compression)
+        if body.name is not None:
+            check_name(body.name, "a snapshot")
+        check_tags(body.tags or {})
+        source = fleet.get(id).record.id
+        return to_snapshot(await snapshots.create(source, kind, body.name, body.tags or {}))
+
+
+def _add_uses(routes: APIRouter, snapshots: SnapshotsPort, facts: HostFacts) -> None:
+    @routes.post("/snapshots/{snapshot_id}/fork", status_code=HTTPStatus.CREATED)
+    async def fork_snapshot(snapshot_id: str, body: wire.ForkSnapshot) -> wire_instances.Instance:
+        check_name(body.name)
+        target = to_target(body.target_state)
+        record = snapshots.get(snapshot_id)
+        check_target_hypervisor(body.target_hypervisor, record)
+        return answer_one(await snapshots.fork(record.id, [body.name], target=target), facts)
+
+    @routes.post(
+        "/snapshots/{snapshot_id}/forks",
+        status_code=HTTPStatus.CREATED,
+        response_model=wire_instances.ForkManyResult,
+    )
+    async def fork_snapshot_many(snapshot_id: str, body: wire_instances.ForkMany) -> Response:
+        names, target = names_of(body), to_target(body.target_state)
+        record = snapshots.get(snapshot_id)
+        return answer_many(await snapshots.fork(record.id, names, target=target), facts)
+
+    @routes.post("/instances/{id}/snapshots/{snapshot_id}/restore")
+    async def restore_snapshot(
+        id: str, snapshot_id: str, body: wire.RestoreSnapshot | None = None
+    ) -> wire_instances.Instance:
+        body = body or wire.RestoreSnapshot()
+        target = to_target(body.target_state)
+        record = snapshots.get(snapshot_id)
+        check_target_hypervisor(body.target_hypervisor, record)
+        return to_instance(await snapshots.restore(id, record.id, target=target), facts)

@@ -1,0 +1,86 @@
+"""Standby and named snapshots as the API shows them and as requests ask for them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+# Read by pydantic where the API parses requests; a plain mapping, so that nobody else needs pydantic.
+_FORBID_UNKNOWN: Final[Mapping[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotCompression:
+    """How stored memory is to be compressed: `algorithm` zstd (the default) or lz4, `level` its own."""
+
+    enabled: bool
+    algorithm: str | None = None
+    level: int | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class StandbyInstance:
+    """The body of `POST /instances/{id}/standby`."""
+
+    compression: SnapshotCompression | None = None
+    compression_delay: str | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One snapshot: `kind` Standby (memory and disk) or Stopped (disk); times in RFC 3339 and UTC.
+
+    `size_bytes` is what memory and disk take on the host's disk, also of what others share;
+    `uncompressed_size_bytes` the memory alone, null without one.
+    """
+
+    id: str
+    kind: str
+    source_instance_id: str
+    source_instance_name: str
+    source_hypervisor: str
+    created_at: str
+    size_bytes: int
+    name: str | None = None
+    tags: Mapping[str, str] | None = None
+    compression_state: str | None = None
+    uncompressed_size_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CreateSnapshot:
+    """The body of `POST /instances/{id}/snapshots`."""
+
+    kind: str
+    name: str | None = None
+    tags: Mapping[str, str] | None = None
+    compression: SnapshotCompression | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreSnapshot:
+    """The body of `POST /instances/{id}/snapshots/{snapshot_id}/restore`.
+
+    `target_state` is by default Running for kind Standby, Stopped for kind Stopped.
+    """
+
+    target_state: str | None = None
+    target_hypervisor: str | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class ForkSnapshot:
+    """The body of `POST /snapshots/{id}/fork`; `target_state` as of `RestoreSnapshot`."""
+
+    name: str
+    target_state: str | None = None
+    target_hypervisor: str | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN

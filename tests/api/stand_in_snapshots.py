@@ -1,0 +1,111 @@
+"""Named snapshots that live in memory, with the promises of the real ones."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
+from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.spec import RestorePoint, State
+from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
+from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
+
+if TYPE_CHECKING:
+    from tests.api.stand_in import StandInFleet
+
+NEEDS = {
+    SnapshotKind.STANDBY: (State.RUNNING, State.STANDBY),
+    SnapshotKind.STOPPED: (State.STOPPED,),
+}
+
+
+class StandInSnapshots:
+    """Snapshots of `fleet`, whose instances go back to nothing but a state."""
+
+    def __init__(self, fleet: "StandInFleet") -> None:
+        self._fleet = fleet
+        self.records: dict[str, SnapshotRecord] = {}
+
+    def put(
+        self,
+        instance: str,
+        kind: SnapshotKind = SnapshotKind.STANDBY,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> SnapshotRecord:
+        """Have a snapshot from now on."""
+        source = self._fleet.get(instance).record
+        has_memory = kind is SnapshotKind.STANDBY
+        record = SnapshotRecord(
+            id=SnapshotId(mint_id()),
+            name=name,
+            kind=kind,
+            source=source.id,
+            source_name=source.name,
+            spec=source.spec,
+            point=RestorePoint(LayerId("layer"), CaptureId("capture") if has_memory else None),
+            created_at=1_700_000_002.5,
+            memory_bytes=90 << 20 if has_memory else 0,
+            disk_bytes=1 << 20,
+            tags=tags or {},
+        )
+        self.records[record.id] = record
+        return record
+
+    def list(
+        self,
+        *,
+        source: str | None = None,
+        kind: SnapshotKind | None = None,
+        name: str | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> Sequence[SnapshotRecord]:
+        return [
+            record
+            for record in self.records.values()
+            if source in (None, record.source, record.source_name)
+            and kind in (None, record.kind)
+            and name in (None, record.name)
+            and (tags or {}).items() <= record.tags.items()
+        ]
+
+    def get(self, ref: str) -> SnapshotRecord:
+        found = [
+            record for record in self.records.values() if record.name == ref or record.id.startswith(ref)
+        ]
+        if not found:
+            raise SnapshotNotFound(f"there is no snapshot {ref}", remedy="ramet snapshot ls")
+        if len(found) > 1:
+            raise SnapshotAmbiguous(f"{len(found)} snapshots are called {ref}", remedy="use the id")
+        return found[0]
+
+    async def create(
+        self, instance: str, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]
+    ) -> SnapshotRecord:
+        source = self._fleet.get(instance).record
+        if source.state not in NEEDS[kind]:
+            raise WrongState(f"{source.name} is {source.state}")
+        if name is not None and self.list(source=source.id, name=name):
+            raise SnapshotNameTaken(f"the instance has a snapshot called {name}", remedy="choose another")
+        return self.put(source.id, kind, name, tags)
+
+    async def delete(self, ref: str) -> None:
+        del self.records[self.get(ref).id]
+
+    async def fork(
+        self, ref: str, names: Sequence[str], *, target: State | None = None
+    ) -> Sequence[ForkOutcome]:
+        record = self.get(ref)
+        return self._fleet.copy(record.spec, record.source, names, _target(record, target))
+
+    async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
+        record, found = self.get(ref), self._fleet.get(instance).record
+        if found.state is State.RUNNING:
+            raise WrongState(f"{found.name} is Running", remedy=f"ramet stop {found.name}")
+        self._fleet.set(found.name, _target(record, target))
+        return self._fleet.get(found.id)
+
+
+def _target(record: SnapshotRecord, target: State | None) -> State:
+    if target is not None:
+        return target
+    return State.RUNNING if record.kind is SnapshotKind.STANDBY else State.STOPPED
