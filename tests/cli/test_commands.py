@@ -239,6 +239,74 @@ def test_many_forks_are_listed_and_a_failed_one_fails_the_command(ramet: Ramet, 
     assert "the VMM did not start" in out.splitlines()[2]
 
 
+@pytest.mark.parametrize("state", ["Running", "Standby", "Stopped"])
+def test_a_fork_comes_to_the_state_that_was_asked_for(ramet: Ramet, served: Served, state: str) -> None:
+    served.fleet.put("web", State.STANDBY)
+    assert json.loads(ramet("fork", "web", "--json")[1])["state"] == "Standby"
+    assert json.loads(ramet("fork", "web", "--target", state, "--json")[1])["state"] == state
+    _, out, _ = ramet("fork", "web", "--count", "2", "--target-state", state.lower())
+    assert [line.split()[2] for line in out.splitlines()] == ["STATE", state, state]
+
+
+def test_standby_and_restore_go_on_after_a_failure(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("one")
+    served.fleet.put("two")
+    served.fleet.put("three", State.STOPPED)
+    exit_code, out, err = ramet("standby", "three", "one", "two")
+    assert (exit_code, out) == (1, "one\ntwo\n")
+    assert "three is Stopped" in err
+    assert ramet("ps", "-q")[1] == ""
+    assert "Standby" in ramet("ps", "-a")[1]
+    exit_code, out, _ = ramet("restore", "one", "--json")
+    assert (exit_code, [found["state"] for found in json.loads(out)]) == (0, ["Running"])
+    assert json.loads(ramet("standby", "one", "--json")[1])[0]["has_snapshot"] is True
+    assert ramet("restore", "one", "three", "two")[:2] == (1, "one\ntwo\n")
+
+
+def test_snapshots(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("web")
+    exit_code, out, _ = ramet("snapshot", "create", "web", "--name", "warm", "-l", "of=web")
+    warm = served.snapshots.get("warm")
+    assert (exit_code, out, warm.tags) == (0, warm.id + "\n", {"of": "web"})
+    served.fleet.set("web", State.STOPPED)
+    cold = json.loads(ramet("snapshot", "create", "web", "--json")[1])
+    assert (cold["kind"], "name" in cold) == ("Stopped", False)
+    exit_code, _, err = ramet("snapshot", "create", "web", "--kind", "standby")
+    assert (exit_code, err) == (1, "Error: web is Stopped [invalid_state]\n")
+    head, *rows = ramet("snapshot", "ls")[1].splitlines()
+    assert head.split() == ["NAME", "ID", "KIND", "INSTANCE", "SIZE", "CREATED"]
+    assert [row.split()[:5] for row in rows] == [
+        ["warm", warm.id[:12], "Standby", "web", "91.0MB"],
+        ["-", cold["id"][:12], "Stopped", "web", "1.0MB"],
+    ]
+    filters = ("--instance", "web", "--kind", "Standby", "--name", "warm", "-l", "of=web")
+    assert ramet("snapshot", "ls", "-q", *filters)[1] == warm.id + "\n"
+    assert json.loads(ramet("snapshot", "ls", "--json", "--instance", "nobody")[1]) == []
+    assert json.loads(ramet("snapshot", "inspect", "warm")[1])["id"] == warm.id
+    assert ramet("snapshot", "rm", "nobody", "warm", cold["id"])[:2] == (1, f"warm\n{cold['id']}\n")
+    assert served.snapshots.list() == []
+
+
+def test_snapshots_are_forked_and_gone_back_to(ramet: Ramet, served: Served) -> None:
+    source = served.fleet.put("web")
+    served.snapshots.put("web", name="warm")
+    exit_code, out, _ = ramet("snapshot", "fork", "warm", "kid")
+    child = served.fleet.get("kid").record
+    assert (exit_code, out, child.identity.parent) == (0, child.id + "\n", source.id)
+    assert (
+        json.loads(ramet("snapshot", "fork", "warm", "--target", "Standby", "--json")[1])["state"]
+        == "Standby"
+    )
+    _, out, _ = ramet("snapshot", "fork", "warm", "--count", "2")
+    assert [line.split()[0] for line in out.splitlines()] == ["NAME", "web-1", "web-2"]
+    exit_code, out, err = ramet("snapshot", "restore", "web", "warm")
+    assert (exit_code, out) == (1, "")
+    assert err.splitlines() == ["Error: web is Running [invalid_state]", "  ramet stop web"]
+    ramet("stop", "web")
+    assert ramet("snapshot", "restore", "web", "warm", "--target", "Stopped")[:2] == (0, source.id + "\n")
+    assert json.loads(ramet("snapshot", "restore", "web", "warm", "--json")[1])["state"] == "Running"
+
+
 def test_stop_and_rm_go_on_after_a_failure(ramet: Ramet, served: Served) -> None:
     served.fleet.put("one")
     served.fleet.put("two")
@@ -335,6 +403,15 @@ def test_without_a_server_it_says_what_to_do(ramet: Ramet, tmp_path: Path) -> No
         ("fork", "web", "kid", "--count", "2"),
         ("fork", "web", "--name-prefix", "kid"),
         ("fork", "web", "--count", "1001"),
+        ("fork", "web", "--target", "Paused"),
+        ("standby",),
+        ("restore",),
+        ("snapshot", "create"),
+        ("snapshot", "create", "web", "--kind", "Running"),
+        ("snapshot", "fork", "warm", "kid", "--count", "2"),
+        ("snapshot", "fork", "warm", "--name-prefix", "kid"),
+        ("snapshot", "restore", "web"),
+        ("snapshot", "rm"),
         ("run", "-e", "NOVALUE", "image"),
         ("exec", "web"),
         ("serve", "--port", "1", "--listen", "127.0.0.1:2"),

@@ -1,18 +1,28 @@
 """The command that this is all for: fork."""
 
+from collections.abc import Callable
+
 import click
 
 from ramet.cli.names import invent_name
-from ramet.cli.options import connect, json_option
+from ramet.cli.options import F, connect, json_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, print_json, print_table
-from ramet.wire_api.instances import FORK_COUNT_MAX, ForkResult
+from ramet.wire_api.instances import FORK_COUNT_MAX, ForkManyResult, ForkResult, Instance
+
+
+def children_options(function: F) -> F:
+    """Add the argument NAME, and `--count` and `--name-prefix`: how many, and what they are called."""
+    prefix = click.option(
+        "--name-prefix", help="Call them PREFIX-1, PREFIX-2 and so on; by default after the source."
+    )
+    count = click.option("--count", type=click.IntRange(1, FORK_COUNT_MAX), help="Make so many at once.")
+    return click.argument("name", required=False)(count(prefix(function)))
 
 
 @click.command("fork")
 @click.argument("source")
-@click.argument("name", required=False)
-@click.option("--count", type=click.IntRange(1, FORK_COUNT_MAX), help="Make so many at once.")
-@click.option("--name-prefix", help="Call them PREFIX-1, PREFIX-2 and so on; by default after the source.")
+@children_options
+@target_option("the source's")
 @json_option
 @click.pass_context
 def fork_command(
@@ -21,37 +31,58 @@ def fork_command(
     name: str | None,
     count: int | None,
     name_prefix: str | None,
+    target: str | None,
     as_json: bool,
 ) -> int:
-    """Fork the running instance SOURCE, which goes on running; print the id of the child.
+    """Fork the instance SOURCE, which goes on as it is; print the id of the child.
 
-    Memory, processes and disk of the child are the source's; its name, addresses and identity are its own.
+    SOURCE runs, sleeps (Standby) or is stopped. Memory, processes and disk of the child are the source's; its
+    name, addresses and identity are its own.
     """
     client = connect(context)
     if count is None:
-        if name_prefix is not None:
-            raise click.UsageError("--name-prefix needs --count.")
-        child = client.fork(source, name or invent_name())
-        if as_json:
-            print_json(child)
-        else:
-            click.echo(child.id)
+        check_one(name_prefix)
+        print_child(client.fork(source, name or invent_name(), target_state=target), as_json=as_json)
         return 0
+    prefix = check_many(name, name_prefix, lambda: client.get(source).name)
+    return print_children(client.fork_many(source, count, prefix, target_state=target), as_json=as_json)
+
+
+def check_one(name_prefix: str | None) -> None:
+    """Refuse what makes no sense for one child."""
+    if name_prefix is not None:
+        raise click.UsageError("--name-prefix needs --count.")
+
+
+def check_many(name: str | None, name_prefix: str | None, default: Callable[[], str]) -> str:
+    """Return what the names of several children begin with; refuse what makes no sense for them."""
     if name is not None:
         raise click.UsageError("NAME is for one fork; with --count use --name-prefix.")
-    result = client.fork_many(source, count, name_prefix or client.get(source).name)
+    return name_prefix or default()
+
+
+def print_child(child: Instance, *, as_json: bool) -> None:
+    """Print the id of a child, or all of it."""
+    if as_json:
+        print_json(child)
+    else:
+        click.echo(child.id)
+
+
+def print_children(result: ForkManyResult, *, as_json: bool) -> int:
+    """Print what became of each child; return the exit code."""
     if as_json:
         print_json(result)
     else:
-        print_table(("NAME", "ID", "IP", "TOOK", "ERROR"), [_row(fork) for fork in result.forks])
-    return 0 if result.succeeded == count else 1
+        print_table(("NAME", "ID", "STATE", "IP", "TOOK", "ERROR"), [_row(fork) for fork in result.forks])
+    return 0 if result.succeeded == len(result.forks) else 1
 
 
 def _row(fork: ForkResult) -> tuple[str, ...]:
     total_ms = (fork.timings_ms or {}).get("total")
     took = "-" if total_ms is None else f"{total_ms:.0f} ms"
     if fork.instance is None:
-        return (fork.name, "-", "-", took, fork.error.message if fork.error is not None else "unknown")
+        return (fork.name, "-", "-", "-", took, fork.error.message if fork.error is not None else "unknown")
     network = fork.instance.network
     ip = network.ip if network is not None else None
-    return (fork.name, fork.instance.id[:SHORT_ID_LENGTH], ip or "-", took, "")
+    return (fork.name, fork.instance.id[:SHORT_ID_LENGTH], fork.instance.state, ip or "-", took, "")

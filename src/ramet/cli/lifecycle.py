@@ -1,7 +1,6 @@
-"""Commands that make, wait for and end instances: run, wait, start, stop, restart, rm."""
+"""Commands that make, wait for and end instances: run, wait, start, stop, restart, standby, restore, rm."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -9,10 +8,10 @@ import click
 
 from ramet.cli.names import invent_name
 from ramet.cli.options import command_words, connect, env_option, json_option, tag_option
-from ramet.cli.output import print_json, report
+from ramet.cli.output import for_each, print_json
 from ramet.cli.pulling import pull
 from ramet.client import ApiError, Client
-from ramet.core.errors import Broken, Conflict, Invalid, RametError
+from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.wire_api.images import PullImage
 from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
 
@@ -179,7 +178,7 @@ def restart_command(context: click.Context, instances: tuple[str, ...], as_json:
         if not as_json:
             click.echo(ref)
 
-    exit_code = _for_each(instances, restart)
+    exit_code = for_each(instances, restart)
     if as_json:
         print_json(restarted)
     return exit_code
@@ -199,9 +198,49 @@ def stop_command(context: click.Context, instances: tuple[str, ...], as_json: bo
         if not as_json:
             click.echo(ref)
 
-    exit_code = _for_each(instances, stop)
+    exit_code = for_each(instances, stop)
     if as_json:
         print_json(stopped)
+    return exit_code
+
+
+@click.command("standby")
+@click.argument("instances", nargs=-1, required=True)
+@json_option
+@click.pass_context
+def standby_command(context: click.Context, instances: tuple[str, ...], as_json: bool) -> int:
+    """Put running instances to sleep: their memory goes to the disk."""
+    client = connect(context)
+    asleep = []
+
+    def suspend(ref: str) -> None:
+        asleep.append(client.standby(ref))
+        if not as_json:
+            click.echo(ref)
+
+    exit_code = for_each(instances, suspend)
+    if as_json:
+        print_json(asleep)
+    return exit_code
+
+
+@click.command("restore")
+@click.argument("instances", nargs=-1, required=True)
+@json_option
+@click.pass_context
+def restore_command(context: click.Context, instances: tuple[str, ...], as_json: bool) -> int:
+    """Wake instances that are in standby; each goes on where it was."""
+    client = connect(context)
+    awake = []
+
+    def wake(ref: str) -> None:
+        awake.append(client.restore(ref))
+        if not as_json:
+            click.echo(ref)
+
+    exit_code = for_each(instances, wake)
+    if as_json:
+        print_json(awake)
     return exit_code
 
 
@@ -219,25 +258,13 @@ def rm_command(context: click.Context, instances: tuple[str, ...], force: bool) 
         client.delete(ref)
         click.echo(ref)
 
-    return _for_each(instances, remove)
+    return for_each(instances, remove)
 
 
 def _check_ended(client: Client, ref: str) -> None:
     found = client.get(ref)
     if found.state in ("Running", "Initializing", "Paused"):
         raise StillRuns(f"{found.name} is {found.state}", remedy=f"stop it first, or use: ramet rm -f {ref}")
-
-
-def _for_each(refs: tuple[str, ...], act: Callable[[str], None]) -> int:
-    """Act on every one, also when one before has failed; return the exit code."""
-    exit_code = 0
-    for ref in refs:
-        try:
-            act(ref)
-        except RametError as error:
-            report(error)
-            exit_code = 1
-    return exit_code
 
 
 def _is_local_image(text: str) -> bool:

@@ -1,11 +1,13 @@
 """Options and arguments that several commands share."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 from ramet.client import Client, Endpoint
+
+TARGETS: Final = ("Running", "Standby", "Stopped")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,6 +38,17 @@ def tag_option(help_text: str) -> Callable[[F], F]:
     """Add `-l KEY=VALUE`, as `tags`: a dict."""
     return click.option(
         "-l", "--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=help_text
+    )
+
+
+def target_option(default: str) -> Callable[[F], F]:
+    """Add `--target STATE`, as `target`; `default` says in words what it is without."""
+    return click.option(
+        "--target",
+        "--target-state",
+        "target",
+        type=click.Choice(TARGETS, case_sensitive=False),
+        help=f"The state to come to; by default {default}.",
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -23,6 +23,18 @@ def report(error: RametError) -> None:
     click.echo(f"Error: {error.message} [{code}]", err=True)
     if error.remedy:
         click.echo(f"  {error.remedy}", err=True)
+
+
+def for_each(refs: Sequence[str], act: Callable[[str], None]) -> int:
+    """Act on every one, also when one before has failed, which is reported; return the exit code."""
+    exit_code = 0
+    for ref in refs:
+        try:
+            act(ref)
+        except RametError as error:
+            report(error)
+            exit_code = 1
+    return exit_code
 
 
 def print_json(value: Any) -> None:
