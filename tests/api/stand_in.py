@@ -39,6 +39,7 @@ from ramet.images import (
     Reference,
 )
 from ramet.images.errors import ImageInUse, ImageNotFound, ImageSourceNotFound, NotInRegistry
+from ramet.instance import remedies
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecEnd,
@@ -287,14 +288,14 @@ class StandInFleet:
     async def standby(self, ref: str) -> InstanceView:
         record = self.get(ref).record
         if record.state is not State.RUNNING:
-            raise WrongState(f"{record.name} is {record.state}")
+            raise WrongState(f"{record.name} is {record.state}", remedy=remedies.to_run(record))
         self.set(record.name, State.STANDBY)
         return self.get(ref)
 
     async def restore(self, ref: str) -> InstanceView:
         record = self.get(ref).record
         if record.state is not State.STANDBY:
-            raise WrongState(f"{record.name} is {record.state}")
+            raise WrongState(f"{record.name} is {record.state}", remedy=remedies.to_restore(record))
         self.set(record.name, State.RUNNING)
         return self.get(ref)
 

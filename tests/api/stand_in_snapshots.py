@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import RestorePoint, State
+from ramet.instance import remedies
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
 
@@ -83,7 +84,8 @@ class StandInSnapshots:
     ) -> SnapshotRecord:
         source = self._fleet.get(instance).record
         if source.state not in NEEDS[kind]:
-            raise WrongState(f"{source.name} is {source.state}")
+            remedy = remedies.to_snapshot(source, kind)
+            raise WrongState(f"{source.name} is {source.state}", remedy=remedy)
         if name is not None and self.list(source=source.id, name=name):
             raise SnapshotNameTaken(f"the instance has a snapshot called {name}", remedy="choose another")
         return self.put(source.id, kind, name, tags)

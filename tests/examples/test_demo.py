@@ -72,6 +72,17 @@ def test_the_examples_of_logs_work(tmp_path_factory: pytest.TempPathFactory) -> 
     assert "line 2\nline 3\n" in done.stdout
 
 
+def test_the_examples_of_standby_and_snapshots_work(tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / "docs/standby-and-snapshots.md").read_text())
+    folder = tmp_path_factory.mktemp("n")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    done = run_session(folder, commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert done.stdout.count("warm\n") >= 4, done.stdout  # Fork, waker, put back, last.
+    assert "warm\nawake\n" in done.stdout
+    assert "spoilt" not in done.stdout
+
+
 def test_the_example_of_hypervisors_works(tmp_path_factory: pytest.TempPathFactory) -> None:
     [commands] = EXAMPLE.findall((PROJECT / "docs/hypervisors.md").read_text())
     folder = tmp_path_factory.mktemp("h")

@@ -46,6 +46,13 @@ def to_stop(record: InstanceRecord) -> str:
             return to_run(record)
 
 
+def to_restore(record: InstanceRecord) -> str:
+    """Return what to do where it cannot be woken."""
+    if record.state is State.RUNNING:
+        return f"it runs; to go back to a snapshot: ramet stop {record.name}, then ramet snapshot restore"
+    return to_run(record)
+
+
 def to_rewind(record: InstanceRecord) -> str:
     """Return what to do where it cannot be put back to a snapshot."""
     if record.state is State.RUNNING:

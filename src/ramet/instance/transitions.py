@@ -512,7 +512,7 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             return record, (Interrupt(),)
         case RestoreAsked():
             if record.state is not State.STANDBY:
-                raise _wrong(record, "restored", remedies.to_run(record))
+                raise _wrong(record, "restored", remedies.to_restore(record))
             # What `state_error` tells may have left something in the way.
             return replace(record, state=State.INITIALIZING), (Wake(),)
         case Woken(runtime, layer, at) if is_waking(record):
