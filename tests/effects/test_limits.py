@@ -9,9 +9,12 @@ import pytest
 
 from ramet.core.spec import State
 from ramet.linux import netlink, tc
+from ramet.net import shaping
+from ramet.net.errors import IfbHeld
 from tests.effects.test_restart import check_only
 from tests.effects.world import World
 from tests.net.limits import rates
+from tests.net.namespaces import run_ip
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 
@@ -42,3 +45,57 @@ async def test_children_have_their_sources_limits_which_a_new_daemon_finds_or_me
             await daemon.fleet.delete(name)
         assert rates() == {}
         await check_only(world, daemon, set())
+
+
+async def test_a_sleeper_and_what_is_forked_of_it_wake_with_its_limits(world: World) -> None:
+    async with world.daemon() as daemon:
+        before = world.leftovers()
+        spec = replace(daemon.spec, download_bytes_per_s=2_500_000, upload_bytes_per_s=1_000_000)
+        await daemon.fleet.create("src", spec)
+        limited = rates()
+        await daemon.fleet.standby("src")
+        while world.leftovers()["admissions"]:
+            await anyio.lowlevel.checkpoint()
+        assert rates() == {}
+        assert world.leftovers()["ifbs"] == set()
+        (outcome,) = await daemon.fleet.fork("src", ["child"], target=State.RUNNING)
+        assert outcome.error is None
+        assert sorted(rates().values()) == [1_000_000, 2_500_000]
+        await daemon.fleet.restore("src")
+        assert sorted(rates().values()) == [1_000_000, 1_000_000, 2_500_000, 2_500_000]
+        assert limited.items() <= rates().items()
+        for name in ("src", "child"):
+            await daemon.fleet.delete(name)
+        assert world.leftovers() == before
+
+
+async def test_an_instance_that_cannot_be_limited_as_asked_does_not_start(world: World) -> None:
+    async with world.daemon() as daemon:
+        before = world.leftovers()
+        spec = replace(daemon.spec, upload_bytes_per_s=1_000_000)
+        run_ip("link add rmtu0002 type veth peer name other")
+        with pytest.raises(IfbHeld):
+            await daemon.fleet.create("src", spec)
+        run_ip("link del rmtu0002")
+        assert world.leftovers() == before
+        assert (await daemon.fleet.create("src", spec)).record.state is State.RUNNING
+
+
+async def test_a_guest_found_that_cannot_be_limited_says_so_until_it_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shaping, "RETRY_S", 0.01)
+    async with world.daemon() as daemon:
+        spec = replace(daemon.spec, upload_bytes_per_s=1_000_000)
+        await daemon.fleet.create("src", spec)
+    run_ip("link del rmtu0002")
+    run_ip("link add rmtu0002 type veth peer name other")
+    async with world.daemon() as daemon:
+        while (reason := daemon.fleet.get("src").network_degraded) is None:
+            await anyio.lowlevel.checkpoint()
+        assert "rmtu0002 exists already" in reason
+        run_ip("link del rmtu0002")
+        while daemon.fleet.get("src").network_degraded is not None:
+            await anyio.lowlevel.checkpoint()
+        assert rates() == {"rmtu0002": 1_000_000}
+        await daemon.fleet.delete("src")

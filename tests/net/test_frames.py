@@ -1,17 +1,20 @@
 """What passes from a TAP to the bridge. The test is the guest: it writes frames into the TAP."""
 
+import asyncio
 import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address
 
+import anyio.lowlevel
 import pytest
 
 from ramet.core.ids import InstanceId
 from ramet.linux import netlink, tun
 from ramet.net.bridge import BridgeConfig
 from ramet.net.network import Network
+from ramet.net.rates import RateLimits
 from ramet.net.slots import Endpoint
 from ramet.net.taps import Tap
 
@@ -102,6 +105,16 @@ async def network() -> AsyncIterator[Network]:
     await network.close()
 
 
+async def received_at_last(listener: socket.socket, frame: bytes) -> list[bytes]:
+    """Return the frames that came in until `frame` did, which may take some turns of the kernel's."""
+    frames: list[bytes] = []
+    async with asyncio.timeout(10):
+        while frame not in frames:
+            frames += received(listener)
+            await anyio.lowlevel.checkpoint()
+    return frames
+
+
 @pytest.fixture
 async def guest(network: Network) -> tuple[Endpoint, Tap]:
     endpoint = network.reserve(InstanceId("guest"))
@@ -120,6 +133,24 @@ async def test_a_guests_own_frames_reach_the_bridge(
     for frame in sent:
         send(tap, frame)
     assert received(listener) == sent
+
+
+async def test_what_is_led_through_a_limit_passes_the_same_filter_behind_it(
+    network: Network, packet_socket: Sockets
+) -> None:
+    endpoint = network.reserve(InstanceId("limited"))
+    tap = await network.attach(InstanceId("limited"), RateLimits(upload_bytes_per_s=2_500_000))
+    listener = packet_socket("rmtbr0")
+    own = ethernet(endpoint.mac, GATEWAY_MAC, 0x0800, udp(endpoint.ip, b"own"))
+    for forged in (
+        ethernet(OTHER_MAC, GATEWAY_MAC, 0x0800, udp(endpoint.ip, b"another's MAC")),
+        ethernet(endpoint.mac, GATEWAY_MAC, 0x0800, udp(OTHER_IP, b"another's address")),
+        ethernet(endpoint.mac, GATEWAY_MAC, 0x86DD, bytes(40)),
+    ):
+        send(tap, forged)
+    send(tap, own)
+    assert await received_at_last(listener, own) == [own]
+    assert OTHER_MAC not in learned()
 
 
 async def test_the_host_answers_a_guests_arp_for_the_gateway_only(
