@@ -118,7 +118,13 @@ async def received_at_last(listener: socket.socket, frame: bytes) -> list[bytes]
 @pytest.fixture
 async def guest(network: Network) -> tuple[Endpoint, Tap]:
     endpoint = network.reserve(InstanceId("guest"))
-    return endpoint, await network.attach(InstanceId("guest"))
+    tap = await network.attach(InstanceId("guest"))
+    # With its first port the bridge comes up, and some time later the kernel lets the host send through it.
+    async with asyncio.timeout(10):
+        while not any(frame[12:14] == b"\x08\x06" for frame in drained(tap)):
+            send(tap, ethernet(endpoint.mac, BROADCAST_MAC, 0x0806, arp(endpoint.mac, endpoint.ip)))
+            await anyio.lowlevel.checkpoint()
+    return endpoint, tap
 
 
 async def test_a_guests_own_frames_reach_the_bridge(
