@@ -111,6 +111,24 @@ def test_nothing_is_swept_while_somebody_holds_a_damaged_layer(tmp_path: Path) -
     assert not store.path(top).exists()
 
 
+def test_a_release_deletes_nothing_that_a_damaged_layer_may_stand_on(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    bottom = store.create(SIZE)
+    tops = [store.create_on(bottom, SIZE) for _ in range(2)]
+    whole = store.path(tops[0]).read_bytes()
+    store.path(tops[0]).write_bytes(b"damaged")
+    later = LayerStore(tmp_path)
+    with pytest.raises(LayerBroken):
+        later.hold(tops[0])
+    later.hold(tops[1])
+    later.release(tops[1])
+    assert store.path(bottom).exists()
+    store.path(tops[0]).write_bytes(whole)
+    later.hold(tops[0])
+    later.release(tops[0])
+    assert list(tmp_path.glob("*.qcow2")) == []
+
+
 def test_what_stands_on_a_missing_layer_is_kept_while_it_is_held(tmp_path: Path) -> None:
     store = LayerStore(tmp_path)
     bottom = store.create(SIZE)

@@ -9,7 +9,7 @@ A live fork freezes its source's top layer and puts a new one above it; children
 frozen one. A layer names its backing in its own header, so the chain needs no record beside the files. A
 layer is *held* while it is some instance's top, or *pinned* as somebody's restore point, or below such a one;
 the rest is deleted. Where one that is needed is damaged, nobody can tell any more what it stands on, and
-nothing is swept.
+nothing is deleted.
 """
 
 import subprocess
@@ -55,6 +55,7 @@ class LayerStore:
         self._tops: set[LayerId] = set()
         self._pins: Counter[LayerId] = Counter()
         self._undeleted: set[LayerId] = set()
+        self._damaged: set[LayerId] = set()
         self._backing: dict[LayerId, Path | None] = {}
         """What each layer stands on; None: it is damaged, and cannot tell."""
         self._above: Counter[LayerId] = Counter()
@@ -64,6 +65,7 @@ class LayerStore:
             except LayerBroken as error:  # Of concern only if somebody's disk has it.
                 log.warning("damaged_layer_found", error=str(error))
                 self._backing[self.id_of(path)] = None
+                self._damaged.add(self.id_of(path))
         for backing in self._backing.values():
             if backing is not None:
                 self._count_above(backing, 1)
@@ -193,9 +195,8 @@ class LayerStore:
     def sweep(self) -> list[Path]:
         """Delete what nobody holds, such as a crash left it; returns the files deleted."""
         before = set(self._backing)
-        damaged = [layer for layer in before if self._backing[layer] is None and self._is_needed(layer)]
-        if damaged:
-            log.warning("layers_not_swept", damaged=damaged)
+        if not self._is_told_by_all():
+            log.warning("layers_not_swept")
             return []
         for layer in before:
             self._delete_unneeded(layer)
@@ -211,6 +212,9 @@ class LayerStore:
     def _delete_unneeded(self, layer: LayerId) -> None:
         """Delete `layer` if nobody needs it, then what it stood on, and so on down."""
         while layer in self._backing and not self._is_needed(layer):
+            if not self._is_told_by_all():
+                self._undeleted.add(layer)
+                return
             try:
                 self.path(layer).unlink(missing_ok=True)
             except OSError as error:
@@ -222,17 +226,26 @@ class LayerStore:
             backing = self._backing.pop(layer)
             del self._above[layer]
             if backing is None:
+                self._damaged.discard(layer)
                 return
             self._count_above(backing, -1)
             layer = self.id_of(backing)
+
+    def _is_told_by_all(self) -> bool:
+        """Tell whether every layer that is needed can say what it needs itself."""
+        return not any(self._is_needed(layer) for layer in self._damaged)
 
     def _is_needed(self, layer: LayerId) -> bool:
         return layer in self._tops or self._pins[layer] > 0 or self._above[layer] > 0
 
     def _backing_of(self, layer: LayerId) -> Path:
         backing = self._backing.get(layer)
-        # Asked again where it is damaged: it may have been repaired, or the error tells why.
-        return _read_backing(self.path(layer)) if backing is None else backing
+        if backing is None:
+            # Asked again where it is damaged: it may have been repaired, or the error tells why.
+            backing = self._backing[layer] = _read_backing(self.path(layer))
+            self._damaged.discard(layer)
+            self._count_above(backing, 1)
+        return backing
 
     def _count_above(self, backing: Path, change: int) -> None:
         if backing.suffix == _SUFFIX:
