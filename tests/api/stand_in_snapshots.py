@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import RestorePoint, State
+from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance import remedies
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
@@ -101,6 +102,10 @@ class StandInSnapshots:
 
     async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
         record, found = self.get(ref), self._fleet.get(instance).record
+        if record.source != found.id:
+            raise ForeignSnapshot(
+                f"it is of {record.source_name}", remedy=f"ramet snapshot fork {record.id} NAME"
+            )
         if found.state is State.RUNNING:
             raise WrongState(f"{found.name} is Running", remedy=f"ramet stop {found.name}")
         self._fleet.set(found.name, _target(record, target))

@@ -306,6 +306,20 @@ def test_a_snapshot_goes_on_with_its_own_hypervisor_only(
     assert forked.status_code == (201 if status == 200 else status)
 
 
+def test_an_instances_own_snapshot_is_meant_where_several_have_the_name(
+    http: httpx.Client, served: Served
+) -> None:
+    for name in ("one", "two"):
+        served.fleet.put(name, State.STOPPED)
+        served.snapshots.put(name, SnapshotKind.STOPPED, "clean")
+    assert http.get("/snapshots/clean").json()["code"] == "snapshot_ambiguous"
+    answer = http.post("/instances/two/snapshots/clean/restore")
+    assert (answer.status_code, answer.json()["name"]) == (200, "two")
+    foreign = served.snapshots.list(source="one")[0].id
+    answer = http.post(f"/instances/two/snapshots/{foreign}/restore")
+    assert (answer.status_code, answer.json()["code"]) == (409, "foreign_snapshot")
+
+
 @pytest.mark.parametrize("field", ["compression", "compression_delay"])
 def test_compression_is_refused_by_name_unless_it_is_off(
     http: httpx.Client, served: Served, field: str

@@ -31,7 +31,7 @@ def router(fleet: FleetPort, snapshots: SnapshotsPort, facts: HostFacts) -> APIR
     """Return the routes on snapshots, those below an instance among them."""
     routes = APIRouter(tags=["snapshots"], responses={"default": {"model": Error}})
     _add_store(routes, fleet, snapshots)
-    _add_uses(routes, snapshots, facts)
+    _add_uses(routes, fleet, snapshots, facts)
     return routes
 
 
@@ -71,7 +71,7 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
         return to_snapshot(await snapshots.create(source, kind, body.name, body.tags or {}))
 
 
-def _add_uses(routes: APIRouter, snapshots: SnapshotsPort, facts: HostFacts) -> None:
+def _add_uses(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort, facts: HostFacts) -> None:
     @routes.post("/snapshots/{snapshot_id}/fork", status_code=HTTPStatus.CREATED)
     async def fork_snapshot(snapshot_id: str, body: wire.ForkSnapshot) -> wire_instances.Instance:
         check_name(body.name)
@@ -96,6 +96,9 @@ def _add_uses(routes: APIRouter, snapshots: SnapshotsPort, facts: HostFacts) -> 
     ) -> wire_instances.Instance:
         body = body or wire.RestoreSnapshot()
         target = to_target(body.target_state)
-        record = snapshots.get(snapshot_id)
+        instance = fleet.get(id).record.id
+        # What its own snapshot is called may be the name of another instance's, too.
+        own = snapshots.list(source=instance, name=snapshot_id)
+        record = own[0] if own else snapshots.get(snapshot_id)
         check_target_hypervisor(body.target_hypervisor, record)
-        return to_instance(await snapshots.restore(id, record.id, target=target), facts)
+        return to_instance(await snapshots.restore(instance, record.id, target=target), facts)
