@@ -5,6 +5,7 @@ import pytest
 
 from ramet.core.errors import RametError
 from ramet.core.spec import State
+from ramet.disks.layers import CHAIN_LENGTH_MAX
 from ramet.instance.fleet_types import StandbyInterrupted, WrongState
 from ramet.vmm.fake.faults import Call
 from ramet.vmm.port import VmmFailed
@@ -184,3 +185,21 @@ async def test_what_neither_runs_nor_sleeps_is_refused(world: World, state: Stat
             await daemon.fleet.standby("src")
         with pytest.raises(WrongState):
             await daemon.fleet.stop("src")
+
+
+async def test_a_disk_stays_short_however_often_its_instance_sleeps(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        lengths = []
+        for number in range(CHAIN_LENGTH_MAX + 4):
+            await daemon.run("src", "write", f"file{number}", str(number))
+            await daemon.fleet.standby("src")
+            await daemon.fleet.restore("src")
+            layer = daemon.fleet.get("src").record.layer
+            assert layer is not None
+            lengths.append(len(daemon.site.layers.chain(layer)))
+        assert max(lengths) <= CHAIN_LENGTH_MAX + 1
+        for number in range(CHAIN_LENGTH_MAX + 4):
+            assert await daemon.run("src", "read", f"file{number}") == str(number)
+        await daemon.fleet.delete("src")
+        await settled(world, layers=0, captures=0)

@@ -7,43 +7,70 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ramet.core.errors import Broken
-from ramet.core.ids import InstanceId, LayerId
-from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, Runtime, State
+from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.spec import (
+    Exit,
+    InstanceIdentity,
+    InstanceRecord,
+    InstanceSpec,
+    RestorePoint,
+    Runtime,
+    State,
+)
 from ramet.instance.fleet_types import WrongState
 from ramet.instance.transitions import (
     ActionFailed,
     AwaitGuest,
     Begin,
+    BeginCopy,
     BeginFork,
     Boot,
     Booted,
+    Completed,
+    Copied,
+    Copy,
     DeleteAsked,
     Destroy,
     DestroyFailed,
+    DropLayer,
     Event,
     Failed,
     Fork,
     Forked,
     Found,
     FoundSilent,
+    Interrupt,
     LayerSwitched,
     Reach,
     Ready,
     Release,
+    RestoreAsked,
+    Rewound,
+    ShortenDisk,
     ShutDown,
     SilenceEnded,
+    StandbyAsked,
     Start,
     StartAsked,
     StopAsked,
+    Suspend,
+    Suspended,
+    SuspendFailed,
     Thaw,
     VmmExited,
+    Wake,
+    WakeFailed,
     Watch,
+    Woken,
     is_starting,
+    is_waking,
     step,
 )
 
 RUNTIME = Runtime(1, 2, "boot")
 LAYER = LayerId("layer")
+CAPTURE = CaptureId("capture")
+POINT = RestorePoint(LAYER, CAPTURE)
 ERROR = Broken("it broke")
 NEW = InstanceRecord(
     InstanceSpec("demo:1", "sha256:0", "fake", 1, 1, 1),
@@ -52,11 +79,13 @@ NEW = InstanceRecord(
 )
 
 ALLOWED: dict[State, set[State]] = {
-    State.CREATED: {State.INITIALIZING, State.RUNNING, State.STOPPED},
-    State.INITIALIZING: {State.RUNNING, State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
-    State.RUNNING: {State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
+    State.CREATED: {State.INITIALIZING, State.RUNNING, State.STOPPED, State.STANDBY},
+    State.INITIALIZING: {State.RUNNING, State.SHUTDOWN, State.STOPPED, State.STANDBY, State.UNKNOWN},
+    State.RUNNING: {State.PAUSED, State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
+    State.PAUSED: {State.RUNNING, State.STANDBY, State.SHUTDOWN, State.STOPPED, State.UNKNOWN},
     State.SHUTDOWN: {State.STOPPED, State.UNKNOWN},
-    State.STOPPED: {State.INITIALIZING, State.SHUTDOWN, State.UNKNOWN},
+    State.STOPPED: {State.INITIALIZING, State.STANDBY, State.SHUTDOWN, State.UNKNOWN},
+    State.STANDBY: {State.INITIALIZING, State.STOPPED, State.SHUTDOWN},
     State.UNKNOWN: {State.SHUTDOWN, State.RUNNING, State.STOPPED},  # The latter two when a silence ends.
 }
 """Where each state may lead in one step."""
@@ -67,7 +96,18 @@ EVENTS: list[Event] = [
     Forked(RUNTIME, LAYER, 1.0),
     Failed(ERROR, 1.0),
     LayerSwitched(LayerId("next")),
+    Copied(LAYER, CAPTURE, is_half_made=True, at=1.0),
+    Copied(LAYER, None, is_half_made=False, at=1.0),
+    Completed(),
     StartAsked(),
+    StandbyAsked(),
+    Suspended(CAPTURE, 2.0),
+    SuspendFailed(ERROR),
+    RestoreAsked(),
+    Woken(RUNTIME, LayerId("woken"), 3.0),
+    WakeFailed(ERROR),
+    Rewound(NEW.spec, LAYER, CAPTURE),
+    Rewound(NEW.spec, LAYER, None),
     StopAsked(),
     DeleteAsked(),
     VmmExited(Exit(0), "", 2.0),
@@ -90,29 +130,37 @@ def after(*events: Event) -> InstanceRecord:
 RUNNING = after(Begin(), Booted(RUNTIME, LAYER, 1.0), Ready())
 STOPPED = after(Booted(RUNTIME, LAYER, 1.0), Ready(), VmmExited(Exit(3), "it crashed", 2.0))
 STARTING = step(STOPPED, StartAsked())[0]
+PAUSED = step(RUNNING, StandbyAsked())[0]
+ASLEEP = step(PAUSED, Suspended(CAPTURE, 2.0))[0]
+WAKING = step(ASLEEP, RestoreAsked())[0]
 SILENT = replace(RUNNING, state=State.UNKNOWN, state_error="it does not answer")
 
 
-@given(st.sampled_from([Begin(), BeginFork(InstanceId("source"))]), st.lists(st.sampled_from(EVENTS)))
+BEGINNINGS: list[Event] = [Begin(), BeginFork(InstanceId("source")), BeginCopy(POINT)]
+ASKED = (StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
+
+
+@given(st.sampled_from(BEGINNINGS), st.lists(st.sampled_from(EVENTS)))
 def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event]) -> None:
     record = NEW
     for event in [first, *events]:
         try:
             changed, actions = step(record, event)
         except WrongState:
-            assert isinstance(
-                event, StartAsked | StopAsked | DeleteAsked
-            )  # Only what is asked for can be refused.
+            assert isinstance(event, ASKED)  # Only what is asked for can be refused.
             continue
         if changed is record:
-            assert actions == () or isinstance(event, Begin | BeginFork | FoundSilent)
+            without_change = Begin | BeginFork | BeginCopy | FoundSilent | RestoreAsked
+            assert actions == () or isinstance(event, without_change)
             continue
         assert changed.state is record.state or changed.state in ALLOWED[record.state]
         assert changed.generation == record.generation + 1
         assert (changed.spec, changed.identity) == (record.spec, record.identity)
         assert changed.is_deleting <= (changed.state is State.SHUTDOWN)
         assert record.state is State.CREATED or changed.state is not State.CREATED
-        assert (changed.runtime is None) or changed.state is not State.STOPPED
+        assert (changed.runtime is None) or changed.state not in (State.STOPPED, State.STANDBY)
+        if changed.state not in (State.UNKNOWN, State.SHUTDOWN):
+            assert (changed.capture is not None) == (changed.state is State.STANDBY or is_waking(changed))
         record = changed
 
 
@@ -156,7 +204,7 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (NEW, Booted(RUNTIME, LAYER, 1.0), State.INITIALIZING, (Watch(), AwaitGuest())),
         (NEW, Forked(RUNTIME, LAYER, 1.0), State.RUNNING, (Watch(),)),
         (NEW, Failed(ERROR, 1.0), State.STOPPED, ()),
-        (after(Booted(RUNTIME, LAYER, 1.0)), Ready(), State.RUNNING, ()),
+        (after(Booted(RUNTIME, LAYER, 1.0)), Ready(), State.RUNNING, (ShortenDisk(),)),
         (after(Booted(RUNTIME, LAYER, 1.0)), Failed(ERROR, 1.0), State.SHUTDOWN, (ShutDown(),)),
         (RUNNING, StopAsked(), State.SHUTDOWN, (ShutDown(),)),
         (RUNNING, VmmExited(Exit(3), "", 1.0), State.STOPPED, (Release(),)),
@@ -199,6 +247,24 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (STARTING, Failed(ERROR, 3.0), State.STOPPED, ()),
         (STARTING, VmmExited(None, "the daemon ended", 3.0), State.STOPPED, (Release(),)),
         (STARTING, ActionFailed(ERROR), State.INITIALIZING, ()),
+        (NEW, BeginCopy(POINT), State.CREATED, (Copy(POINT, False),)),
+        (NEW, Copied(LAYER, CAPTURE, is_half_made=True, at=1.0), State.STANDBY, ()),
+        (NEW, Copied(LAYER, None, is_half_made=False, at=1.0), State.STOPPED, ()),
+        (RUNNING, StandbyAsked(), State.PAUSED, (Suspend(),)),
+        (PAUSED, Suspended(CAPTURE, 2.0), State.STANDBY, (Release(),)),
+        (PAUSED, SuspendFailed(ERROR), State.RUNNING, ()),
+        (PAUSED, RestoreAsked(), State.PAUSED, (Interrupt(),)),
+        (PAUSED, VmmExited(None, "killed", 2.0), State.STOPPED, (Release(),)),
+        (PAUSED, Found(RUNTIME, LAYER), State.RUNNING, (Watch(), Thaw())),
+        (ASLEEP, VmmExited(None, "ended", 2.0), State.STANDBY, ()),
+        (ASLEEP, ActionFailed(ERROR), State.STANDBY, ()),
+        (ASLEEP, RestoreAsked(), State.INITIALIZING, (Wake(),)),
+        (ASLEEP, DeleteAsked(), State.SHUTDOWN, (Destroy(),)),
+        (ASLEEP, Rewound(NEW.spec, LAYER, None), State.STOPPED, (DropLayer(LAYER),)),
+        (STOPPED, Rewound(NEW.spec, LAYER, CAPTURE), State.STANDBY, (DropLayer(LAYER),)),
+        (WAKING, Woken(RUNTIME, LAYER, 3.0), State.RUNNING, (Watch(), ShortenDisk())),
+        (WAKING, WakeFailed(ERROR), State.STANDBY, ()),
+        (WAKING, VmmExited(None, "of the run before", 2.0), State.INITIALIZING, ()),
     ],
 )
 def test_what_an_event_leads_to(

@@ -22,7 +22,14 @@ from ramet.effects.site import Rig, Site
 from ramet.effects.thaw import thaw
 from ramet.instance.fleet_types import InstanceNotFound, WrongState
 from ramet.instance.transitions import Event, LayerSwitched, Suspended
-from ramet.snapshots.capture import OpenCapture, Source, Taken, open_memory_capture, take_capture
+from ramet.snapshots.capture import (
+    OpenCapture,
+    Source,
+    Taken,
+    open_memory_capture,
+    shorten_chain,
+    take_capture,
+)
 from ramet.snapshots.flight import Flights
 from ramet.snapshots.store import CaptureStore
 from ramet.snapshots.suspend import suspend
@@ -101,6 +108,20 @@ class SourceCaptures:
                         captures.release(capture, holder)
         finally:
             self._end_entry(source, entry, [])
+
+    async def shorten_disk(self, record: InstanceRecord) -> None:
+        """Draw the layers of a running instance's disk together, if they are many. Never fails.
+
+        Each sleep and each copy of what is stopped leaves one more.
+        """
+        rig, layers = self._site.rigs.get(record.id), self._site.layers
+        if rig is None or not isinstance(rig.vm, LiveCapture):
+            return
+        try:
+            async with rig.capturing:
+                await shorten_chain(rig.vm, rig.layer, layers)
+        except RametError as error:  # It is only longer than need be; the next capture tries again.
+            log.info("disk_not_shortened", instance=record.id, error=str(error))
 
     async def _take_live(self, source: InstanceId, close_doors: Callable[[], None]) -> Taken:
         """Take a capture of a running instance, its memory counted until nobody needs it any more."""

@@ -54,6 +54,7 @@ from ramet.instance.transitions import (
     Reach,
     Ready,
     Release,
+    ShortenDisk,
     ShutDown,
     SilenceEnded,
     Start,
@@ -233,6 +234,8 @@ class SitePerformer:
                     self._suspending[record.id].cancel()
             case Wake():
                 await self._wake(record, emit)
+            case ShortenDisk():
+                await self._captures.shorten_disk(record)
             case DropLayer(layer):
                 site.layers.release(layer)
             case Thaw():

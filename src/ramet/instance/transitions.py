@@ -313,6 +313,11 @@ class DropLayer:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortenDisk:
+    """Draw the layers of its disk together, where sleeps and copies have made many. Has no outcome."""
+
+
+@dataclass(frozen=True, slots=True)
 class Thaw:
     """Let its workload run, if a capture that nobody ended left it standing. Has no outcome."""
 
@@ -359,6 +364,7 @@ Action = (
     | Interrupt
     | Wake
     | DropLayer
+    | ShortenDisk
     | Thaw
     | AwaitGuest
     | Watch
@@ -392,7 +398,7 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
         case Begin() | BeginFork() | BeginCopy() | Copied() | Completed() | Booted() | Forked():
             return _decide_making(record, event)
         case Ready() if record.state is State.INITIALIZING:
-            return replace(record, state=State.RUNNING), ()
+            return replace(record, state=State.RUNNING), (ShortenDisk(),)
         case LayerSwitched(layer):
             return replace(record, layer=layer), ()
         case Failed(error, at) if record.state is State.CREATED or is_starting(record):
@@ -526,7 +532,7 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
                 started_at=at,
                 stopped_at=None,
             )
-            return awake, (Watch(),)
+            return awake, (Watch(), ShortenDisk())
         case WakeFailed(error) if is_waking(record):
             return replace(record, state=State.STANDBY, state_error=str(error)), ()
         case Rewound(spec, layer, capture):

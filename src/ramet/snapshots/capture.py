@@ -104,7 +104,7 @@ async def take_capture(
         VmmFailed, LayerBroken, CaptureRefused: it did not work; the source runs on, as before.
     """
     began = time.perf_counter()
-    await _shorten_chain(source, layers)
+    await shorten_chain(source.vm, source.layer, layers)
     layers.create_on(source.layer, source.overlay_bytes, new_top)
     try:
         capture = open_capture(source.memory_bytes)
@@ -223,8 +223,13 @@ async def _frozen(vm: LiveCapture, workload: Workload, switch: _Switch) -> Async
             await workload.thaw()
 
 
-async def _shorten_chain(source: Source, layers: LayerStore) -> None:
-    """Draw a long chain together, while the guest runs; what is no longer needed of it is deleted."""
-    if len(layers.chain(source.layer)) > CHAIN_LENGTH_MAX:
-        await source.vm.collapse_disk(layers.base(source.layer))
-        layers.rebased(source.layer)
+async def shorten_chain(vm: LiveCapture, top: LayerId, layers: LayerStore) -> None:
+    """Draw a long chain together, while the guest runs; what is no longer needed of it is deleted.
+
+    Raises:
+        VmmFailed: the VMM refused.
+        LayerBroken: a layer is missing.
+    """
+    if len(layers.chain(top)) > CHAIN_LENGTH_MAX:
+        await vm.collapse_disk(layers.base(top))
+        layers.rebased(top)
