@@ -41,7 +41,7 @@ from ramet.wire_api.instances import CreateInstance
 SOURCE: Final = "source"
 MEMORY_BYTES: Final = 256 << 20
 SWEEPS: Final = {"count": (1, 5, 25, 100), "width": (1, 2, 4, 8)}
-SINGLES_PER_ROUND: Final = 2
+SINGLES_PER_ROUND: Final = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +143,7 @@ class Run:
         sides = [self._platform, self._floor]
         for side in sides if number % 2 else reversed(sides):
             side()
+        self._singles()
         self._measured.memcpys_s.append(memcpy_s(self._measured.resident_bytes))
 
     def _platform(self) -> None:
@@ -158,8 +159,16 @@ class Run:
         took_s, phases = self._fork(count, look)
         measured.platform.add(count, took_s, phases)
         measured.pauses_s.append(max(child["source_pause"] for child in phases) / 1000)
+
+    def _singles(self) -> None:
+        """Measure single warm forks, the sides taking turns."""
         for _ in range(SINGLES_PER_ROUND):
-            measured.platform.singles_s += self._fork(1, lambda _: None)[0]
+            self._measured.platform.singles_s += self._fork(1, lambda _: None)[0]
+            with self._floor_of(1) as floor:
+                self._measured.floor.singles_s += floor.run(1)
+        with self._floor_of(1) as floor:
+            floor.start_ahead()
+            self._measured.waiting_private_bytes.append(private_bytes(floor.children[0].pid))
 
     def _fork(self, count: int, look: Any) -> tuple[list[float], list[Mapping[str, float]]]:
         self._number += 1
@@ -176,12 +185,6 @@ class Run:
         with self._floor_of(count) as floor:
             took_s = floor.run(width)
             measured.floor.add(count, took_s, [child.phases_ms for child in floor.children])
-        for _ in range(SINGLES_PER_ROUND):
-            with self._floor_of(1) as floor:
-                measured.floor.singles_s += floor.run(1)
-        with self._floor_of(1) as floor:
-            floor.start_ahead()
-            measured.waiting_private_bytes.append(private_bytes(floor.children[0].pid))
 
     def _floor_of(self, count: int) -> Floor:
         return Floor(self._work, Record.load(self._record_path), count, BridgeConfig())
@@ -200,14 +203,15 @@ def main() -> int:
     try:
         for plan in plans:
             runs.append(measure(plan))
-            show(runs[-1])
+            if not options.json:
+                show(runs[-1])
     except RametError as error:
         print(f"bench failed: {error}")
         return 1
     reports = [run.report() for run in runs]
     if options.picture:
         options.picture.write_text(draw(_panels(runs[-1])))
-    if earlier is not None:
+    if earlier is not None and not options.json:
         print_table(("FIGURE", "EARLIER", "NOW", "NOW/EARLIER"), compare(earlier, reports[-1]))
     print(json.dumps(reports[0] if options.sweep is None else {"sweep": options.sweep, "runs": reports}))
     return (

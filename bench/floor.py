@@ -47,6 +47,7 @@ class Child:
     identity: GuestIdentity
     process: subprocess.Popen[bytes] | None = None
     monitor: "Monitor | None" = None
+    agent: socket.socket | None = None
     phases_ms: dict[str, float] = field(default_factory=dict)
 
     def start(self, record: Record) -> None:
@@ -81,8 +82,8 @@ class Child:
         self.monitor.execute("migrate-incoming", uri=f"exec:cat {devices}")
         self.monitor.wait_event("RESUME")
         loaded = time.perf_counter()
-        with _connect(self.folder / "agent.sock") as agent:
-            self._identify(agent)
+        self.agent = _connect(self.folder / "agent.sock")  # Kept: a guest would notice its end.
+        self._identify(self.agent)
         self.phases_ms["load"] = (loaded - began) * 1000
         self.phases_ms["identify"] = (time.perf_counter() - loaded) * 1000
 
@@ -118,6 +119,8 @@ class Child:
             self.process.wait()
         if self.monitor is not None:
             self.monitor.close()
+        if self.agent is not None:
+            self.agent.close()
         assert self.machine.nic is not None
         os.close(self.machine.nic.tap_fd)
         shutil.rmtree(self.folder)
