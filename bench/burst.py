@@ -90,7 +90,6 @@ class Measured:
         platform, floor = Figures.median(self.platform.bursts), Figures.median(self.floor.bursts)
         single_s, floor_single_s = (statistics.median(side.singles_s) for side in (self.platform, self.floor))
         pause_s = percentile(self.pauses_s, 0.5)
-        waiting = statistics.median(self.waiting_private_bytes)
         return {
             "platform": encode(platform),
             "floor": encode(floor),
@@ -103,7 +102,8 @@ class Measured:
             "pause_over_memcpy": _ratio(pause_s, statistics.median(self.memcpys_s)),
             "daemon_cpu_s_per_fork": round(statistics.median(self.cpu_s_per_fork), 5),
             "guest_ram_private_bytes": int(statistics.median(self.ram_private_bytes)),
-            "process_above_waiting_bytes": int(statistics.median(self.child_private_bytes) - waiting),
+            "child_private_bytes": int(statistics.median(self.child_private_bytes)),
+            "waiting_private_bytes": int(statistics.median(self.waiting_private_bytes)),
             "resident_bytes": self.resident_bytes,
             "first_s": round(self.first_s, 4),
             "single_s": round(single_s, 4),
@@ -287,8 +287,9 @@ def show(measured: Measured) -> None:
     )
     print(
         f"daemon CPU per fork {report['daemon_cpu_s_per_fork'] * 1000:.1f} ms; a child's private guest RAM"
-        f" {report['guest_ram_private_bytes'] / (1 << 20):.1f} MiB, its process"
-        f" {report['process_above_waiting_bytes'] / (1 << 20):.1f} MiB above a waiting one"
+        f" {report['guest_ram_private_bytes'] / (1 << 20):.1f} MiB, its process's memory"
+        f" {report['child_private_bytes'] / (1 << 20):.1f} MiB, that of a waiting one"
+        f" {report['waiting_private_bytes'] / (1 << 20):.1f} MiB"
     )
     for name, side_of in (("platform", measured.platform), ("floor", measured.floor)):
         print(f"\n{name}, ms by phase")

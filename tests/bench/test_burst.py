@@ -48,7 +48,7 @@ def test_the_report_compares_the_medians_of_both_sides() -> None:
     assert report["pause_over_memcpy"] == 2.0
     assert report["daemon_cpu_s_per_fork"] == 0.014
     assert report["guest_ram_private_bytes"] == 2 << 20
-    assert report["process_above_waiting_bytes"] == 25 << 20
+    assert (report["child_private_bytes"], report["waiting_private_bytes"]) == (40 << 20, 15 << 20)
 
 
 def test_a_side_without_successes_has_no_ratio() -> None:
