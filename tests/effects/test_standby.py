@@ -40,10 +40,13 @@ async def test_a_sleeper_wakes_with_its_memory_its_disk_and_its_address(world: W
         assert world.leftovers() == before
 
 
-async def test_a_wake_that_comes_while_memory_is_written_lets_it_go_on_at_once(world: World) -> None:
+@pytest.mark.parametrize("call", ["copy_ahead", "copy_rest"])
+async def test_a_wake_that_comes_while_memory_is_written_lets_it_go_on_at_once(
+    world: World, call: Call
+) -> None:
     async with world.daemon() as daemon:
         await daemon.fleet.create("src", daemon.spec)
-        hold = daemon.faults.hold("copy_ahead")
+        hold = daemon.faults.hold(call)
         errors = []
 
         async def sleep() -> None:
@@ -62,7 +65,7 @@ async def test_a_wake_that_comes_while_memory_is_written_lets_it_go_on_at_once(w
         assert (await daemon.fleet.standby("src")).record.state is State.STANDBY
 
 
-@pytest.mark.parametrize("call", ["stop", "save_devices", "copy_ahead"])
+@pytest.mark.parametrize("call", ["copy_ahead", "stop", "save_devices", "copy_rest"])
 async def test_an_instance_that_cannot_be_stored_runs_on(world: World, call: Call) -> None:
     async with world.daemon() as daemon:
         await daemon.fleet.create("src", daemon.spec)

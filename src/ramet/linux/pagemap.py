@@ -16,7 +16,7 @@ import os
 import re
 import struct
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final
 
@@ -212,10 +212,13 @@ def subtract(runs: Iterable[Run], others: Iterable[Run]) -> list[Run]:
     return left
 
 
-def copy_pages(pid: int, runs: Iterable[Run], shift: int) -> int:
+def copy_pages(
+    pid: int, runs: Iterable[Run], shift: int, is_wanted: Callable[[], bool] = lambda: True
+) -> int:
     """Copy `runs` of process `pid` to our own memory, each to its address plus `shift`.
 
-    Blocks, without the interpreter lock; returns the bytes copied.
+    Blocks, without the interpreter lock; returns the bytes copied. Where it `is_wanted` no more, it ends within
+    64 MiB, with a part copied.
 
     Raises:
         OSError: the process is gone, or a page cannot be read.
@@ -230,6 +233,8 @@ def copy_pages(pid: int, runs: Iterable[Run], shift: int) -> int:
             batch_bytes += part
             address, length = address + part, length - part
             if len(batch) == _IOV_MAX or batch_bytes == _BYTES_PER_CALL:
+                if not is_wanted():
+                    return copied
                 copied += _copy_batch(pid, batch, shift, batch_bytes)
                 batch, batch_bytes = [], 0
     if batch:

@@ -56,20 +56,37 @@ class Draft:
         self.id, self.folder, self.capture = id, folder, capture
         self.manifest: Manifest | None = None
 
+    async def write_out(self) -> None:
+        """Have what it holds so far be on the disk, so that `commit` has less to do.
+
+        Raises:
+            CaptureBroken: the disk is full, or failing.
+        """
+        try:
+            await self._sync()
+        except OSError as error:
+            raise _unwritable(error) from error
+
     async def commit(self) -> None:
         """Make it durable; from here on it is a capture. Cancelled, it may not be one.
 
         Raises:
             CaptureBroken: the disk is full, or failing.
         """
-        # A cancelled thread may go on to sync what is deleted by then; it has descriptors of its own.
-        fds = [os.dup(file.fd) for file in (self.capture.memory, self.capture.devices)]
         try:
-            await to_thread.run_sync(_sync_all, fds, abandon_on_cancel=True)
+            await self._sync()
             with anyio.CancelScope(shield=True):
                 self.manifest = await to_thread.run_sync(self._write_manifest)
         except OSError as error:
             raise _unwritable(error) from error
+
+    async def _sync(self) -> None:
+        # Cancelled, this leaves a thread behind that syncs what is deleted by then, by its own descriptor.
+        fds = [os.dup(file.fd) for file in (self.capture.memory, self.capture.devices)]
+        try:
+            await to_thread.run_sync(_sync_all, fds, abandon_on_cancel=True)
+        finally:
+            _close_all(fds)
 
     def _write_manifest(self) -> Manifest:
         capture = self.capture
@@ -241,12 +258,18 @@ def _create_files(folder: Path, memory_bytes: int) -> Capture:
 
 
 def _sync_all(fds: list[int]) -> None:
-    try:
-        for fd in fds:
+    """Sync and close descriptors, each taken out of `fds` first: what is in there is still to be closed."""
+    while fds:
+        fd = fds.pop()
+        try:
             os.fsync(fd)
-    finally:
-        for fd in fds:
+        finally:
             os.close(fd)
+
+
+def _close_all(fds: list[int]) -> None:
+    while fds:
+        os.close(fds.pop())
 
 
 def _unwritable(error: OSError) -> CaptureBroken:

@@ -1,8 +1,8 @@
 """Storing the memory of a guest that is put to sleep.
 
-The guest is told to write its file systems out, its workload is frozen, its processors stand still, and all
-of it is written and made durable. Only then it may end. Until then it can go on at once, as if nothing had
-been asked of it.
+Most of it is written while the guest runs. Then its workload is frozen, its processors stand still, the rest
+is written, and all of it made durable. Only then it may end. Until then it can go on at once, as if nothing
+had been asked of it.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,10 +27,12 @@ async def suspend(
     """
     with vm.unless_starved():
         await workload.sync()
+    await vm.copy_ahead(draft.capture)
+    await draft.write_out()
     is_ending = False
     async with _frozen(vm, workload, lambda: not is_ending), vm.paused():
         await vm.save_devices(draft.capture)
-        await vm.copy_ahead(draft.capture)
+        await vm.copy_rest(draft.capture)
         await draft.commit()
         is_ending = True
         vm.stay_paused()

@@ -230,8 +230,7 @@ class LiveCapture(Vm):
     async def copy_ahead(self, target: Capture) -> int:
         """Copy resident memory while the guest runs, to make the pause short. Returns bytes copied.
 
-        Of a guest that stands still all of it is copied, and nothing is left for `copy_rest`. Cancelled, it
-        ends within a few MiB.
+        Cancelled, it ends within some 64 MiB; so does `copy_rest`.
 
         Raises:
             OSError: this process gets no memory for it (ENOMEM).

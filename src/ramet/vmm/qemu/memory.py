@@ -6,6 +6,7 @@ is itself the child of a capture (see `ramet.linux.pagemap`).
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -24,6 +25,8 @@ from ramet.vmm.port import MEMORY_FILE_NAME, VmmFailed
 
 CATCH_UP_BYTES: Final = 1 << 20
 """So little is copied in the pause: some 0.2 ms."""
+COPY_BYTES: Final = 64 << 20
+"""How much is copied between two looks whether it is still wanted."""
 CATCH_UP_ROUNDS_MAX: Final = 8
 """A guest that writes faster than it can be copied is not waited for."""
 
@@ -98,16 +101,24 @@ class Copier:
         self._guest, self._target = guest, target
         self._copied: list[list[Run]] = []
         self._is_watched = False
+        self._is_wanted = True
+
+    def give_up(self) -> None:
+        """Have a call that is under way in another thread end soon; what it copied is of no use."""
+        self._is_wanted = False
 
     def copy_ahead(self) -> int:
         """Copy the base, which cannot change, and the own pages as they are now; returns the bytes copied."""
         guest = self._guest
         mapped, here = self._target.map_for_fill()
-        copied = _copy_base(guest.base, memoryview(mapped)) if guest.base else 0
+        copied = _copy_base(guest.base, memoryview(mapped), self._goes_on) if guest.base else 0
         self._is_watched = guest.watch_writes()
         own = guest.find_own_pages(protect=self._is_watched)
         self._copied = [own]
-        return copied + copy_pages(guest.pid, own, here - guest.start)
+        return copied + copy_pages(guest.pid, own, here - guest.start, self._goes_on)
+
+    def _goes_on(self) -> bool:
+        return self._is_wanted
 
     def catch_up(self) -> int:
         """Copy what was written since, again and again until that is little; returns the bytes copied."""
@@ -119,7 +130,7 @@ class Copier:
                 break
             written = guest.protect_written_pages()
             self._copied.append(written)
-            latest = copy_pages(guest.pid, written, here - guest.start)
+            latest = copy_pages(guest.pid, written, here - guest.start, self._goes_on)
             copied += latest
         return copied
 
@@ -131,7 +142,7 @@ class Copier:
             own, changed = guest.find_own_and_changed_pages()
         else:
             own = changed = guest.find_own_pages()
-        copied = copy_pages(guest.pid, changed, here - guest.start)
+        copied = copy_pages(guest.pid, changed, here - guest.start, self._goes_on)
         # Pages given back since they were copied read as the base again, or as zeros.
         for runs in self._copied:
             for address, length in subtract(runs, own):
@@ -140,8 +151,8 @@ class Copier:
         return copied
 
 
-def _copy_base(base: str, target: memoryview) -> int:
-    """Copy the data extents of the file `base` to the same offsets of `target`."""
+def _copy_base(base: str, target: memoryview, is_wanted: Callable[[], bool]) -> int:
+    """Copy the data extents of the file `base` to the same offsets of `target`, while it `is_wanted`."""
     fd = os.open(base, os.O_RDONLY | os.O_CLOEXEC)
     try:
         copied = end = 0
@@ -152,7 +163,9 @@ def _copy_base(base: str, target: memoryview) -> int:
                 return copied
             end = os.lseek(fd, start, os.SEEK_HOLE)
             while start < end:
-                done = os.preadv(fd, [target[start:end]], start)
+                if not is_wanted():
+                    return copied
+                done = os.preadv(fd, [target[start : min(end, start + COPY_BYTES)]], start)
                 start, copied = start + done, copied + done
     finally:
         target.release()
