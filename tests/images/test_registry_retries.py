@@ -95,7 +95,9 @@ async def test_what_may_pass_is_asked_again(
 @pytest.mark.netns
 @pytest.mark.parametrize("part", ["/manifests/", "/blobs/", "/token"])
 @pytest.mark.parametrize(
-    ("status", "retry_after"), [(429, str(HOUR_S)), (429, date_in(HOUR_S + 60)), (503, str(HOUR_S))]
+    ("status", "retry_after"),
+    [(429, str(HOUR_S)), (429, date_in(HOUR_S + 60)), (503, str(HOUR_S))],
+    ids=["429", "429 until a date", "503"],  # Without, the date: another in every process.
 )
 async def test_who_asks_for_too_much_time_is_not_asked_again(
     tmp_path: Path, registry: LyingRegistry, part: str, status: int, retry_after: str

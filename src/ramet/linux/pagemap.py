@@ -217,8 +217,8 @@ def copy_pages(
 ) -> int:
     """Copy `runs` of process `pid` to our own memory, each to its address plus `shift`.
 
-    Blocks, without the interpreter lock; returns the bytes copied. Where it `is_wanted` no more, it ends within
-    64 MiB, with a part copied.
+    Blocks, without the interpreter lock; returns the bytes copied. Where it `is_wanted` no more, it ends
+    within 64 MiB, with a part copied.
 
     Raises:
         OSError: the process is gone, or a page cannot be read.
