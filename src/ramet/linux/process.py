@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +19,7 @@ PROC: Final = Path("/proc")
 _START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1.
 
 
+@cache
 def read_boot_id() -> str:
     """Return the identifier of this boot of the kernel; start times compare only within one."""
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()

@@ -5,6 +5,7 @@ an instance; nothing is ever decided by it, so an instance does not fail because
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -44,24 +45,30 @@ class Operations:
 
     def note(self, instance: InstanceId, what: str, **facts: object) -> None:
         """Write one line."""
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
-        told = "".join(f" {name}={_plain(value)}" for name, value in facts.items() if value not in (None, ""))
+        self._write(instance, _line(what, facts))
+
+    def _write(self, instance: InstanceId, lines: str) -> None:
         try:
             with (self._instances / instance / OPERATIONS_FILE).open("a") as file:
-                file.write(f"{stamp} {what}{told}\n")
+                file.write(lines)
         except FileNotFoundError:
             return  # What failed to be made has no folder any more.
         except OSError as error:
-            log.warning("operation_not_noted", instance=instance, what=what, error=str(error))
+            log.warning("operation_not_noted", instance=instance, lines=lines, error=str(error))
 
     def _tell_first(self, record: InstanceRecord) -> None:
         if (self._instances / record.id / OPERATIONS_FILE).exists():
             self.note(record.id, "daemon restarted", state=record.state, **_facts(record))
             return
-        source = record.identity.parent
-        self.note(record.id, "created", name=record.name, image=record.spec.image, forked_from=source)
-        self.note(record.id, str(record.state), **_facts(record))
+        made = {"name": record.name, "image": record.spec.image, "forked_from": record.identity.parent}
+        self._write(record.id, _line("created", made) + _line(str(record.state), _facts(record)))
+
+
+def _line(what: str, facts: Mapping[str, object]) -> str:
+    now = time.time()
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now * 1000) % 1000:03d}Z"
+    told = "".join(f" {name}={_plain(value)}" for name, value in facts.items() if value not in (None, ""))
+    return f"{stamp} {what}{told}\n"
 
 
 def _facts(record: InstanceRecord) -> dict[str, object]:
