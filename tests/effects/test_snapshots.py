@@ -165,3 +165,26 @@ async def test_what_an_instance_has_not_cannot_be_kept(world: World) -> None:
             await daemon.snapshots.create("src", SnapshotKind.STANDBY, None, {})
         assert caught.value.remedy == "take one of kind Stopped, or: ramet start src"
         assert daemon.snapshots.list() == []
+
+
+async def test_what_has_just_fallen_asleep_goes_back_and_starts(world: World) -> None:
+    async with world.daemon() as daemon:
+        before = world.leftovers()
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.run("src", "write", "when", "first")
+        await daemon.snapshots.create("src", SnapshotKind.STANDBY, "warm", {})
+        await daemon.run("src", "write", "when", "second")
+        await daemon.fleet.stop("src")
+        await daemon.snapshots.create("src", SnapshotKind.STOPPED, "cold", {})
+        await daemon.snapshots.restore("src", "warm")
+        await daemon.fleet.standby("src")
+        view = await daemon.snapshots.restore("src", "cold")
+        assert view.record.state is State.STOPPED
+        view = await daemon.fleet.start("src")
+        assert view.record.state is State.RUNNING, view.record.state_error
+        assert await daemon.run("src", "read", "when") == "second"
+        await daemon.fleet.delete("src")
+        await daemon.snapshots.delete("warm")
+        await daemon.snapshots.delete("cold")
+        await settled(world, captures=0)
+        assert world.leftovers() == before

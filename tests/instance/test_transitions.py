@@ -68,6 +68,7 @@ from ramet.instance.transitions import (
 )
 
 RUNTIME = Runtime(1, 2, "boot")
+FORMER = Runtime(1, 1, "boot")  # Its pid has come back.
 LAYER = LayerId("layer")
 CAPTURE = CaptureId("capture")
 POINT = RestorePoint(LAYER, CAPTURE)
@@ -112,6 +113,7 @@ EVENTS: list[Event] = [
     DeleteAsked(),
     VmmExited(Exit(0), "", 2.0),
     VmmExited(None, "it crashed", 2.0),
+    VmmExited(None, "it crashed", 2.0, FORMER),
     Found(RUNTIME, LAYER),
     FoundSilent(State.RUNNING),
     SilenceEnded(3, State.RUNNING, Found(RUNTIME, LAYER)),
@@ -246,6 +248,9 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (STARTING, Found(RUNTIME, LAYER), State.INITIALIZING, (Watch(), Thaw(), AwaitGuest())),
         (STARTING, Failed(ERROR, 3.0), State.STOPPED, ()),
         (STARTING, VmmExited(None, "the daemon ended", 3.0), State.STOPPED, (Release(),)),
+        (STARTING, VmmExited(None, "of the run before", 3.0, RUNTIME), State.INITIALIZING, ()),
+        (RUNNING, VmmExited(None, "of the run before", 3.0, FORMER), State.RUNNING, ()),
+        (RUNNING, VmmExited(None, "of this run", 3.0, RUNTIME), State.STOPPED, (Release(),)),
         (STARTING, ActionFailed(ERROR), State.INITIALIZING, ()),
         (NEW, BeginCopy(POINT), State.CREATED, (Copy(POINT, False),)),
         (NEW, Copied(LAYER, CAPTURE, is_half_made=True, at=1.0), State.STANDBY, ()),

@@ -127,6 +127,11 @@ class Runtime:
     boot_id: str
     driver: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def process(self) -> tuple[int, int, str]:
+        """What no two processes have in common."""
+        return self.pid, self.start_ticks, self.boot_id
+
 
 @dataclass(frozen=True, slots=True)
 class Exit:
@@ -174,6 +179,12 @@ class InstanceRecord:
     @property
     def name(self) -> str:
         return self.identity.name
+
+    def is_run_by(self, runtime: Runtime | None) -> bool:
+        """Tell whether `runtime` is the VMM of this record; None stands for it, whichever it is."""
+        if runtime is None:
+            return True
+        return self.runtime is not None and self.runtime.process == runtime.process
 
     def to_json(self) -> str:
         return json.dumps(self, default=_plain, separators=(",", ":"))

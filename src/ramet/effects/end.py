@@ -44,7 +44,7 @@ async def watch(site: Site, rig: Rig) -> VmmExited:
     folder = site.instance_folder(rig.instance)
     end, guest_reason = await to_thread.run_sync(read_exit, folder / CONSOLE_FILE)
     text = guest_reason or ("" if end is not None else _REASONS.get(reason, ""))
-    return VmmExited(end, text, time.time())
+    return VmmExited(end, text, time.time(), rig.vm.runtime)
 
 
 def read_exit(console: Path) -> tuple[Exit | None, str]:

@@ -187,11 +187,12 @@ class DeleteAsked:
 
 @dataclass(frozen=True, slots=True)
 class VmmExited:
-    """Its VMM is gone. `exit` is how the workload ended, where the guest lived to say so."""
+    """Its VMM, `runtime`, is gone; None: the record's. `exit` is how the workload ended, if that was told."""
 
     exit: Exit | None
     reason: str
     at: float
+    runtime: Runtime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -427,7 +428,7 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is State.CREATED or is_starting(record):
                 raise _wrong(record, "deleted", remedies.to_delete(record))
             return replace(record, state=State.SHUTDOWN, is_deleting=True), (Destroy(),)
-        case VmmExited() if is_waking(record):
+        case VmmExited(runtime=runtime) if is_waking(record) or not record.is_run_by(runtime):
             return record, ()  # Of the run before: it was ended when its memory had been stored.
         case VmmExited(end, reason, at) if record.state in _ALIVE:
             stopped = replace(
