@@ -192,16 +192,15 @@ class QemuVm(LiveCapture, Restored):
     async def copy_ahead(self, target: Capture) -> int:
         guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._built.memory_bytes)
         self._copier = copier = Copier(guest, target.memory)
-        copied = await self._copy(copier.copy_ahead)
+        copied = await self._copy(copier, copier.copy_ahead)
         for _ in range(WRITE_OUT_COUNT):
             await self._write_out_disks()
-            copied += await self._copy(copier.catch_up)
+            copied += await self._copy(copier, copier.catch_up)
         return copied
 
-    async def _copy(self, work: Callable[[], int]) -> int:
+    async def _copy(self, copier: Copier, work: Callable[[], int]) -> int:
         """Copy in a thread, which a cancellation has give up before it is waited for."""
-        copier, copied, failure, is_over = self._copier, 0, None, False
-        assert copier is not None, "it is its work"
+        copied, failure, is_over = 0, None, False
 
         async def give_up_on_cancel() -> None:
             try:
@@ -248,7 +247,7 @@ class QemuVm(LiveCapture, Restored):
     async def copy_rest(self, target: Capture) -> int:
         assert self._copier is not None, "copy_ahead comes first"
         copier, self._copier = self._copier, None
-        return await self._copy(copier.copy_rest)
+        return await self._copy(copier, copier.copy_rest)
 
     async def top_layer(self) -> Path:
         for block in await self._blocks():
