@@ -48,11 +48,15 @@ ONLY_LOOKING: Final = frozenset(
         "interface_index",
         "node_name",
         "pack_memory",
-        "read_boot_id",
     }
 )
 """Calls that change nothing: to die before one of them is to die before what follows it."""
-_APART: Final = "ramet.vmm.fake.faults"  # What makes calls fail is no part of them.
+_APART: Final = frozenset(
+    {
+        "ramet.linux.attributes",  # It packs and unpacks what others send.
+        "ramet.vmm.fake.faults",  # What makes calls fail is no part of them.
+    }
+)
 _EVENT_LOOP: Final = "asyncio."  # What it calls is news, and no step of anybody.
 
 Reached = Callable[[str], None]
@@ -89,7 +93,7 @@ def watch_steps(reached: Reached, packages: Collection[str] = HOST, not_from: Co
     steps = Steps(reached, not_from)
     seen = set()
     for module in [module for package in packages for module in _modules(package)]:
-        if module.__name__ == _APART:
+        if module.__name__ in _APART:
             continue
         for owner, name, function in list(_public_functions(module)):
             label = name if owner is module else f"{owner.__name__}.{name}"
