@@ -16,7 +16,15 @@ from ramet.api.facts import HostFacts
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
-from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN, InstanceSpec, State
+from ramet.core.spec import (
+    MEMORY_BYTES_MAX,
+    OVERLAY_BYTES_MAX,
+    RATE_BYTES_PER_S_MAX,
+    RATE_BYTES_PER_S_MIN,
+    VCPU_COUNT_MAX,
+    InstanceSpec,
+    State,
+)
 from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
 from ramet.images import Image
 from ramet.instance.fleet_types import (
@@ -35,13 +43,10 @@ from ramet.wire_api.snapshots import SnapshotCompression
 
 MIB: Final = 1 << 20
 VCPU_COUNT_DEFAULT: Final = 2
-VCPU_COUNT_MAX: Final = 16
 MEMORY_BYTES_DEFAULT: Final = 1 << 30
 MEMORY_BYTES_MIN: Final = 64 * MIB
-MEMORY_BYTES_MAX: Final = 32 << 30
 OVERLAY_BYTES_DEFAULT: Final = 10 << 30
 OVERLAY_BYTES_MIN: Final = 64 * MIB
-OVERLAY_BYTES_MAX: Final = 100 << 30
 TAG_COUNT_MAX: Final = 50
 TAG_VALUE_LENGTH_MAX: Final = 256
 ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.

@@ -13,6 +13,9 @@ from typing import Any, Final, Literal, Self
 
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 
+VCPU_COUNT_MAX: Final = 16
+MEMORY_BYTES_MAX: Final = 32 << 30
+OVERLAY_BYTES_MAX: Final = 100 << 30
 RATE_BYTES_PER_S_MIN: Final = 8_000
 """64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
 RATE_BYTES_PER_S_MAX: Final = 125_000_000_000

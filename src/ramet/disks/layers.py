@@ -14,7 +14,8 @@ nothing is deleted.
 
 import subprocess
 from collections import Counter
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
 
@@ -23,6 +24,7 @@ import structlog
 from ramet.core.errors import Broken
 from ramet.core.ids import LayerId, mint_id
 from ramet.disks.qcow2 import create_qcow2, read_backing
+from ramet.disks.whole_disk import DiskReader, DiskWriter
 
 CHAIN_LENGTH_MAX: Final = 16
 """Layers over the base before a source's chain is drawn together; each costs a lookup on a first read."""
@@ -85,7 +87,7 @@ class LayerStore:
         Raises:
             LayerBroken: mkfs failed, or the disk is full.
         """
-        base = self._folder / f"{_BASE_PREFIX}{size_bytes}.raw"
+        base = self._base_path(size_bytes)
         if not base.exists():
             part = base.with_name(f"{base.name}.{mint_id()}{_PART_SUFFIX}")
             try:
@@ -115,6 +117,58 @@ class LayerStore:
             LayerBroken: the disk is full.
         """
         return self._create_on(self.path(backing), "qcow2", size_bytes, layer)
+
+    @contextmanager
+    def reader(self, layer: LayerId) -> Iterator[DiskReader]:
+        """Open a whole disk that does not change, to read it inside.
+
+        Raises:
+            LayerBroken: a layer is missing or damaged.
+        """
+        try:
+            reader = DiskReader(self.chain(layer))
+        except (OSError, ValueError) as error:
+            raise LayerBroken(f"the disk {layer} cannot be read: {error}", layer=layer) from error
+        try:
+            yield reader
+        finally:
+            reader.close()
+
+    @contextmanager
+    def draft(self, size_bytes: int) -> Iterator["LayerDraft"]:
+        """Make a layer inside that holds a whole disk; uncommitted, it is dropped.
+
+        Raises:
+            LayerBroken: the disk is full.
+        """
+        layer = LayerId(mint_id())
+        part, base = self.path(layer).with_suffix(_PART_SUFFIX), self._base_path(size_bytes)
+        try:
+            draft = LayerDraft(self, layer, size_bytes, DiskWriter(part, size_bytes, base))
+        except OSError as error:
+            with suppress(OSError):  # The next start's sweep finds it.
+                part.unlink(missing_ok=True)
+            raise _unwritable(error) from error
+        try:
+            yield draft
+        finally:
+            draft.writer.close()
+            with suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def adopt(self, draft: "LayerDraft") -> None:
+        """Hold the layer of a finished draft as a top, from here on; its base is there.
+
+        Raises:
+            LayerBroken: the disk is failing.
+        """
+        path = self.path(draft.id)
+        try:
+            path.with_suffix(_PART_SUFFIX).rename(path)
+        except OSError as error:
+            raise _unwritable(error) from error
+        self._tops.add(draft.id)
+        self._backing[draft.id] = self._base_path(draft.size_bytes)
 
     def hold(self, layer: LayerId) -> None:
         """Hold a layer that a stored record names as its top.
@@ -209,6 +263,9 @@ class LayerStore:
         """Return counts: `held` tops, `files`, and those of these that could not be deleted: `undeleted`."""
         return {"held": len(self._tops), "files": len(self._backing), "undeleted": len(self._undeleted)}
 
+    def _base_path(self, size_bytes: int) -> Path:
+        return self._folder / f"{_BASE_PREFIX}{size_bytes}.raw"
+
     def _delete_unneeded(self, layer: LayerId) -> None:
         """Delete `layer` if nobody needs it, then what it stood on, and so on down."""
         while layer in self._backing and not self._is_needed(layer):
@@ -266,13 +323,46 @@ class LayerStore:
         except OSError as error:
             with suppress(OSError):  # The next start's sweep finds it.
                 part.unlink(missing_ok=True)
-            raise LayerBroken(
-                f"no disk layer can be written: {error.strerror}", remedy=_ROOM_REMEDY
-            ) from error
+            raise _unwritable(error) from error
         self._tops.add(layer)
         self._backing[layer] = backing
         self._count_above(backing, 1)
         return layer
+
+
+class LayerDraft:
+    """A whole disk that is being written, to be a layer of `store`. Its methods may be called in a thread."""
+
+    def __init__(self, store: LayerStore, layer: LayerId, size_bytes: int, writer: DiskWriter) -> None:
+        self.id, self.size_bytes, self.writer = layer, size_bytes, writer
+        self._store = store
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write whole clusters, or up to the end of the disk, that were not written yet.
+
+        Raises:
+            LayerBroken: the disk is full.
+        """
+        try:
+            self.writer.write(offset, data)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    def finish(self) -> None:
+        """Have all of it durable, and its base there. It is a layer when the store has adopted it.
+
+        Raises:
+            LayerBroken: the disk is full, or failing.
+        """
+        self._store.ensure_base(self.size_bytes)
+        try:
+            self.writer.finish()
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> LayerBroken:
+    return LayerBroken(f"no disk layer can be written: {error.strerror}", remedy=_ROOM_REMEDY)
 
 
 def _read_backing(path: Path) -> Path:

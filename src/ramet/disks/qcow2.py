@@ -26,11 +26,41 @@ def create_qcow2(path: Path, size_bytes: int, backing: Path, backing_format: Lit
         FileExistsError: `path` exists.
         OSError: the file system refused.
     """
+    assert size_bytes > 0
+    l1_clusters = -(-_l1_entries(size_bytes) * 8 // CLUSTER_BYTES)
+    # Cluster 0: header, 1: refcount table, 2: refcount block, 3...: L1.
+    head = qcow2_head(
+        size_bytes,
+        backing,
+        backing_format,
+        l1_offset=3 * CLUSTER_BYTES,
+        refcount_table=(CLUSTER_BYTES, 1),
+    )
+    clusters = 3 + l1_clusters
+    with path.open("xb") as file:
+        file.truncate(clusters * CLUSTER_BYTES)
+        file.write(head)
+        file.seek(CLUSTER_BYTES)
+        file.write(struct.pack(">Q", 2 * CLUSTER_BYTES))
+        file.seek(2 * CLUSTER_BYTES)
+        file.write(struct.pack(">H", 1) * clusters)
+
+
+def qcow2_head(
+    size_bytes: int,
+    backing: Path,
+    backing_format: Literal["raw", "qcow2"],
+    *,
+    l1_offset: int,
+    refcount_table: tuple[int, int],
+) -> bytes:
+    """Return what a qcow2 of `size_bytes` over `backing` begins with.
+
+    Args:
+        refcount_table: where it is, and how many clusters it takes.
+    """
     name = str(backing).encode()
     assert len(name) <= _BACKING_NAME_BYTES_MAX
-    assert size_bytes > 0
-    l1_entries = -(-size_bytes // _L2_COVERS_BYTES)
-    l1_clusters = -(-l1_entries * 8 // CLUSTER_BYTES)
     form = backing_format.encode()
     extensions = struct.pack(">II", _BACKING_FORMAT, len(form)) + form + bytes(-len(form) % 8) + bytes(8)
     name_offset = _HEADER_BYTES + len(extensions)
@@ -43,10 +73,9 @@ def create_qcow2(path: Path, size_bytes: int, backing: Path, backing_format: Lit
         CLUSTER_BITS,
         size_bytes,
         0,  # Not encrypted.
-        l1_entries,
-        3 * CLUSTER_BYTES,  # Cluster 0: header, 1: refcount table, 2: refcount block, 3...: L1.
-        CLUSTER_BYTES,
-        1,
+        _l1_entries(size_bytes),
+        l1_offset,
+        *refcount_table,
         0,
         0,
         0,
@@ -55,14 +84,11 @@ def create_qcow2(path: Path, size_bytes: int, backing: Path, backing_format: Lit
         _REFCOUNT_ORDER,
         _HEADER_BYTES,
     )
-    clusters = 3 + l1_clusters
-    with path.open("xb") as file:
-        file.truncate(clusters * CLUSTER_BYTES)
-        file.write(header + extensions + name)
-        file.seek(CLUSTER_BYTES)
-        file.write(struct.pack(">Q", 2 * CLUSTER_BYTES))
-        file.seek(2 * CLUSTER_BYTES)
-        file.write(struct.pack(">H", 1) * clusters)
+    return header + extensions + name
+
+
+def _l1_entries(size_bytes: int) -> int:
+    return -(-size_bytes // _L2_COVERS_BYTES)
 
 
 def read_backing(path: Path) -> Path | None:
