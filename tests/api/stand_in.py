@@ -547,6 +547,7 @@ class Served:
         self.catalog.__init__()  # type: ignore[misc]
         self.catalog.put("docker.io/library/alpine:latest")
         self.snapshots.records.clear()
+        self.snapshots.filling, self.snapshots.breaks = b"", False
 
     @property
     def unix_url(self) -> str:

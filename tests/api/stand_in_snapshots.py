@@ -1,8 +1,11 @@
 """Named snapshots that live in memory, with the promises of the real ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import RestorePoint, State
@@ -10,6 +13,7 @@ from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance import remedies
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
+from ramet.snapshots.export_file import BadExport
 
 if TYPE_CHECKING:
     from tests.api.stand_in import StandInFleet
@@ -26,6 +30,12 @@ class StandInSnapshots:
     def __init__(self, fleet: "StandInFleet") -> None:
         self._fleet = fleet
         self.records: dict[str, SnapshotRecord] = {}
+        self.filling = b""
+        """What an exported file ends with, beyond the record."""
+        self.breaks = False
+        """Whether what is exported breaks off."""
+        self.cut: list[RametError] = []
+        """How streams that were imported broke off."""
 
     def put(
         self,
@@ -93,6 +103,35 @@ class StandInSnapshots:
 
     async def delete(self, ref: str) -> None:
         del self.records[self.get(ref).id]
+
+    @asynccontextmanager
+    async def export(self, ref: str) -> AsyncIterator[AsyncIterator[bytes]]:
+        record = self.get(ref)
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield record.to_json().encode() + b"\n"
+            if self.breaks:
+                raise BadExport("the disk broke")
+            if self.filling:
+                yield self.filling
+
+        yield chunks()
+
+    async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:
+        try:
+            head, _, filling = b"".join([chunk async for chunk in chunks]).partition(b"\n")
+        except RametError as error:
+            self.cut.append(error)
+            raise
+        if filling != self.filling or not head.startswith(b"{"):
+            raise BadExport("the exported snapshot is cut off")
+        record = SnapshotRecord.from_json(head.decode())
+        name = name or record.name
+        if name is not None and self.list(source=record.source, name=name):
+            raise SnapshotNameTaken(f"the instance has a snapshot called {name}", remedy="choose another")
+        record = replace(record, id=SnapshotId(mint_id()), name=name)
+        self.records[record.id] = record
+        return record
 
     async def fork(
         self, ref: str, names: Sequence[str], *, target: State | None = None

@@ -291,6 +291,61 @@ def test_snapshots(ramet: Ramet, served: Served) -> None:
     assert served.snapshots.list() == []
 
 
+def test_a_snapshot_goes_to_a_file_and_comes_back(ramet: Ramet, served: Served, tmp_path: Path) -> None:
+    served.fleet.put("web")
+    warm = served.snapshots.put("web", name="warm")
+    served.snapshots.filling = b"x" * 2_000_000
+    file = tmp_path / "warm.tar"
+    file.write_text("what was there before")
+    assert ramet("snapshot", "export", "warm", str(file)) == (0, warm.id + "\n", "")
+    assert os.listdir(tmp_path) == ["warm.tar"]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert ramet("snapshot", "export", "warm", "/dev/null")[0] == 0
+    assert Path("/dev/null").is_char_device()
+    assert (
+        ramet("snapshot", "export", "warm", str(tmp_path))[2]
+        .splitlines()[0]
+        .endswith("[host_is_a_directory]")
+    )
+    exit_code, out, _ = ramet("snapshot", "import", str(file), "--name", "again")
+    made = served.snapshots.get("again")
+    assert (exit_code, out) == (0, made.id + "\n")
+    assert ramet("snapshot", "import", str(file))[2].splitlines()[0].endswith("[snapshot_name_taken]")
+    assert json.loads(ramet("snapshot", "export", "again", str(file), "--json")[1])["id"] == made.id
+    served.snapshots.records.clear()
+    assert json.loads(ramet("snapshot", "import", str(file), "--json")[1])["name"] == "again"
+
+
+def test_a_snapshot_goes_through_pipes(served: Served) -> None:
+    served.fleet.put("web")
+    served.snapshots.put("web", name="warm")
+    with spawned(served, "snapshot", "export", "warm", "-") as export:
+        data, _ = export.communicate()
+    assert export.returncode == 0
+    with spawned(served, "snapshot", "import", "-", "--name", "again") as imports:
+        out, _ = imports.communicate(data)
+    assert out.decode() == served.snapshots.get("again").id + "\n"
+
+
+def test_a_snapshot_that_is_not_exported_or_imported_leaves_nothing(
+    ramet: Ramet, served: Served, tmp_path: Path
+) -> None:
+    served.fleet.put("web")
+    file = tmp_path / "file"
+    assert (
+        ramet("snapshot", "export", "nobody", str(file))[2].splitlines()[0].endswith("[snapshot_not_found]")
+    )
+    assert ramet("snapshot", "import", str(file))[2].splitlines()[0].endswith("[host_path_not_found]")
+    file.write_bytes(b"no snapshot")
+    assert ramet("snapshot", "import", str(file))[2].splitlines()[0].endswith("[bad_export]")
+    warm = served.snapshots.put("web", name="warm")
+    served.snapshots.breaks = True
+    assert ramet("snapshot", "export", "warm", str(file))[0] == 1
+    assert file.read_bytes() == b"no snapshot"
+    assert os.listdir(tmp_path) == ["file"]
+    assert served.snapshots.list() == [warm]
+
+
 def test_snapshots_are_forked_and_gone_back_to(ramet: Ramet, served: Served) -> None:
     source = served.fleet.put("web")
     served.snapshots.put("web", name="warm")
@@ -415,6 +470,9 @@ def test_without_a_server_it_says_what_to_do(ramet: Ramet, tmp_path: Path) -> No
         ("snapshot", "fork", "warm", "kid", "--count", "2"),
         ("snapshot", "fork", "warm", "--name-prefix", "kid"),
         ("snapshot", "restore", "web"),
+        ("snapshot", "export", "warm"),
+        ("snapshot", "export", "warm", "-", "--json"),
+        ("snapshot", "import"),
         ("snapshot", "rm"),
         ("run", "-e", "NOVALUE", "image"),
         ("exec", "web"),

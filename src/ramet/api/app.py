@@ -58,6 +58,8 @@ class LimitBody:
 def _is_archive(scope: Scope) -> bool:
     """Return whether the body is an archive, which is passed on and never kept."""
     path: str = scope["path"]
+    if scope["method"] == "POST":
+        return path == "/snapshots/import"
     return scope["method"] == "PUT" and path.startswith("/instances/") and path.endswith("/archive")
 
 

@@ -59,7 +59,7 @@ def router(fleet: FleetPort) -> APIRouter:
     @routes.put("/{id}/archive", status_code=HTTPStatus.NO_CONTENT)
     async def write_archive(id: str, request: Request, path: Path, keep_owner: bool = False) -> None:
         found = require_running(fleet, id, _COPIED)
-        await fleet.put_archive(found.record.id, path, _body(request), keep_owner=keep_owner)
+        await fleet.put_archive(found.record.id, path, body_of(request), keep_owner=keep_owner)
 
     @routes.websocket("/{id}/cp")
     async def copy(websocket: WebSocket, id: str) -> None:
@@ -128,7 +128,12 @@ async def _watch(receive: Receive, tasks: TaskGroup) -> None:
     tasks.cancel_scope.cancel()
 
 
-async def _body(request: Request) -> AsyncIterator[bytes]:
+async def body_of(request: Request) -> AsyncIterator[bytes]:
+    """Yield an archive that is a request's body, as it comes in.
+
+    Raises:
+        ArchiveCut: the client went away.
+    """
     try:
         async for chunk in request.stream():
             if chunk:

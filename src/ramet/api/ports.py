@@ -128,6 +128,14 @@ class SnapshotsPort(Protocol):
 
     async def delete(self, ref: str) -> None: ...
 
+    def export(self, ref: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read one as a stream that `import_file` takes, on this host or another."""
+        ...
+
+    async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:
+        """Make one of such a stream; `name` None: it is called as it was."""
+        ...
+
     async def fork(
         self, ref: str, names: Sequence[str], *, target: State | None = None
     ) -> Sequence[ForkOutcome]:

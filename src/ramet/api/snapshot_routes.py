@@ -7,6 +7,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 
 from ramet.api.facts import HostFacts
+from ramet.api.files_routes import ArchiveStream, body_of
 from ramet.api.forks import answer_many, answer_one, names_of
 from ramet.api.ports import FleetPort, SnapshotsPort
 from ramet.api.types import (
@@ -51,6 +52,16 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
         )
         shown = tuple(to_snapshot(record) for record in found)
         return Response(_SNAPSHOTS.dump_json(shown), media_type="application/json")
+
+    @routes.get("/snapshots/{snapshot_id}/export", response_class=ArchiveStream, status_code=HTTPStatus.OK)
+    async def export_snapshot(snapshot_id: str) -> Response:
+        return ArchiveStream(snapshots.export(snapshots.get(snapshot_id).id))
+
+    @routes.post("/snapshots/import", status_code=HTTPStatus.CREATED)
+    async def import_snapshot(request: Request, name: str | None = None) -> wire.Snapshot:
+        if name is not None:
+            check_name(name, "a snapshot")
+        return to_snapshot(await snapshots.import_file(body_of(request), name))
 
     @routes.get("/snapshots/{snapshot_id}")
     async def get_snapshot(snapshot_id: str) -> wire.Snapshot:

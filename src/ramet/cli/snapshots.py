@@ -6,6 +6,7 @@ from ramet.cli.forking import check_many, check_one, children_options, print_chi
 from ramet.cli.names import invent_name
 from ramet.cli.options import connect, json_option, tag_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, for_each, human_size, print_json, print_table
+from ramet.cli.snapshot_files import export_command, import_command
 from ramet.wire_api.snapshots import CreateSnapshot, Snapshot
 
 _DEFAULT_TARGET = "Running if it holds memory, Stopped if not"
@@ -13,7 +14,7 @@ _DEFAULT_TARGET = "Running if it holds memory, Stopped if not"
 
 @click.group("snapshot")
 def snapshot_command() -> None:
-    """Take, list, fork, go back to and remove named snapshots.
+    """Take, list, fork, go back to, export, import and remove named snapshots.
 
     SNAPSHOT is an id, a unique beginning of one, or a name that only one snapshot has.
     """
@@ -129,6 +130,10 @@ def restore_command(
     What it has done since is lost. Its id, name and address stay.
     """
     print_child(connect(context).restore_snapshot(instance, snapshot, target_state=target), as_json=as_json)
+
+
+snapshot_command.add_command(export_command)
+snapshot_command.add_command(import_command)
 
 
 @snapshot_command.command("rm")

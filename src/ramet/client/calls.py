@@ -203,6 +203,19 @@ def fork_snapshot_many(ref: str, body: ForkMany) -> Call[ForkManyResult]:
     return Call("POST", _snapshot_path(ref, "forks"), _reader(ForkManyResult), body)
 
 
+def snapshot_to_read(ref: str) -> str:
+    """Return the path of a stream of a snapshot."""
+    return _snapshot_path(ref, "export")
+
+
+def snapshot_to_write(name: str | None) -> "Call[Snapshot]":
+    """Make a snapshot of such a stream, which is sent as the body."""
+    from ramet.wire_api.snapshots import Snapshot
+
+    query = "" if name is None else f"?{_query({'name': name})}"
+    return Call("POST", f"/snapshots/import{query}", _reader(Snapshot), timeout_s=IMPORT_TIMEOUT_S)
+
+
 def wait_for_state(ref: str, state: str, timeout: str | None) -> Call[WaitResult]:
     """Wait until an instance is in `state`."""
     query = {"state": state, **({"timeout": timeout} if timeout else {})}

@@ -138,6 +138,14 @@ class Client:
         """
         return self._send(calls.restore_snapshot(ref, snapshot, target_state))
 
+    def export_snapshot(self, ref: str) -> Iterator[bytes]:
+        """Yield a snapshot as one file. It is whole only if it ends without an error."""
+        return self._stream(calls.snapshot_to_read(ref), calls.IMPORT_TIMEOUT_S)
+
+    def import_snapshot(self, chunks: Iterable[bytes], name: str | None = None) -> "Snapshot":
+        """Make a snapshot of such a file, called `name` or as it was. An error of `chunks` ends it."""
+        return self._upload(calls.snapshot_to_write(name), chunks)
+
     def fork_snapshot(self, ref: str, name: str, *, target_state: str | None = None) -> Instance:
         """Make an instance of a snapshot; its state is as of `restore_snapshot`."""
         return self._send(calls.fork_snapshot(ref, name, target_state))
@@ -192,16 +200,7 @@ class Client:
         Args:
             keep_owner: files belong to whom the archive says, not to the user of the guest's workload.
         """
-        call = calls.archive_to_write(ref, path, keep_owner=keep_owner)
-        with closing(connect(self.endpoint)) as connection:
-            connection.settimeout(call.timeout_s)
-            try:
-                connection.sendall(_upload_request(self.endpoint, call))
-                _send_chunks(connection, chunks)
-                answer, body = _receive_answer(connection)
-            except (OSError, NotHttp) as error:
-                raise _broken(self.endpoint, error) from error
-        call.answer(answer.status, body)
+        self._upload(calls.archive_to_write(ref, path, keep_owner=keep_owner), chunks)
 
     def images(self) -> Sequence[Image]:
         return self._send(calls.list_images())
@@ -225,6 +224,17 @@ class Client:
             try:
                 connection.sendall(_request(self.endpoint, call.method, call.path, call.body_bytes))
                 connection.settimeout(call.timeout_s)
+                answer, body = _receive_answer(connection)
+            except (OSError, NotHttp) as error:
+                raise _broken(self.endpoint, error) from error
+        return call.answer(answer.status, body)
+
+    def _upload(self, call: Call[T], chunks: Iterable[bytes]) -> T:
+        with closing(connect(self.endpoint)) as connection:
+            connection.settimeout(call.timeout_s)
+            try:
+                connection.sendall(_upload_request(self.endpoint, call))
+                _send_chunks(connection, chunks)
                 answer, body = _receive_answer(connection)
             except (OSError, NotHttp) as error:
                 raise _broken(self.endpoint, error) from error
@@ -291,7 +301,7 @@ def _request(endpoint: Endpoint, method: str, path: str, body: bytes | None) -> 
     return request_bytes(method, endpoint.prefix + path, endpoint.authority, endpoint.headers, body)
 
 
-def _upload_request(endpoint: Endpoint, call: Call[None]) -> bytes:
+def _upload_request(endpoint: Endpoint, call: Call[T]) -> bytes:
     headers = {**endpoint.headers, "Content-Type": ARCHIVE_MEDIA_TYPE, "Transfer-Encoding": "chunked"}
     return request_bytes(call.method, endpoint.prefix + call.path, endpoint.authority, headers, None)
 

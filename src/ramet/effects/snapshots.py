@@ -1,7 +1,8 @@
 """Named snapshots of instances: made, forked, and gone back to."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from ramet.core.errors import Conflict, Invalid
@@ -10,6 +11,7 @@ from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import State
 from ramet.effects.restore_point import kept
 from ramet.effects.site import Site
+from ramet.effects.snapshot_files import SnapshotFiles
 from ramet.instance import remedies
 from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
@@ -32,6 +34,7 @@ class NamedSnapshots:
 
     def __init__(self, site: Site, catalog: SnapshotCatalog, fleet: Fleet) -> None:
         self._site, self._catalog, self._fleet = site, catalog, fleet
+        self._files = SnapshotFiles(site, catalog)
 
     def list(
         self,
@@ -110,6 +113,14 @@ class NamedSnapshots:
             SnapshotUnwritable: the disk refuses; it is still there.
         """
         self._catalog.delete(self._catalog.get(ref).id)
+
+    def export(self, ref: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """Read a snapshot as a stream; errors as of `SnapshotFiles.reading`."""
+        return self._files.reading(ref)
+
+    async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:
+        """Make a snapshot of such a stream; errors as of `SnapshotFiles.add`."""
+        return await self._files.add(chunks, name)
 
     async def fork(
         self, ref: str, names: Sequence[str], *, target: State | None = None

@@ -28,6 +28,7 @@ from anyio import to_thread
 
 from ramet.core.errors import Broken
 from ramet.core.ids import CaptureId
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.stored_file import StoredFile
 from ramet.snapshots.manifest import Manifest
 from ramet.store.paths import sync_folder, write_whole
@@ -64,6 +65,20 @@ class Draft:
         """
         try:
             await self._sync()
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    def write(self, file: FilledOnce, offset: int, data: bytes) -> None:
+        """Write to the capture's memory or its devices; may be called in a thread.
+
+        Raises:
+            CaptureBroken: the disk is full, or failing.
+        """
+        view = memoryview(data)
+        try:
+            while view:
+                written = os.pwrite(file.fd, view, offset)
+                view, offset = view[written:], offset + written
         except OSError as error:
             raise _unwritable(error) from error
 
