@@ -15,6 +15,9 @@ from ramet.core.errors import Invalid
 TEXT_LENGTH_MAX: Final = 64
 """Nobody writes a longer one, and the patterns below take time by its square."""
 
+AMOUNT_MAX: Final = (1 << 63) - 1
+"""No disk, memory or network has more bytes; larger numbers would not even be counted exactly."""
+
 _PREFIX: Final = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:I?B)?\s*", re.IGNORECASE)
 _RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([KMGTkmgt])(i?))?(bps|bits?/s|bit|B/s)\s*")
@@ -26,12 +29,15 @@ def parse_size(text: str) -> int:
     """Return the number of bytes `text` stands for.
 
     Raises:
-        Invalid: `text` is not a size.
+        Invalid: `text` is not a size, or larger than AMOUNT_MAX.
     """
     match = _SIZE.fullmatch(text) if len(text) <= TEXT_LENGTH_MAX else None
     if match is None:
         raise Invalid(f"{text[:TEXT_LENGTH_MAX]!r} is not a size", remedy="write it like 512MB, 1GB or 2G")
-    return int(Decimal(match[1]) * _PREFIX[match[2].upper()])
+    size_bytes = int(Decimal(match[1]) * _PREFIX[match[2].upper()])
+    if size_bytes > AMOUNT_MAX:
+        raise Invalid(f"{text!r} is larger than any memory or disk", remedy=f"use {AMOUNT_MAX} bytes at most")
+    return size_bytes
 
 
 def format_size(size_bytes: int) -> str:
@@ -55,7 +61,10 @@ def parse_rate(text: str) -> int:
         )
     prefix = (match[2] or "").upper()
     scale = _PREFIX[prefix] if match[3] else 1000 ** "_KMGT".index(prefix or "_")
-    return int(Decimal(match[1]) * scale / (1 if match[4] == "B/s" else 8))
+    rate_bytes_per_s = int(Decimal(match[1]) * scale / (1 if match[4] == "B/s" else 8))
+    if rate_bytes_per_s > AMOUNT_MAX // 8:  # It is written in bits.
+        raise Invalid(f"{text!r} is faster than any network", remedy="write it like 1Gbps, or leave it out")
+    return rate_bytes_per_s
 
 
 def format_rate(rate_bytes_per_s: int) -> str:

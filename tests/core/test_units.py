@@ -1,4 +1,4 @@
-"""Rates as people write them, and what a fork takes along of a spec."""
+"""Rates and sizes as people write them, and what a fork takes along of a spec."""
 
 from dataclasses import fields
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from ramet.core.errors import Invalid
 from ramet.core.spec import FORK_RULES, InstanceSpec
-from ramet.core.units import format_rate, parse_rate
+from ramet.core.units import AMOUNT_MAX, format_rate, format_size, parse_rate, parse_size
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,16 @@ def test_a_fork_is_limited_as_its_source() -> None:
     spec = InstanceSpec("i", "d", "qemu", 1, 1, 1, download_bytes_per_s=8_000, upload_bytes_per_s=9_000)
     child = spec.for_fork()
     assert (child.download_bytes_per_s, child.upload_bytes_per_s) == (8_000, 9_000)
+
+
+@pytest.mark.parametrize("text", ["8388608T", "9223372036854775808", "1" * 62 + "t"])
+def test_a_size_beyond_all_memory_and_disks_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="larger than any"):
+        parse_size(text)
+    assert parse_size(format_size(AMOUNT_MAX)) == AMOUNT_MAX
+
+
+@pytest.mark.parametrize("text", ["1" * 40 + "bps", "9223372036854775807B/s"])
+def test_a_rate_beyond_all_networks_is_refused(text: str) -> None:
+    with pytest.raises(Invalid, match="faster than any"):
+        parse_rate(text)
