@@ -39,6 +39,7 @@ ONLY_LOOKING: Final = frozenset(
         "LayerStore.id_of",
         "LayerStore.path",
         "LinkRemovals.read",
+        "Network.degraded",
         "Network.endpoint",
         "SnapshotCatalog.get",
         "SnapshotCatalog.list",

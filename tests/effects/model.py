@@ -75,7 +75,7 @@ class Life:
         asleep = {
             record.id: record.capture
             for record in stored_records(self.world).values()
-            if record.state is State.STANDBY and not record.is_deleting and not record.is_half_made
+            if record.state is State.STANDBY and not record.is_deleting and record.becoming is None
         }
         alive = self.world.processes()
         before = {instance: pid for instance, pid in before.items() if alive.get(pid) == instance}

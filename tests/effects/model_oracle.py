@@ -58,7 +58,7 @@ async def check(world: World, daemon: Daemon) -> None:
         if record.state is not State.UNKNOWN:
             is_asleep = record.state is State.STANDBY
             demand(is_asleep == (record.capture is not None), "asleep without memory, or awake with", record)
-            demand(not record.is_half_made, "it is not what was asked for, and nobody waits", record)
+            demand(record.becoming is None, "it is not what was asked for, and nobody waits", record)
     found = world.leftovers()
     check_records(world, records)
     demand(not found["journal"], "journal entries of nobody", found["journal"])
@@ -215,6 +215,8 @@ def check_network(
             expected.add(endpoint.tap_name)
         # What could not be made and not be undone either says so, until it is started or deleted.
         is_stuck = record.id in network._stuck and record.state_error
+        # A VMM that could not be ended when it had been put to sleep is ended by the next wake, or deletion.
+        is_stuck = is_stuck or (record.state is State.STANDBY and record.state_error)
         if record.state not in AT_REST or is_stuck:
             allowed.add(endpoint.tap_name)
             elements.add(str(Element.of(endpoint)))

@@ -97,8 +97,8 @@ EVENTS: list[Event] = [
     Forked(RUNTIME, LAYER, 1.0),
     Failed(ERROR, 1.0),
     LayerSwitched(LayerId("next")),
-    Copied(LAYER, CAPTURE, is_half_made=True, at=1.0),
-    Copied(LAYER, None, is_half_made=False, at=1.0),
+    Copied(LAYER, CAPTURE, State.RUNNING, 1.0),
+    Copied(LAYER, None, State.STOPPED, 1.0),
     Completed(),
     StartAsked(),
     StandbyAsked(),
@@ -161,6 +161,7 @@ def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event
         assert changed.is_deleting <= (changed.state is State.SHUTDOWN)
         assert record.state is State.CREATED or changed.state is not State.CREATED
         assert (changed.runtime is None) or changed.state not in (State.STOPPED, State.STANDBY)
+        assert changed.becoming is None or changed.becoming is not changed.state
         if changed.state not in (State.UNKNOWN, State.SHUTDOWN):
             assert (changed.capture is not None) == (changed.state is State.STANDBY or is_waking(changed))
         record = changed
@@ -252,9 +253,9 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (RUNNING, VmmExited(None, "of the run before", 3.0, FORMER), State.RUNNING, ()),
         (RUNNING, VmmExited(None, "of this run", 3.0, RUNTIME), State.STOPPED, (Release(),)),
         (STARTING, ActionFailed(ERROR), State.INITIALIZING, ()),
-        (NEW, BeginCopy(POINT), State.CREATED, (Copy(POINT, False),)),
-        (NEW, Copied(LAYER, CAPTURE, is_half_made=True, at=1.0), State.STANDBY, ()),
-        (NEW, Copied(LAYER, None, is_half_made=False, at=1.0), State.STOPPED, ()),
+        (NEW, BeginCopy(POINT), State.CREATED, (Copy(POINT, None),)),
+        (NEW, Copied(LAYER, CAPTURE, State.RUNNING, 1.0), State.STANDBY, ()),
+        (NEW, Copied(LAYER, None, State.STOPPED, 1.0), State.STOPPED, ()),
         (RUNNING, StandbyAsked(), State.PAUSED, (Suspend(),)),
         (PAUSED, Suspended(CAPTURE, 2.0), State.STANDBY, (Release(),)),
         (PAUSED, SuspendFailed(ERROR), State.RUNNING, ()),

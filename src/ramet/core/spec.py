@@ -158,7 +158,7 @@ class InstanceRecord:
     """The stored whole. `layer` is the disk's top; times are Unix seconds; `generation` counts changes.
 
     `capture` is the stored memory that it wakes from: not None while it sleeps, and until it has woken.
-    `is_half_made`: whoever asked for it has not got it yet; without him it is to go.
+    `becoming` is what whoever asked for it waits for; until it is that, a daemon that starts removes it.
     """
 
     spec: InstanceSpec
@@ -173,7 +173,7 @@ class InstanceRecord:
     stopped_at: float | None = None
     generation: int = 0
     is_deleting: bool = False
-    is_half_made: bool = False
+    becoming: State | None = None
 
     @property
     def id(self) -> InstanceId:
@@ -203,6 +203,8 @@ class InstanceRecord:
         raw["spec"] = InstanceSpec.from_dict(raw["spec"])
         raw["identity"] = InstanceIdentity(**raw["identity"])
         raw["state"] = State(raw["state"])
+        becoming = raw.get("becoming")
+        raw["becoming"] = None if becoming is None else State(becoming)
         raw["runtime"] = raw["runtime"] and Runtime(**raw["runtime"])
         raw["exit"] = raw["exit"] and Exit(**raw["exit"])
         return cls(**raw)

@@ -222,9 +222,9 @@ class SitePerformer:
                 await self._boot(record, emit)
             case Fork(source):
                 await self._fork(record, source, emit)
-            case Copy(point, is_half_made):
+            case Copy(point, becoming):
                 layer = await copy(site, record, point)
-                emit(Copied(layer, point.capture, is_half_made, time.time()))
+                emit(Copied(layer, point.capture, becoming, time.time()))
             case Start():
                 await self._start(record, emit)
             case Suspend():

@@ -202,7 +202,7 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
     if record.id in vmms.held:
         return _adopt_held(site, record, vmms.held[record.id])
     silent = vmms.silent.get(record.id)
-    if record.is_deleting or record.is_half_made:
+    if record.is_deleting or record.becoming is not None:
         # Of a destruction that had begun, nobody knows how far it came: its layers may be gone.
         runtime = silent.runtime if silent else None
         return replace(record, is_deleting=False, state=State.UNKNOWN, runtime=runtime), DeleteAsked()
@@ -253,7 +253,7 @@ def _adopt_held(site: Site, record: InstanceRecord, held: Held) -> tuple[Instanc
     except LayerBroken as error:
         log.warning("running_instance_has_lost_its_disk", instance=record.id, error=str(error))
         return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), None
-    if record.is_deleting or record.is_half_made:
+    if record.is_deleting or record.becoming is not None:
         return replace(record, is_deleting=False, state=State.UNKNOWN, layer=layer), DeleteAsked()
     return record, Found(held.vm.runtime, layer)
 

@@ -380,8 +380,7 @@ class Fleet:
         self, point: RestorePoint, spec: InstanceSpec, source: InstanceId, name: str, target: State
     ) -> Forked:
         actor = self._mint(name, spec.for_fork(), parent=source)
-        stands = State.STOPPED if point.capture is None else State.STANDBY
-        actor.tell(BeginCopy(point, is_half_made=target is not stands))
+        actor.tell(BeginCopy(point, becoming=target))
         return await self._see_through(lambda: self._finish_child(actor, target))
 
     async def _finish_child(self, actor: Actor, target: State) -> Forked:
@@ -392,7 +391,7 @@ class Fleet:
         except RametError as error:
             await self._remove_failed(actor, error)
             raise
-        if actor.record.is_half_made:
+        if actor.record.becoming is not None:
             await actor.inform(Completed())
         return self._view(actor.record), self._host.timings_ms(actor.record.id)
 

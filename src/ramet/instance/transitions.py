@@ -57,11 +57,11 @@ class BeginFork:
 class BeginCopy:
     """The instance has just been minted: have it stand where `point` does.
 
-    With `is_half_made` that is only the way to what it is to be.
+    Where it is `becoming` something, that is only the way there.
     """
 
     point: RestorePoint
-    is_half_made: bool = False
+    becoming: State | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,13 +70,13 @@ class Copied:
 
     layer: LayerId
     capture: CaptureId | None
-    is_half_made: bool
+    becoming: State | None
     at: float
 
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """It is what whoever asked for it wanted."""
+    """Whoever asked for it takes it as it is: it ended by itself on the way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +288,7 @@ class Copy:
     """Give it a disk over that of `point`, and that memory. Ends in Copied or Failed."""
 
     point: RestorePoint
-    is_half_made: bool
+    becoming: State | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +389,8 @@ def step(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Ac
     changed, actions = _decide(record, event)
     if changed is record:
         return record, actions
-    return replace(changed, generation=record.generation + 1), actions
+    becoming = None if changed.becoming is changed.state else changed.becoming
+    return replace(changed, becoming=becoming, generation=record.generation + 1), actions
 
 
 def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
@@ -458,20 +459,20 @@ def _decide_making(record: InstanceRecord, event: Event) -> tuple[InstanceRecord
             return record, (Boot(),)
         case BeginFork(source):
             return record, (Fork(source),)
-        case BeginCopy(point, is_half_made):
-            return record, (Copy(point, is_half_made),)
-        case Copied(layer, capture, is_half_made, at) if record.state is State.CREATED:
+        case BeginCopy(point, becoming):
+            return record, (Copy(point, becoming),)
+        case Copied(layer, capture, becoming, at) if record.state is State.CREATED:
             copied = replace(
                 record,
                 state=State.STOPPED if capture is None else State.STANDBY,
                 layer=layer,
                 capture=capture,
-                is_half_made=is_half_made,
+                becoming=becoming,
                 stopped_at=at,
             )
             return copied, ()
-        case Completed() if record.is_half_made:
-            return replace(record, is_half_made=False), ()
+        case Completed() if record.becoming is not None:
+            return replace(record, becoming=None), ()
         case Booted(runtime, layer, at) if record.state is State.CREATED or is_starting(record):
             booted = replace(record, state=State.INITIALIZING, runtime=runtime, layer=layer, started_at=at)
             return booted, (Watch(), AwaitGuest())

@@ -122,12 +122,16 @@ class CaptureStore:
         self._holders: defaultdict[CaptureId, set[str]] = defaultdict(set)
         self._held_by: defaultdict[str, set[CaptureId]] = defaultdict(set)
         self._given_up = anyio.Event()
+        self._not_given_up: set[Path] = set()
 
     async def run(self) -> None:
         """Delete what is given up, until cancelled; what a cancelled one leaves, the next finds."""
         while True:
             self._given_up = anyio.Event()
             is_done = await to_thread.run_sync(self._delete_gone)
+            for folder in tuple(self._not_given_up):
+                self._give_up(folder)
+            is_done = is_done and not self._not_given_up
             with anyio.move_on_after(math.inf if is_done else DELETE_RETRY_S):
                 await self._given_up.wait()
 
@@ -243,11 +247,14 @@ class CaptureStore:
         try:
             folder.rename(folder.with_name(folder.name + _GONE_SUFFIX))
         except FileNotFoundError:
-            return  # It never came to be.
+            pass  # It never came to be.
         except OSError as error:
-            # The next start's sweep finds it.
-            log.warning("capture_not_given_up", capture=folder.name, error=str(error))
+            if folder not in self._not_given_up:
+                log.warning("capture_not_given_up", capture=folder.name, error=str(error))
+                self._not_given_up.add(folder)
+                self._given_up.set()
             return
+        self._not_given_up.discard(folder)
         self._given_up.set()
 
     def _delete_gone(self) -> bool:
