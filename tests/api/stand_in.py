@@ -23,6 +23,7 @@ from ramet.admission.demand import Demand, Resource
 from ramet.admission.ledger import Limit
 from ramet.admission.report import DiskUse, HostReport, Line
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
@@ -190,7 +191,7 @@ class StandInFleet:
 
     `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
     names that cannot be made; `files` the root of every guest; `degraded` why none is limited as asked;
-    `limits` what instances are admitted to.
+    `limits` what instances are admitted to; `compression` what the last standby said.
     """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
@@ -199,6 +200,7 @@ class StandInFleet:
     failing: set[str] = field(default_factory=set)
     files: StandInFiles = field(default_factory=StandInFiles)
     degraded: str | None = None
+    compression: CompressionAsk | None = None
     limits: tuple[Limit, ...] = (
         Limit(Resource.CPU, 2, 1000.0),
         Limit(Resource.MEMORY, 2 << 40, source="configured"),
@@ -285,11 +287,12 @@ class StandInFleet:
         found = self.get(ref).record.state
         return WaitOutcome(found, "", timed_out=found is not state)
 
-    async def standby(self, ref: str) -> InstanceView:
+    async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:
         record = self.get(ref).record
         if record.state is not State.RUNNING:
             raise WrongState(f"{record.name} is {record.state}", remedy=remedies.to_run(record))
         self.set(record.name, State.STANDBY)
+        self.compression = compression
         return self.get(ref)
 
     async def restore(self, ref: str) -> InstanceView:

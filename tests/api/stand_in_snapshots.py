@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
@@ -36,6 +37,7 @@ class StandInSnapshots:
         """Whether what is exported breaks off."""
         self.cut: list[RametError] = []
         """How streams that were imported broke off."""
+        self.memory: dict[str, MemoryState] = {}
 
     def put(
         self,
@@ -90,8 +92,16 @@ class StandInSnapshots:
             raise SnapshotAmbiguous(f"{len(found)} snapshots are called {ref}", remedy="use the id")
         return found[0]
 
+    def memory_state(self, snapshot: SnapshotRecord) -> MemoryState | None:
+        return None if snapshot.point.capture is None else self.memory.get(snapshot.id, MemoryState())
+
     async def create(
-        self, instance: str, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]
+        self,
+        instance: str,
+        kind: SnapshotKind,
+        name: str | None,
+        tags: Mapping[str, str],
+        compression: CompressionAsk = NOT_SAID,
     ) -> SnapshotRecord:
         source = self._fleet.get(instance).record
         if source.state not in NEEDS[kind]:
@@ -99,7 +109,10 @@ class StandInSnapshots:
             raise WrongState(f"{source.name} is {source.state}", remedy=remedy)
         if name is not None and self.list(source=source.id, name=name):
             raise SnapshotNameTaken(f"the instance has a snapshot called {name}", remedy="choose another")
-        return self.put(source.id, kind, name, tags)
+        record = self.put(source.id, kind, name, tags)
+        if compression.how is not None:
+            self.memory[record.id] = MemoryState("compressing", compression.how)
+        return record
 
     async def delete(self, ref: str) -> None:
         del self.records[self.get(ref).id]

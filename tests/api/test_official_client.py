@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 import httpx
 import hypeman
@@ -15,9 +15,13 @@ from websockets.exceptions import InvalidStatus
 
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
+from ramet.core.compression import Compression, CompressionAlgorithm, CompressionAsk, MemoryState
 from ramet.core.spec import State
 from ramet.instance.fleet_types import WindowSize
 from tests.api.stand_in import Served, token
+
+if TYPE_CHECKING:
+    from hypeman.types.shared_params import SnapshotCompressionConfig
 
 IMAGE = "docker.io/library/alpine:latest"
 
@@ -110,8 +114,6 @@ def test_it_puts_an_instance_to_standby_and_wakes_it(client: Hypeman) -> None:
     assert [found.name for found in client.instances.list(state="Standby")] == ["web"]
     with pytest.raises(hypeman.ConflictError, match="invalid_state"):
         client.instances.standby("web")
-    with pytest.raises(hypeman.InternalServerError, match="compression is not supported yet"):
-        client.instances.standby("web", compression={"enabled": True, "algorithm": "lz4"})
     woken = client.instances.restore("web")
     assert (woken.state, woken.has_snapshot) == ("Running", False)
     with pytest.raises(hypeman.ConflictError, match="invalid_state"):
@@ -166,8 +168,61 @@ def test_it_is_told_why_a_snapshot_cannot_be_taken(client: Hypeman) -> None:
         client.instances.snapshots.create("web", kind="Standby", name="Warm")
     with pytest.raises(hypeman.NotFoundError, match="instance_not_found"):
         client.instances.snapshots.create("nobody", kind="Standby")
-    with pytest.raises(hypeman.InternalServerError, match="compression is not supported yet"):
-        client.instances.snapshots.create("web", kind="Standby", compression={"enabled": True})
+
+
+def test_it_says_how_sleeping_memory_is_compressed(client: Hypeman, served: Served) -> None:
+    for wanted, heard in (
+        ({"enabled": True}, Compression(CompressionAlgorithm.ZSTD, 1)),
+        ({"enabled": True, "algorithm": "zstd", "level": 19}, Compression(CompressionAlgorithm.ZSTD, 19)),
+        ({"enabled": True, "algorithm": "lz4"}, Compression(CompressionAlgorithm.LZ4, 0)),
+        ({"enabled": False, "level": 77}, None),
+    ):
+        served.fleet.put("web")
+        client.instances.standby(
+            "web", compression=cast("SnapshotCompressionConfig", wanted), compression_delay="1m30s"
+        )
+        assert served.fleet.compression == CompressionAsk(heard, is_said=True, delay_s=90)
+        client.instances.delete("web")
+    served.fleet.put("web")
+    client.instances.standby("web", compression_delay="5s")
+    assert served.fleet.compression == CompressionAsk(delay_s=5)
+
+
+def test_a_snapshot_tells_how_its_memory_lies_on_the_disk(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    made = client.instances.snapshots.create(
+        "web", kind="Standby", compression={"enabled": True, "algorithm": "lz4", "level": 9}
+    )
+    assert made.compression is not None
+    assert (made.compression.enabled, made.compression.algorithm, made.compression.level) == (True, "lz4", 9)
+    assert (made.compression_state, made.compressed_size_bytes) == ("compressing", None)
+    how = served.snapshots.memory[made.id].how
+    served.snapshots.memory[made.id] = MemoryState("compressed", how, compressed_bytes=30 << 20)
+    (done,) = client.snapshots.list()
+    assert (done.compression_state, done.compressed_size_bytes) == ("compressed", 30 << 20)
+    assert (done.size_bytes, done.uncompressed_size_bytes) == (31 << 20, 90 << 20)
+    served.snapshots.memory[made.id] = MemoryState("error", how, error="the disk is full")
+    failed = client.snapshots.get(made.id)
+    assert (failed.compression_state, failed.compression_error) == ("error", "the disk is full")
+    assert failed.size_bytes == 91 << 20
+
+
+def test_compression_that_cannot_be_is_refused(client: Hypeman, served: Served) -> None:
+    served.fleet.put("web")
+    for wanted, named in (
+        ({"enabled": True, "algorithm": "gzip"}, "gzip"),
+        ({"enabled": True, "level": 20}, "1 to 19"),
+        ({"enabled": True, "algorithm": "lz4", "level": -1}, "0 to 9"),
+    ):
+        compression = cast("SnapshotCompressionConfig", wanted)
+        with pytest.raises(hypeman.BadRequestError, match=named):
+            client.instances.standby("web", compression=compression)
+        with pytest.raises(hypeman.BadRequestError, match=named):
+            client.instances.snapshots.create("web", kind="Standby", compression=compression)
+    served.fleet.set("web", State.STOPPED)
+    with pytest.raises(hypeman.BadRequestError, match="no memory to compress"):
+        client.instances.snapshots.create("web", kind="Stopped", compression={"enabled": True})
+    client.instances.snapshots.create("web", kind="Stopped", compression={"enabled": False})
 
 
 def test_it_goes_back_to_a_snapshot_in_place(client: Hypeman) -> None:

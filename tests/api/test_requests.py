@@ -320,19 +320,6 @@ def test_an_instances_own_snapshot_is_meant_where_several_have_the_name(
     assert (answer.status_code, answer.json()["code"]) == (409, "foreign_snapshot")
 
 
-@pytest.mark.parametrize("field", ["compression", "compression_delay"])
-def test_compression_is_refused_by_name_unless_it_is_off(
-    http: httpx.Client, served: Served, field: str
-) -> None:
-    served.fleet.put("web")
-    wanted = {"compression": {"enabled": True}, "compression_delay": "30s"}[field]
-    off = {"compression": {"enabled": False}, "compression_delay": "0s"}[field]
-    answer = http.post("/instances/web/standby", json={field: wanted})
-    assert (answer.status_code, answer.json()["fields"]["field"]) == (501, field)
-    answer = http.post("/instances/web/standby", json={field: off})
-    assert (answer.status_code, answer.json()["state"]) == (200, "Standby")
-
-
 def test_an_image_that_only_a_snapshot_stands_on_is_in_use(http: httpx.Client, served: Served) -> None:
     create(http)
     served.snapshots.put("web", name="snap")

@@ -12,10 +12,10 @@ from ramet.api.image_routes import find_or_pull
 from ramet.api.ports import CatalogPort, FleetPort, LogSource
 from ramet.api.stream import EventStream
 from ramet.api.types import (
-    check_compression,
     check_create,
     check_name,
     tag_filter,
+    to_compression,
     to_instance,
     to_spec,
     to_start,
@@ -93,8 +93,8 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
     @routes.post("/{id}/standby")
     async def standby_instance(id: str, body: StandbyInstance | None = None) -> wire.Instance:
         body = body or StandbyInstance()
-        check_compression(body.compression, body.compression_delay)
-        return to_instance(await fleet.standby(id), facts)
+        ask = to_compression(body.compression, body.compression_delay)
+        return to_instance(await fleet.standby(id, ask), facts)
 
     @routes.post("/{id}/restore")
     async def restore_instance(id: str) -> wire.Instance:

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from ramet.admission.demand import Demand
 from ramet.admission.report import DiskUse, HostReport
+from ramet.core.compression import CompressionAsk, MemoryState
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceSpec, State
@@ -50,8 +51,8 @@ class FleetPort(Protocol):
 
     async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome: ...
 
-    async def standby(self, ref: str) -> InstanceView:
-        """Store the memory of a running instance and end its VMM."""
+    async def standby(self, ref: str, compression: CompressionAsk = ...) -> InstanceView:
+        """Store the memory of a running instance and end its VMM; later it may be compressed."""
         ...
 
     async def restore(self, ref: str) -> InstanceView:
@@ -120,10 +121,19 @@ class SnapshotsPort(Protocol):
         """
         ...
 
+    def memory_state(self, snapshot: SnapshotRecord) -> MemoryState | None:
+        """Return how its memory lies on the disk; None: it has none."""
+        ...
+
     async def create(
-        self, instance: str, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]
+        self,
+        instance: str,
+        kind: SnapshotKind,
+        name: str | None,
+        tags: Mapping[str, str],
+        compression: CompressionAsk = ...,
     ) -> SnapshotRecord:
-        """Take one of an instance, which goes on."""
+        """Take one of an instance, which goes on; later its memory may be compressed."""
         ...
 
     async def delete(self, ref: str) -> None: ...

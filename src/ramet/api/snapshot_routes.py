@@ -11,16 +11,18 @@ from ramet.api.files_routes import ArchiveStream, body_of
 from ramet.api.forks import answer_many, answer_one, names_of
 from ramet.api.ports import FleetPort, SnapshotsPort
 from ramet.api.types import (
-    check_compression,
     check_name,
     check_tags,
     check_target_hypervisor,
     tag_filter,
+    to_compression,
     to_instance,
     to_kind,
     to_snapshot,
     to_target,
 )
+from ramet.core.errors import Invalid
+from ramet.core.snapshot import SnapshotKind
 from ramet.wire_api import instances as wire_instances
 from ramet.wire_api import snapshots as wire
 from ramet.wire_api.errors import Error
@@ -50,7 +52,7 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
             name=name,
             tags=tag_filter(request),
         )
-        shown = tuple(to_snapshot(record) for record in found)
+        shown = tuple(to_snapshot(record, snapshots.memory_state(record)) for record in found)
         return Response(_SNAPSHOTS.dump_json(shown), media_type="application/json")
 
     @routes.get("/snapshots/{snapshot_id}/export", response_class=ArchiveStream, status_code=HTTPStatus.OK)
@@ -65,7 +67,8 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
 
     @routes.get("/snapshots/{snapshot_id}")
     async def get_snapshot(snapshot_id: str) -> wire.Snapshot:
-        return to_snapshot(snapshots.get(snapshot_id))
+        record = snapshots.get(snapshot_id)
+        return to_snapshot(record, snapshots.memory_state(record))
 
     @routes.delete("/snapshots/{snapshot_id}", status_code=HTTPStatus.NO_CONTENT)
     async def delete_snapshot(snapshot_id: str) -> None:
@@ -74,12 +77,19 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
     @routes.post("/instances/{id}/snapshots", status_code=HTTPStatus.CREATED)
     async def create_snapshot(id: str, body: wire.CreateSnapshot) -> wire.Snapshot:
         kind = to_kind(body.kind)
-        check_compression(body.compression)
+        ask = to_compression(body.compression)
+        if kind is SnapshotKind.STOPPED and ask.how is not None:
+            raise Invalid(
+                "a snapshot of kind Stopped has no memory to compress",
+                remedy="leave out compression",
+                field="compression",
+            )
         if body.name is not None:
             check_name(body.name, "a snapshot")
         check_tags(body.tags or {})
         source = fleet.get(id).record.id
-        return to_snapshot(await snapshots.create(source, kind, body.name, body.tags or {}))
+        record = await snapshots.create(source, kind, body.name, body.tags or {}, ask)
+        return to_snapshot(record, snapshots.memory_state(record))
 
 
 def _add_uses(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort, facts: HostFacts) -> None:

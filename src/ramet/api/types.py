@@ -13,6 +13,7 @@ from fastapi import Request
 
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
+from ramet.core.compression import Compression, CompressionAsk, MemoryState
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
@@ -241,16 +242,18 @@ def to_kind(text: str) -> SnapshotKind:
         raise Invalid(f"{text[:40]!r} is no kind of snapshot", remedy=remedy, field="kind") from error
 
 
-def check_compression(compression: SnapshotCompression | None, delay: str | None = None) -> None:
-    """Raise Unsupported if stored memory is to be compressed.
+def to_compression(compression: SnapshotCompression | None, delay: str | None = None) -> CompressionAsk:
+    """Return what a request says of how stored memory is to be compressed.
 
     Raises:
-        Invalid: the delay is no duration.
+        Invalid: the delay is no duration, or there is no such algorithm or level. Where compression is off,
+            these two are not looked at.
     """
-    if compression is not None and compression.enabled:
-        raise _not_yet("compression")
-    if delay is not None and not _is_zero_time(delay):
-        raise _not_yet("compression_delay")
+    delay_s = 0.0 if delay is None else parse_duration(delay)
+    if compression is None:
+        return CompressionAsk(delay_s=delay_s)
+    how = Compression.of(compression.algorithm, compression.level) if compression.enabled else None
+    return CompressionAsk(how, is_said=True, delay_s=delay_s)
 
 
 def check_target_hypervisor(name: str | None, snapshot: SnapshotRecord) -> None:
@@ -344,9 +347,11 @@ def to_fork_result(outcome: ForkOutcome, facts: HostFacts) -> wire.ForkResult:
     )
 
 
-def to_snapshot(record: SnapshotRecord) -> wire_snapshots.Snapshot:
-    """Return `record` as the API shows it."""
-    has_memory = record.kind is SnapshotKind.STANDBY
+def to_snapshot(record: SnapshotRecord, memory: MemoryState | None) -> wire_snapshots.Snapshot:
+    """Return `record`, whose memory lies on the disk as `memory` says, as the API shows it."""
+    compressed_bytes = None if memory is None else memory.compressed_bytes
+    memory_bytes = record.memory_bytes if compressed_bytes is None else compressed_bytes
+    how = None if memory is None else memory.how
     return wire_snapshots.Snapshot(
         id=record.id,
         kind=record.kind.value,
@@ -354,11 +359,14 @@ def to_snapshot(record: SnapshotRecord) -> wire_snapshots.Snapshot:
         source_instance_name=record.source_name,
         source_hypervisor=record.spec.hypervisor,
         created_at=_time(record.created_at),
-        size_bytes=record.memory_bytes + record.disk_bytes,
+        size_bytes=memory_bytes + record.disk_bytes,
         name=record.name,
         tags=record.tags,
-        compression_state="none" if has_memory else None,
-        uncompressed_size_bytes=record.memory_bytes if has_memory else None,
+        compression_state=None if memory is None else memory.state,
+        compression=None if how is None else SnapshotCompression(True, how.algorithm.value, how.level),
+        compression_error=(memory.error or None) if memory is not None else None,
+        compressed_size_bytes=compressed_bytes,
+        uncompressed_size_bytes=None if memory is None else record.memory_bytes,
     )
 
 

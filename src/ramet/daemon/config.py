@@ -8,7 +8,7 @@ import stat
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 import yaml
 from pydantic import (
@@ -19,6 +19,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveInt,
     ValidationError,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -35,6 +36,7 @@ from ramet.admission.capacity import (
     NETWORK_RATIO,
     CapacityConfig,
 )
+from ramet.core.compression import Compression
 from ramet.core.errors import Invalid
 from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
 from ramet.core.units import parse_rate, parse_size
@@ -165,6 +167,32 @@ class ForkSettings(BaseModel, extra="forbid"):
     width: PositiveInt | None = None
 
 
+class CompressionSettings(BaseModel, extra="forbid"):
+    """How stored memory is compressed if a request does not say; `level` None: the algorithm's first."""
+
+    enabled: bool = False
+    algorithm: str = "zstd"
+    level: int | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        try:
+            Compression.of(self.algorithm, self.level)
+        except Invalid as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def how(self) -> Compression | None:
+        """Return what the daemon understands; None: not at all."""
+        return Compression.of(self.algorithm, self.level) if self.enabled else None
+
+
+class SnapshotSettings(BaseModel, extra="forbid"):
+    """How memory is stored, of what sleeps and of snapshots."""
+
+    compression_default: CompressionSettings = CompressionSettings()
+
+
 class LoggingSettings(BaseModel, extra="forbid"):
     """How much is kept of each log of an instance: rotated at `max_size`, `max_files` older are kept."""
 
@@ -226,6 +254,7 @@ class Settings(BaseSettings):
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
     forks: ForkSettings = ForkSettings()
+    snapshot: SnapshotSettings = SnapshotSettings()
     logging: LoggingSettings = LoggingSettings()
     otel: OtelSettings = OtelSettings()
     capacity: CapacitySettings = CapacitySettings()

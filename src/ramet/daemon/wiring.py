@@ -80,6 +80,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             kit,
             Stages(drivers[settings.hypervisor.default].accelerator, settings.forks.width),
             admission=admission,
+            compression=settings.snapshot.compression_default.how(),
         )
         stack.push_async_callback(_let_go, site)
         catalog = SnapshotCatalog(folder.snapshots, site.layers, site.captures)

@@ -15,6 +15,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from ramet.core.compression import CompressionAsk
 from ramet.core.errors import RametError, Unsupported
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceRecord, RestorePoint
@@ -81,8 +82,8 @@ class SourceCaptures:
         self.stored = Flights(self._take_stored, group)
         """Of memory on the disk, for what is to outlive us."""
 
-    async def suspend(self, source: InstanceId) -> None:
-        """Store the memory of a running instance, tell it so, and end its VMM.
+    async def suspend(self, source: InstanceId, compression: CompressionAsk) -> None:
+        """Store the memory of a running instance, tell it so, and end its VMM; later it may be compressed.
 
         Raises:
             RametError: it did not work; the instance runs on.
@@ -102,6 +103,9 @@ class SourceCaptures:
         try:
             async with rig.capturing:
                 with captures.draft(capture, record.spec.memory_bytes, holder) as draft:
+                    how = compression.resolve(self._site.compression)
+                    if how is not None:
+                        draft.compress_later(how, compression.delay_s)
                     try:
                         await suspend(vm, RigWorkload(rig, self._group), draft, end)
                     finally:

@@ -11,6 +11,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup
 
+from ramet.core.compression import CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, InstanceSpec, RestorePoint, State
@@ -227,8 +228,8 @@ class SitePerformer:
                 emit(Copied(layer, point.capture, becoming, time.time()))
             case Start():
                 await self._start(record, emit)
-            case Suspend():
-                await self._suspend(record, emit)
+            case Suspend(compression):
+                await self._suspend(record, compression, emit)
             case Interrupt():
                 if record.id in self._suspending:
                     self._suspending[record.id].cancel()
@@ -293,12 +294,12 @@ class SitePerformer:
             return
         emit(Booted(rig.vm.runtime, layer, time.time()))
 
-    async def _suspend(self, record: InstanceRecord, emit: Emit) -> None:
+    async def _suspend(self, record: InstanceRecord, compression: CompressionAsk, emit: Emit) -> None:
         with anyio.CancelScope() as scope:
             self._suspending[record.id] = scope
             try:
                 with operation("standby", hypervisor=record.spec.hypervisor, instance=record.id):
-                    await self._captures.suspend(record.id)
+                    await self._captures.suspend(record.id, compression)
             finally:
                 del self._suspending[record.id]
         if scope.cancelled_caught:

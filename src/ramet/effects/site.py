@@ -10,6 +10,7 @@ import anyio
 
 from ramet.admission.admission import Admission
 from ramet.boot.kit import BootKit
+from ramet.core.compression import Compression
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, InstanceSpec
 from ramet.disks.layers import LayerStore
@@ -81,7 +82,8 @@ def limits_of(spec: InstanceSpec) -> RateLimits:
 class Site:
     """The open parts of this host: `drivers` by name, `rigs` the instances whose VMM we hold.
 
-    `admission` refuses nothing unless it was given limits.
+    `admission` refuses nothing unless it was given limits. `compression` is how stored memory is compressed
+    if nobody says otherwise, None: not at all.
     """
 
     folder: DataFolder
@@ -95,6 +97,7 @@ class Site:
     stages: Stages
     rigs: dict[InstanceId, Rig] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
+    compression: Compression | None = None
 
     def instance_folder(self, instance: InstanceId) -> Path:
         return self.folder.instance(instance)

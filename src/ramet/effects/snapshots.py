@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Conflict, Invalid
 from ramet.core.ids import SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
@@ -55,10 +56,22 @@ class NamedSnapshots:
         """
         return self._catalog.get(ref)
 
+    def memory_state(self, snapshot: SnapshotRecord) -> MemoryState | None:
+        """Return how the memory of a snapshot lies on the disk; None: it has none."""
+        capture = snapshot.point.capture
+        return None if capture is None else self._site.captures.compressor.state(capture)
+
     async def create(
-        self, instance: str, kind: SnapshotKind, name: str | None, tags: Mapping[str, str]
+        self,
+        instance: str,
+        kind: SnapshotKind,
+        name: str | None,
+        tags: Mapping[str, str],
+        compression: CompressionAsk = NOT_SAID,
     ) -> SnapshotRecord:
         """Take a snapshot of an instance, which goes on; durable when this returns.
+
+        Its memory is compressed afterwards, in the background, if `compression` says so.
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
@@ -87,6 +100,9 @@ class NamedSnapshots:
                 resident_bytes = 0
                 if point.capture is not None:
                     resident_bytes = self._site.captures.manifest(point.capture).resident_bytes
+                    how = compression.resolve(self._site.compression)
+                    if how is not None:
+                        self._site.captures.compress(point.capture, how)
                 snapshot = SnapshotRecord(
                     id=SnapshotId(mint_id()),
                     name=name,

@@ -31,7 +31,7 @@ async def wake(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
     with phase("clear"):
         await end_unheld(site, record)  # A VMM may have outlived the failure of its end.
         await release(site, record)
-    with site.captures.opened(record.capture) as capture:
+    async with site.captures.opened(record.capture) as capture:
         layer = site.layers.create_on(record.layer, record.spec.overlay_bytes)
         try:
             async with ended_on_failure(site, record), AsyncExitStack() as until_started:

@@ -16,6 +16,7 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
+from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, State
@@ -223,8 +224,10 @@ class Fleet:
         await self._start(actor, StartAsked(entrypoint, cmd))
         return self._view(actor.record)
 
-    async def standby(self, ref: str) -> InstanceView:
+    async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:
         """Store the memory of a running instance and end its VMM; returns when it sleeps.
+
+        Its memory is compressed afterwards, in the background, if `compression` says so.
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
@@ -233,7 +236,7 @@ class Fleet:
             RametError: its memory could not be stored; it runs on.
         """
         actor = self._actor(ref)
-        await self._put_to_sleep(actor)
+        await self._put_to_sleep(actor, compression)
         return self._view(actor.record)
 
     async def restore(self, ref: str) -> InstanceView:
@@ -436,8 +439,8 @@ class Fleet:
         if actor.failure is not None:
             raise actor.failure
 
-    async def _put_to_sleep(self, actor: Actor) -> None:
-        await actor.ask(StandbyAsked())
+    async def _put_to_sleep(self, actor: Actor, compression: CompressionAsk = NOT_SAID) -> None:
+        await actor.ask(StandbyAsked(compression))
         record = await actor.wait_until(lambda record: record.state is not State.PAUSED)
         if actor.failure is not None:
             raise actor.failure

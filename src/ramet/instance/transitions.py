@@ -32,6 +32,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
+from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import Exit, InstanceRecord, InstanceSpec, RestorePoint, Runtime, State
@@ -127,7 +128,9 @@ class StartAsked:
 
 @dataclass(frozen=True, slots=True)
 class StandbyAsked:
-    """Somebody wants its memory stored and its VMM gone."""
+    """Somebody wants its memory stored, and compressed or not, and its VMM gone."""
+
+    compression: CompressionAsk = NOT_SAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +297,8 @@ class Copy:
 @dataclass(frozen=True, slots=True)
 class Suspend:
     """Store its memory and end its VMM. Ends in Suspended or SuspendFailed."""
+
+    compression: CompressionAsk = NOT_SAID
 
 
 @dataclass(frozen=True, slots=True)
@@ -505,10 +510,10 @@ def _decide_found(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
 
 def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
     match event:
-        case StandbyAsked():
+        case StandbyAsked(compression):
             if record.state is not State.RUNNING:
                 raise _wrong(record, "put to standby", remedies.to_run(record))
-            return replace(record, state=State.PAUSED), (Suspend(),)
+            return replace(record, state=State.PAUSED), (Suspend(compression),)
         case Suspended(capture, at) if record.state is State.PAUSED:
             asleep = replace(
                 record, state=State.STANDBY, capture=capture, runtime=None, state_error="", stopped_at=at

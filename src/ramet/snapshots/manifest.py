@@ -2,12 +2,33 @@
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Final, Self
+from typing import Any, Final, Self
 
+from ramet.core.compression import Compression, CompressionAlgorithm
 from ramet.core.ids import CaptureId
+from ramet.snapshots.compression import Compressed
 from ramet.vmm.port import CaptureFormat
 
+MANIFEST_FILE: Final = "manifest.json"
 SCHEMA: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """That its memory is to be compressed, not before Unix second `not_before`."""
+
+    how: Compression
+    not_before: float
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Read what `asdict` and JSON made of one.
+
+        Raises:
+            ValueError, TypeError, KeyError: they did not.
+        """
+        how = Compression(CompressionAlgorithm(raw["how"]["algorithm"]), raw["how"]["level"])
+        return cls(how, float(raw["not_before"]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,6 +36,7 @@ class Manifest:
     """What a stored capture is: by whom it can be loaded, and how large it is.
 
     `memory_bytes` is the guest's memory, `resident_bytes` what of it takes room; `created_at` Unix seconds.
+    `compressed` is there once its memory is there compressed, whether or not the other is there, too.
     """
 
     id: CaptureId
@@ -22,9 +44,11 @@ class Manifest:
     memory_bytes: int
     resident_bytes: int
     created_at: float
+    wanted: Wanted | None = None
+    compressed: Compressed | None = None
 
     def to_bytes(self) -> bytes:
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=1).encode() + b"\n"
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -37,4 +61,7 @@ class Manifest:
         if raw.pop("schema") != SCHEMA:
             raise ValueError(f"it is of another schema than {SCHEMA}")
         raw["format"] = CaptureFormat(**raw["format"])
+        for name, kind in (("wanted", Wanted), ("compressed", Compressed)):
+            if raw.get(name) is not None:
+                raw[name] = kind.from_dict(raw[name])
         return cls(**raw)

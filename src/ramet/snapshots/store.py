@@ -2,7 +2,7 @@
 
 ```
 captures/<id>/manifest.json      written last: without it there is no capture
-              ramet-memory       the guest's memory, sparse
+              ramet-memory       the guest's memory, sparse; or compressed, see `compressor`
               devices            the state of its devices
 captures/<id>.gone/              given up, to be deleted
 ```
@@ -17,8 +17,8 @@ import os
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -26,15 +26,16 @@ import anyio
 import structlog
 from anyio import to_thread
 
+from ramet.core.compression import Compression
 from ramet.core.errors import Broken
 from ramet.core.ids import CaptureId
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.stored_file import StoredFile
-from ramet.snapshots.manifest import Manifest
+from ramet.snapshots.compressor import Compressor, UnpackingFailed
+from ramet.snapshots.manifest import MANIFEST_FILE, Manifest, Wanted
 from ramet.store.paths import sync_folder, write_whole
 from ramet.vmm.port import MEMORY_FILE_NAME, Capture
 
-MANIFEST_FILE: Final = "manifest.json"
 DEVICES_FILE: Final = "devices"
 DELETE_RETRY_S: Final = 5.0
 """How soon a file that could not be deleted is tried again."""
@@ -56,6 +57,11 @@ class Draft:
     def __init__(self, id: CaptureId, folder: Path, capture: Capture) -> None:
         self.id, self.folder, self.capture = id, folder, capture
         self.manifest: Manifest | None = None
+        self._compression: tuple[Compression, float] | None = None
+
+    def compress_later(self, how: Compression, delay_s: float) -> None:
+        """Have its memory be compressed, `delay_s` after it is a capture."""
+        self._compression = how, delay_s
 
     async def write_out(self) -> None:
         """Have what it holds so far be on the disk, so that `commit` has less to do.
@@ -107,8 +113,13 @@ class Draft:
         capture = self.capture
         assert capture.format is not None, "it was filled"
         capture.seal()
-        memory = capture.memory
-        manifest = Manifest(self.id, capture.format, memory.size_bytes, memory.resident_bytes, time.time())
+        memory, now, wanted = capture.memory, time.time(), None
+        if self._compression is not None:
+            how, delay_s = self._compression
+            wanted = Wanted(how, now + delay_s)
+        manifest = Manifest(
+            self.id, capture.format, memory.size_bytes, memory.resident_bytes, now, wanted=wanted
+        )
         write_whole(self.folder / MANIFEST_FILE, manifest.to_bytes())
         sync_folder(self.folder.parent)
         return manifest
@@ -119,13 +130,22 @@ class CaptureStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self.compressor = Compressor(folder)
         self._holders: defaultdict[CaptureId, set[str]] = defaultdict(set)
         self._held_by: defaultdict[str, set[CaptureId]] = defaultdict(set)
         self._given_up = anyio.Event()
         self._not_given_up: set[Path] = set()
 
     async def run(self) -> None:
-        """Delete what is given up, until cancelled; what a cancelled one leaves, the next finds."""
+        """Delete what is given up and compress what is to be, until cancelled.
+
+        What a cancelled one leaves, the next finds.
+        """
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._delete_given_up)
+            group.start_soon(self.compressor.run)
+
+    async def _delete_given_up(self) -> None:
         while True:
             self._given_up = anyio.Event()
             is_done = await to_thread.run_sync(self._delete_gone)
@@ -156,6 +176,8 @@ class CaptureStore:
             capture.close()
             if draft.manifest is None:
                 self.release(capture_id, holder)
+            elif capture_id in self._holders:
+                self.compressor.note(draft.manifest)
 
     def hold(self, capture: CaptureId, holder: str) -> None:
         """Hold a capture by the name `holder`. Idempotent.
@@ -201,37 +223,58 @@ class CaptureStore:
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CaptureBroken(f"{file} cannot be read: {error}", capture=capture) from error
 
-    @contextmanager
-    def opened(self, capture: CaptureId) -> Iterator[Capture]:
-        """Open a capture, to start VMMs from it inside.
+    def compress(self, capture: CaptureId, how: Compression) -> None:
+        """Have the memory of a capture be compressed, unless it is. Durable.
+
+        Raises:
+            CaptureBroken: it is missing or damaged, or the disk refuses.
+        """
+        try:
+            self.compressor.want(self.manifest(capture), how)
+        except OSError as error:
+            raise _unwritable(error) from error
+
+    @asynccontextmanager
+    async def opened(self, capture: CaptureId) -> AsyncIterator[Capture]:
+        """Open a capture, to start VMMs from it inside. Compressed memory is decompressed first.
 
         Raises:
             CaptureBroken: it is missing or damaged.
         """
-        manifest, folder = self.manifest(capture), self._folder / capture
+        manifest = self.manifest(capture)
+        async with AsyncExitStack() as stack:
+            try:
+                memory = await stack.enter_async_context(self.compressor.raw(manifest))
+            except UnpackingFailed as error:
+                raise CaptureBroken(f"the stored memory {capture} {error}", capture=capture) from error
+            opened = self._open(manifest, memory)
+            stack.callback(opened.close)
+            yield opened
+
+    def _open(self, manifest: Manifest, memory_file: Path) -> Capture:
+        capture = manifest.id
         try:
-            memory = StoredFile.open(folder / MEMORY_FILE_NAME)
+            memory = StoredFile.open(memory_file)
         except OSError as error:
             raise _unreadable(capture, error) from error
         try:
-            devices = StoredFile.open(folder / DEVICES_FILE)
+            devices = StoredFile.open(self._folder / capture / DEVICES_FILE)
         except OSError as error:
             memory.close()
             raise _unreadable(capture, error) from error
         opened = Capture(memory, devices, manifest.format)
-        try:
-            if memory.size_bytes != manifest.memory_bytes:
-                raise CaptureBroken(f"the stored memory {capture} is cut off", capture=capture)
-            yield opened
-        finally:
+        if memory.size_bytes != manifest.memory_bytes:
             opened.close()
+            raise CaptureBroken(f"the stored memory {capture} is cut off", capture=capture)
+        return opened
 
     def sweep(self) -> list[CaptureId]:
-        """Give up what nobody holds, such as a crash left it; returns what that was."""
+        """Give up what nobody holds, such as a crash left it; returns what that was. Before `run`."""
         unheld = [CaptureId(path.name) for path in self._folder.iterdir() if path.suffix != _GONE_SUFFIX]
         unheld = [capture for capture in unheld if capture not in self._holders]
         for capture in unheld:
             self._give_up(self._folder / capture)
+        self.compressor.find(self._holders)
         self._given_up.set()  # There may be some of an earlier daemon.
         return unheld
 
@@ -244,6 +287,7 @@ class CaptureStore:
         self._held_by[holder].add(capture)
 
     def _give_up(self, folder: Path) -> None:
+        self.compressor.forget(CaptureId(folder.name))
         try:
             folder.rename(folder.with_name(folder.name + _GONE_SUFFIX))
         except FileNotFoundError:

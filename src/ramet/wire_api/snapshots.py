@@ -34,7 +34,8 @@ class Snapshot:
     """One snapshot: `kind` Standby (memory and disk) or Stopped (disk); times in RFC 3339 and UTC.
 
     `size_bytes` is what memory and disk take on the host's disk, also of what others share;
-    `uncompressed_size_bytes` the memory alone, null without one.
+    `uncompressed_size_bytes` the memory alone as it was stored, null without one. `compression_state` is
+    none, compressing (from when it is asked for), compressed or error; `compression` how.
     """
 
     id: str
@@ -47,6 +48,9 @@ class Snapshot:
     name: str | None = None
     tags: Mapping[str, str] | None = None
     compression_state: str | None = None
+    compression: SnapshotCompression | None = None
+    compression_error: str | None = None
+    compressed_size_bytes: int | None = None
     uncompressed_size_bytes: int | None = None
 
 

@@ -1,0 +1,192 @@
+"""Memory, compressed: only what is data of a sparse file, in one stream of zstd or lz4.
+
+Where the data belongs is not in the stream. Whoever compresses is told it, with a checksum, and keeps both.
+
+As a program it compresses at the lowest priority: `python -m ramet.snapshots.compression RAW PACKED ALGORITHM
+LEVEL`. A process of its own, and not a thread, because a thread of low priority that holds the interpreter's
+lock would hold up the daemon.
+"""
+
+import ctypes
+import errno
+import hashlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Self
+
+import lz4.frame
+
+from ramet.core.compression import Compression, CompressionAlgorithm
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+CHUNK_BYTES: Final = 1 << 20
+PLAIN_BYTES_MAX: Final = 4 << 20
+"""Of what one chunk is unpacked to at once."""
+NICENESS: Final = 19
+_PR_SET_PDEATHSIG: Final = 1  # <linux/prctl.h>
+
+
+class MemoryDamaged(ValueError):
+    """What was compressed is not what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compressed:
+    """What lies in a compressed file: `extents` are (offset, size) of the data in the sparse file, in bytes.
+
+    `size_bytes` is the compressed file's; `sha256` that of all data, in hex.
+    """
+
+    how: Compression
+    size_bytes: int
+    sha256: str
+    extents: tuple[tuple[int, int], ...]
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Read what `asdict` and JSON made of one.
+
+        Raises:
+            ValueError, TypeError, KeyError: they did not.
+        """
+        how = Compression(CompressionAlgorithm(raw["how"]["algorithm"]), raw["how"]["level"])
+        extents = tuple((int(offset), int(size)) for offset, size in raw["extents"])
+        return cls(how, int(raw["size_bytes"]), str(raw["sha256"]), extents)
+
+
+def compress(raw: Path, packed: Path, how: Compression) -> Compressed:
+    """Compress the data of the sparse file `raw` into the new file `packed`, durably. Blocks.
+
+    Raises:
+        OSError: one cannot be read, or the other not be written.
+    """
+    digest, extents = hashlib.sha256(), []
+    with raw.open("rb", buffering=0) as source, packed.open("xb", buffering=0) as sink:
+        stream, beginning = _compressor(how)
+        _write_all(sink, beginning)
+        for offset, size_bytes in data_extents(source.fileno()):
+            extents.append((offset, size_bytes))
+            for start in range(offset, offset + size_bytes, CHUNK_BYTES):
+                chunk = os.pread(source.fileno(), min(CHUNK_BYTES, offset + size_bytes - start), start)
+                if not chunk:
+                    raise OSError(errno.EIO, "the memory has been cut off")
+                digest.update(chunk)
+                _write_all(sink, stream.compress(chunk))
+        _write_all(sink, stream.flush())
+        os.fsync(sink.fileno())
+        size_bytes = os.fstat(sink.fileno()).st_size
+    return Compressed(how, size_bytes, digest.hexdigest(), tuple(extents))
+
+
+def decompress(packed: Path, raw: Path, compressed: Compressed, memory_bytes: int) -> None:
+    """Make `raw` again, a sparse file of `memory_bytes` bytes. Not durable; blocks.
+
+    Raises:
+        MemoryDamaged: `packed` is not what was compressed; there is no `raw` then.
+        OSError: as of `compress`; there is no `raw` then, either.
+    """
+    try:
+        with packed.open("rb", buffering=0) as source, raw.open("xb", buffering=0) as sink:
+            os.ftruncate(sink.fileno(), memory_bytes)
+            _place(_plain(source, compressed.how.algorithm), sink.fileno(), compressed)
+    except BaseException:
+        raw.unlink(missing_ok=True)
+        raise
+
+
+def data_extents(fd: int) -> Iterator[tuple[int, int]]:
+    """Yield (offset, size) of what is data in a sparse file, in bytes."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # There is none behind `end`.
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end - start
+
+
+def _place(plain: Iterator[bytes], fd: int, compressed: Compressed) -> None:
+    digest, extents = hashlib.sha256(), iter(compressed.extents)
+    offset, left = next(extents, (0, 0))
+    for chunk in plain:
+        digest.update(chunk)
+        view = memoryview(chunk)
+        while view:
+            if not left:
+                offset, left = next(extents, (0, 0))
+                if not left:
+                    raise MemoryDamaged("it holds more than was compressed")
+            written = os.pwrite(fd, view[:left], offset)
+            offset, left, view = offset + written, left - written, view[written:]
+    if left or digest.hexdigest() != compressed.sha256:
+        raise MemoryDamaged("it does not hold what was compressed")
+
+
+def _compressor(how: Compression) -> tuple[Any, bytes]:
+    """Return what compresses, and what the stream begins with."""
+    if how.algorithm is CompressionAlgorithm.ZSTD:
+        return zstd.ZstdCompressor(level=how.level), b""
+    frame = lz4.frame.LZ4FrameCompressor(compression_level=how.level)
+    return frame, frame.begin()
+
+
+def _plain(source: BinaryIO, algorithm: CompressionAlgorithm) -> Iterator[bytes]:
+    """Yield the content of a compressed file, whatever of it can be read; the rest is an error.
+
+    Raises:
+        MemoryDamaged: it is no such file, or cut off.
+    """
+    frame: Any = (
+        zstd.ZstdDecompressor()
+        if algorithm is CompressionAlgorithm.ZSTD
+        else lz4.frame.LZ4FrameDecompressor()
+    )
+    try:
+        while not frame.eof:
+            chunk = source.read(CHUNK_BYTES) if frame.needs_input else b""
+            if frame.needs_input and not chunk:
+                raise MemoryDamaged("it is cut off")
+            yield frame.decompress(chunk, PLAIN_BYTES_MAX)
+    except (zstd.ZstdError, RuntimeError, EOFError) as error:  # RuntimeError is lz4's.
+        raise MemoryDamaged(str(error)) from error
+
+
+def _write_all(sink: BinaryIO, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[sink.write(view) :]
+
+
+def _end_with(parent: int) -> None:
+    """Have the kernel end this process with its parent, which is `parent` unless it is gone already."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        sys.exit(1)
+
+
+def main(argv: list[str]) -> None:
+    """Compress as a program; what `compress` returns is written to stdout, as JSON."""
+    raw, packed, algorithm, level, parent = argv
+    _end_with(int(parent))
+    os.nice(NICENESS)
+    try:
+        done = compress(Path(raw), Path(packed), Compression(CompressionAlgorithm(algorithm), int(level)))
+    except OSError as error:
+        sys.exit(error.strerror)
+    json.dump(asdict(done), sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,278 @@
+"""Which stored memory is compressed, and when; and how it becomes memory again.
+
+```
+captures/<id>/ramet-memory               the memory, as it was stored; it wins over all others
+              memory.packed.part         being compressed
+              memory.packed              compressed; it counts once the manifest tells of it
+              unpacked/ramet-memory      made of it again, by this daemon: not durable, and gone with it
+              ramet-memory.gone          to be deleted
+```
+
+One at a time is compressed, in the background. Whoever needs the memory waits for none of it: he ends the
+compression and takes what is there. A daemon that is killed anywhere leaves memory, compressed or not, and a
+manifest that says what was wanted of it; the next begins again.
+"""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
+from functools import partial
+from os import getpid
+from pathlib import Path
+from typing import Final
+
+import anyio
+import structlog
+from anyio import to_thread
+
+from ramet.core.compression import Compression, MemoryState
+from ramet.core.ids import CaptureId
+from ramet.snapshots.compression import Compressed, MemoryDamaged, decompress
+from ramet.snapshots.manifest import MANIFEST_FILE, Manifest, Wanted
+from ramet.store.paths import PART_SUFFIX, sync_folder, write_whole
+from ramet.vmm.port import MEMORY_FILE_NAME
+
+PACKED_FILE: Final = "memory.packed"
+UNPACKED_FOLDER: Final = "unpacked"
+REST_S: Final = 60.0
+"""How long memory that somebody has used is left as it is."""
+_GONE_FILE: Final = f"{MEMORY_FILE_NAME}.gone"
+_READ_ONLY: Final = 0o400
+
+log = structlog.get_logger(__name__)
+
+
+class UnpackingFailed(Exception):
+    """The memory of a capture is gone or damaged, or there is no room for it; the text ends a sentence."""
+
+
+class _Unpacking:
+    """Memory that is being decompressed for all who wait for it."""
+
+    def __init__(self) -> None:
+        self.has_ended = anyio.Event()
+        self.failure = ""
+
+
+class Compressor:
+    """Compresses the stored memory of a folder of captures, and unpacks it. For the event loop's thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._due: dict[CaptureId, float] = {}
+        """When to see to a capture, in seconds of the monotonic clock."""
+        self._states: dict[CaptureId, MemoryState] = {}
+        self._uses: Counter[CaptureId] = Counter()
+        self._unpacking: dict[CaptureId, _Unpacking] = {}
+        self._job: tuple[CaptureId, anyio.CancelScope] | None = None
+        self._has_news = anyio.Event()
+
+    async def run(self) -> None:
+        """Compress what is due, until cancelled."""
+        while True:
+            self._has_news = anyio.Event()
+            now = time.monotonic()
+            capture = min(self._due, key=self._due.__getitem__, default=None)
+            if capture is None or self._due[capture] > now:
+                with anyio.move_on_after(math.inf if capture is None else self._due[capture] - now):
+                    await self._has_news.wait()
+                continue
+            del self._due[capture]
+            with anyio.CancelScope() as scope:
+                self._job = capture, scope
+                try:
+                    await self._see_to(capture)
+                finally:
+                    self._job = None
+
+    def state(self, capture: CaptureId) -> MemoryState:
+        """Return how the memory of a capture lies on the disk."""
+        return self._states.get(capture, MemoryState())
+
+    def note(self, manifest: Manifest) -> None:
+        """Have a new or a found capture be compressed when its manifest says so."""
+        if manifest.compressed is not None:
+            self._note_compressed(manifest.id, manifest.compressed)
+            self._see_at(manifest.id, time.monotonic())
+        elif manifest.wanted is not None:
+            self._states[manifest.id] = MemoryState("compressing", manifest.wanted.how)
+            self._see_at(manifest.id, time.monotonic() + manifest.wanted.not_before - time.time())
+
+    def want(self, manifest: Manifest, how: Compression) -> None:
+        """Have a capture that is there be compressed at once, unless it is or is just being. Durable.
+
+        Raises:
+            OSError: the disk refuses; nothing was changed.
+        """
+        is_at_it = self._job is not None and self._job[0] == manifest.id
+        if manifest.compressed is None and not is_at_it:
+            manifest = replace(manifest, wanted=Wanted(how, time.time()))
+            self._write(manifest)
+            self.note(manifest)
+
+    def find(self, captures: Iterable[CaptureId]) -> None:
+        """Take up what an earlier daemon has left, before anybody needs it.
+
+        What it had unpacked may be as a power cut left it: it is deleted.
+
+        Raises:
+            OSError: it cannot be.
+        """
+        for capture in captures:
+            folder = self._folder / capture
+            with suppress(FileNotFoundError):
+                shutil.rmtree(folder / UNPACKED_FOLDER)
+            with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
+                # One that is damaged is told to whoever needs it.
+                self.note(Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes()))
+
+    def forget(self, capture: CaptureId) -> None:
+        """Have nothing to do with a capture any more: it is about to be deleted."""
+        self._due.pop(capture, None)
+        self._states.pop(capture, None)
+        self._interrupt(capture)
+
+    @asynccontextmanager
+    async def raw(self, manifest: Manifest) -> AsyncIterator[Path]:
+        """Have the memory of a capture as a file, inside; if it is just being compressed, that is ended.
+
+        Raises:
+            UnpackingFailed: on entering: there is none.
+        """
+        capture = manifest.id
+        self._uses[capture] += 1
+        self._interrupt(capture)
+        try:
+            yield self._find_raw(capture) or await self._unpack(manifest)
+        finally:
+            self._uses[capture] -= 1
+            if not self._uses[capture]:
+                del self._uses[capture]
+                if capture in self._states:
+                    self._see_at(capture, max(time.monotonic() + REST_S, self._due.get(capture, 0)))
+
+    def _note_compressed(self, capture: CaptureId, compressed: Compressed) -> None:
+        self._states[capture] = MemoryState("compressed", compressed.how, compressed.size_bytes)
+
+    def _see_at(self, capture: CaptureId, when: float) -> None:
+        self._due[capture] = when
+        self._has_news.set()
+
+    def _interrupt(self, capture: CaptureId) -> None:
+        if self._job is not None and self._job[0] == capture:
+            self._job[1].cancel()
+
+    def _find_raw(self, capture: CaptureId) -> Path | None:
+        folder = self._folder / capture
+        for path in (folder / MEMORY_FILE_NAME, folder / UNPACKED_FOLDER / MEMORY_FILE_NAME):
+            if path.exists():
+                return path
+        return None
+
+    async def _see_to(self, capture: CaptureId) -> None:
+        """Have a capture's memory be there compressed, and compressed alone. Cancelled, it is as it was."""
+        folder = self._folder / capture
+        try:
+            manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())
+            if manifest.compressed is None:
+                if manifest.wanted is None or self._uses[capture]:
+                    return
+                manifest = await self._compress(manifest, manifest.wanted.how)
+                await anyio.lowlevel.checkpoint_if_cancelled()
+            assert manifest.compressed is not None, "it has been compressed"
+            self._note_compressed(capture, manifest.compressed)
+            if not self._uses[capture]:
+                await self._delete_raw(folder)
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            if capture in self._states:  # It is not being deleted.
+                log.warning("memory_not_compressed", capture=capture, error=str(error))
+                known = self._states[capture]
+                if known.state != "compressed":
+                    self._states[capture] = replace(known, state="error", error=_words(error))
+
+    async def _compress(self, manifest: Manifest, how: Compression) -> Manifest:
+        folder = self._folder / manifest.id
+        part = folder / (PACKED_FILE + PART_SUFFIX)
+        part.unlink(missing_ok=True)
+        try:
+            compressed = await _compress_apart(folder / MEMORY_FILE_NAME, part, how)
+            manifest = replace(manifest, compressed=compressed)
+            await to_thread.run_sync(self._commit, manifest, part)
+        finally:
+            part.unlink(missing_ok=True)
+        return manifest
+
+    def _commit(self, manifest: Manifest, part: Path) -> None:
+        part.rename(part.with_name(PACKED_FILE))
+        sync_folder(part.parent)
+        self._write(manifest)
+
+    def _write(self, manifest: Manifest) -> None:
+        write_whole(self._folder / manifest.id / MANIFEST_FILE, manifest.to_bytes())
+
+    async def _delete_raw(self, folder: Path) -> None:
+        """Delete the memory that is there compressed as well; from the first step on, nobody finds it."""
+        gone = folder / _GONE_FILE
+        for path in (folder / UNPACKED_FOLDER / MEMORY_FILE_NAME, folder / MEMORY_FILE_NAME):
+            with suppress(FileNotFoundError):
+                path.rename(gone)
+        # Freeing much of a disk takes a while.
+        await to_thread.run_sync(partial(gone.unlink, missing_ok=True))
+
+    async def _unpack(self, manifest: Manifest) -> Path:
+        """Decompress a capture's memory, or wait for who does; cancelled, he does it nevertheless."""
+        if manifest.compressed is None:
+            raise UnpackingFailed("is gone")
+        capture = manifest.id
+        unpacking = self._unpacking.get(capture)
+        if unpacking is not None:
+            await unpacking.has_ended.wait()
+        else:
+            unpacking = self._unpacking[capture] = _Unpacking()
+            with anyio.CancelScope(shield=True):
+                try:
+                    await to_thread.run_sync(self._unpack_file, manifest)
+                except (OSError, MemoryDamaged) as error:
+                    unpacking.failure = _words(error)
+                finally:
+                    del self._unpacking[capture]
+                    unpacking.has_ended.set()
+        if unpacking.failure:
+            raise UnpackingFailed(f"cannot be decompressed: {unpacking.failure}")
+        return self._folder / capture / UNPACKED_FOLDER / MEMORY_FILE_NAME
+
+    def _unpack_file(self, manifest: Manifest) -> None:
+        assert manifest.compressed is not None, "otherwise nobody unpacks"
+        folder = self._folder / manifest.id
+        unpacked = folder / UNPACKED_FOLDER / MEMORY_FILE_NAME
+        unpacked.parent.mkdir(mode=0o700, exist_ok=True)
+        part = unpacked.with_name(MEMORY_FILE_NAME + PART_SUFFIX)
+        decompress(folder / PACKED_FILE, part, manifest.compressed, manifest.memory_bytes)
+        part.chmod(_READ_ONLY)
+        part.rename(unpacked)
+
+
+async def _compress_apart(raw: Path, packed: Path, how: Compression) -> Compressed:
+    """Compress in a process of its own, which ends with us, or when this is cancelled.
+
+    Raises:
+        OSError: it could not.
+    """
+    arguments = [str(raw), str(packed), how.algorithm.value, str(how.level), str(getpid())]
+    command = [sys.executable, "-P", "-m", "ramet.snapshots.compression", *arguments]
+    done = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
+    if done.returncode != 0:
+        words = done.stderr.decode(errors="replace").strip()
+        raise OSError(None, words.splitlines()[-1] if words else f"it ended with {done.returncode}")
+    return Compressed.from_dict(json.loads(done.stdout))
+
+
+def _words(error: Exception) -> str:
+    return (isinstance(error, OSError) and error.strerror) or str(error)
