@@ -30,9 +30,11 @@ class Killed(BaseException):
     """The daemon ends here."""
 
 
-async def stored(store: CaptureStore, how: Compression | None = HOW, delay_s: float = 0) -> Path:
+async def stored(
+    store: CaptureStore, how: Compression | None = HOW, delay_s: float = 0, capture: CaptureId = CAPTURE
+) -> Path:
     """Store a capture, held by "test", to be compressed like that; returns its folder."""
-    with store.draft(CAPTURE, MEMORY_BYTES, "test") as draft:
+    with store.draft(capture, MEMORY_BYTES, "test") as draft:
         memory, _ = draft.capture.memory.map_for_fill()
         memory[1 << 20 : (1 << 20) + len(WORDS)] = WORDS
         draft.capture.format = CaptureFormat("fake", "1", 1, "kvm")
@@ -114,6 +116,8 @@ async def test_what_is_not_due_or_not_wanted_is_left_alone(tmp_path: Path, how: 
     async with running(store):
         folder = await stored(store, how, delay_s=3600)
         await check_memory(store)
+        other = await stored(store, capture=CaptureId("other"))
+        await until(lambda: is_compressed_alone(other))
         assert (folder / MEMORY_FILE_NAME).exists()
         assert state(store) == ("none" if how is None else "compressing")
         store.compress(CAPTURE, HOW)

@@ -5,6 +5,7 @@ import time
 import anyio
 import pytest
 
+from ramet.core.compression import Compression, CompressionAlgorithm, CompressionAsk
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.instance.fleet_types import StandbyInterrupted
@@ -13,6 +14,7 @@ from tests.vm.site import Children, Site, vmm_pids
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 ROUND_COUNT = 20
+COMPRESSED_TIMEOUT_S = 120.0
 MIB = 1 << 20
 
 WRITE = """
@@ -54,6 +56,30 @@ async def test_what_is_written_before_a_sleep_is_there_after_it_and_nobody_elses
         assert await site.sh("from-snapshot", SUMS) == sums
         await site.fleet.delete("from-snapshot")
         await site.parts.snapshots.delete(snapshot_id)
+
+
+async def test_what_sleeps_in_compressed_memory_wakes_with_every_byte(
+    site: Site, source: str, children: Children
+) -> None:
+    await children.fork(source, "sleeper")
+    await site.sh("sleeper", WRITE.replace("$1", "0"))
+    sums = await site.sh("sleeper", SUMS)
+    for algorithm in CompressionAlgorithm:
+        await site.fleet.standby("sleeper", CompressionAsk(Compression.of(algorithm), is_said=True))
+        capture = site.fleet.get("sleeper").record.capture
+        assert capture is not None
+        captures = site.parts.resources._site.captures
+        with anyio.fail_after(COMPRESSED_TIMEOUT_S):
+            while captures.compressor.state(capture).state != "compressed":
+                await anyio.lowlevel.checkpoint()
+        name = f"copy-{algorithm}"
+        children.names.append(name)
+        (outcome,) = await site.fleet.fork("sleeper", [name], target=State.RUNNING)
+        assert outcome.error is None
+        await site.fleet.restore("sleeper")
+        for awake in ("sleeper", name):
+            assert await site.sh(awake, SUMS) == sums
+        await site.fleet.delete(name)
 
 
 async def test_a_sleeper_takes_no_memory_and_wakes_as_itself(

@@ -63,7 +63,8 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
     async def import_snapshot(request: Request, name: str | None = None) -> wire.Snapshot:
         if name is not None:
             check_name(name, "a snapshot")
-        return to_snapshot(await snapshots.import_file(body_of(request), name))
+        record = await snapshots.import_file(body_of(request), name)
+        return to_snapshot(record, snapshots.memory_state(record))
 
     @routes.get("/snapshots/{snapshot_id}")
     async def get_snapshot(snapshot_id: str) -> wire.Snapshot:

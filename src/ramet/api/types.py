@@ -52,6 +52,7 @@ TAG_COUNT_MAX: Final = 50
 TAG_VALUE_LENGTH_MAX: Final = 256
 ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.
 WAIT_S_DEFAULT: Final = 60.0
+COMPRESSION_DELAY_S_MAX: Final = 365 * 86_400.0
 EXEC_TIMEOUT_S_MAX: Final = 1e9  # 30 years; the guest takes more for none.
 TEXT_LENGTH_MAX: Final = 4096  # PATH_MAX
 WINDOW_ROWS_DEFAULT: Final = 24
@@ -250,6 +251,8 @@ def to_compression(compression: SnapshotCompression | None, delay: str | None = 
             these two are not looked at.
     """
     delay_s = 0.0 if delay is None else parse_duration(delay)
+    if delay_s > COMPRESSION_DELAY_S_MAX:
+        raise Invalid("compression_delay is longer than a year", field="compression_delay")
     if compression is None:
         return CompressionAsk(delay_s=delay_s)
     how = Compression.of(compression.algorithm, compression.level) if compression.enabled else None

@@ -6,7 +6,7 @@ Nothing of a file is to be seen before the last byte of it was checked.
 import hashlib
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from pathlib import Path
 
 from anyio import to_thread
@@ -72,12 +72,13 @@ class SnapshotFiles:
             LayerBroken, CaptureBroken: it has lost a part; also while it is read.
         """
         site, record = self._site, self._catalog.get(ref)
-        with kept(site, record.point), ExitStack() as stack:
+        async with AsyncExitStack() as stack:
+            stack.enter_context(kept(site, record.point))
             disk = stack.enter_context(site.layers.reader(record.point.layer))
             sources: dict[str, Runs] = {"disk": disk.runs}
             capture = rootfs = None
             if record.point.capture is not None:
-                capture = stack.enter_context(site.captures.opened(record.point.capture))
+                capture = await stack.enter_async_context(site.captures.opened(record.point.capture))
                 sources |= await to_thread.run_sync(_sources_of, capture)
                 rootfs = site.images.resolve(record.spec.image_digest).rootfs
             manifest = await to_thread.run_sync(_describe, record, disk.size_bytes, capture, rootfs, sources)

@@ -416,15 +416,9 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
                 raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
-        case (
-            StandbyAsked()
-            | Suspended()
-            | SuspendFailed()
-            | RestoreAsked()
-            | Woken()
-            | WakeFailed()
-            | Rewound()
-        ):
+        case StandbyAsked() | Suspended() | SuspendFailed() | Rewound():
+            return _decide_sleep(record, event)
+        case RestoreAsked() | Woken() | WakeFailed():
             return _decide_sleep(record, event)
         case StopAsked():
             if record.state not in (State.INITIALIZING, State.RUNNING) or is_starting(record):
