@@ -9,6 +9,7 @@ from ramet.core.compression import Compression, CompressionAlgorithm, Compressio
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.instance.fleet_types import StandbyInterrupted
+from ramet.vmm.port import MEMORY_FILE_NAME
 from tests.vm.site import Children, Site, vmm_pids
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -68,10 +69,11 @@ async def test_what_sleeps_in_compressed_memory_wakes_with_every_byte(
         await site.fleet.standby("sleeper", CompressionAsk(Compression.of(algorithm), is_said=True))
         capture = site.fleet.get("sleeper").record.capture
         assert capture is not None
-        captures = site.parts.resources._site.captures
+        raw = site.effects.folder.captures / capture / MEMORY_FILE_NAME
         with anyio.fail_after(COMPRESSED_TIMEOUT_S):
-            while captures.compressor.state(capture).state != "compressed":
+            while raw.exists():
                 await anyio.lowlevel.checkpoint()
+        assert site.effects.captures.compressor.state(capture).state == "compressed"
         name = f"copy-{algorithm}"
         children.names.append(name)
         (outcome,) = await site.fleet.fork("sleeper", [name], target=State.RUNNING)
