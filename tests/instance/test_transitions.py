@@ -270,6 +270,8 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (STOPPED, Rewound(NEW.spec, LAYER, CAPTURE), State.STANDBY, (DropLayer(LAYER),)),
         (WAKING, Woken(RUNTIME, LAYER, 3.0), State.RUNNING, (Watch(), ShortenDisk())),
         (WAKING, WakeFailed(ERROR), State.STANDBY, ()),
+        (WAKING, Booted(RUNTIME, LAYER, 3.0), State.INITIALIZING, ()),
+        (WAKING, Failed(ERROR, 3.0), State.INITIALIZING, ()),
         (WAKING, VmmExited(None, "of the run before", 2.0), State.INITIALIZING, ()),
     ],
 )

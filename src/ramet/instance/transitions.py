@@ -401,6 +401,8 @@ def step(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Ac
 def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
     if record.is_deleting:
         return _decide_deleting(record, event)
+    if is_waking(record) and isinstance(event, Booted | Ready | Failed | Found):
+        return record, ()  # Of a run before it slept.
     match event:
         case Begin() | BeginFork() | BeginCopy() | Copied() | Completed() | Booted() | Forked():
             return _decide_making(record, event)
