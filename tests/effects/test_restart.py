@@ -7,7 +7,7 @@ import anyio
 import pytest
 
 from ramet.core.spec import State
-from ramet.instance.transitions import ActionFailed
+from ramet.instance.events import ActionFailed
 from ramet.store.paths import FolderInUse
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults
 from ramet.vmm.port import VmmFailed

@@ -10,21 +10,10 @@ import pytest
 
 from ramet.core.errors import Broken
 from ramet.core.spec import InstanceRecord, State
+from ramet.instance.actions import Action, Boot, Destroy, Watch
 from ramet.instance.actor import QUEUE_LENGTH_MAX, Actor, QueueFull
+from ramet.instance.events import Begin, Booted, DeleteAsked, Emit, LayerSwitched, Ready, StopAsked
 from ramet.instance.fleet_types import InstanceNotFound, WrongState
-from ramet.instance.transitions import (
-    Action,
-    Begin,
-    Boot,
-    Booted,
-    DeleteAsked,
-    Destroy,
-    Emit,
-    LayerSwitched,
-    Ready,
-    StopAsked,
-    Watch,
-)
 from tests.instance.test_transitions import LAYER, NEW, RUNNING, RUNTIME
 
 pytestmark = pytest.mark.anyio

@@ -10,6 +10,8 @@ import pytest
 from ramet.core.errors import Exhausted, Invalid
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, RestorePoint, State
+from ramet.instance.actions import Action
+from ramet.instance.events import Emit
 from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -21,7 +23,6 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from ramet.instance.host import LogSource
-from ramet.instance.transitions import Action, Emit
 from tests.instance.test_actor import Perform, Recorder, do_nothing
 from tests.instance.test_transitions import NEW, RUNNING
 

@@ -21,8 +21,8 @@ from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceRecord, RestorePoint
 from ramet.effects.site import Rig, Site
 from ramet.effects.thaw import thaw
+from ramet.instance.events import Event, LayerSwitched, Suspended
 from ramet.instance.fleet_types import InstanceNotFound, WrongState
-from ramet.instance.transitions import Event, LayerSwitched, Suspended
 from ramet.snapshots.capture import (
     OpenCapture,
     Source,

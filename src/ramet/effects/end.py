@@ -15,7 +15,8 @@ from ramet.core.spec import Exit, InstanceRecord, State
 from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
 from ramet.effects.site import Rig, Site
 from ramet.effects.starvation import keep_fed
-from ramet.instance.transitions import VmmExited, is_starting, is_waking
+from ramet.instance.events import VmmExited
+from ramet.instance.transitions import is_starting, is_waking
 from ramet.logs.reading import read_end
 from ramet.vmm.port import ExitReason
 

@@ -19,7 +19,7 @@ from ramet.core.spec import InstanceRecord, Runtime
 from ramet.effects.end import read_exit
 from ramet.effects.folder import CONSOLE_FILE
 from ramet.effects.site import Rig, Site
-from ramet.instance.transitions import Found, VmmExited
+from ramet.instance.events import Found, VmmExited
 from ramet.vmm.port import Driver, LiveCapture, Vm, VmmSilent
 
 REACH_INTERVAL_S: Final = 2.0

@@ -29,6 +29,37 @@ from ramet.effects.site import Rig, Site
 from ramet.effects.start import start
 from ramet.effects.thaw import thaw
 from ramet.effects.wake import wake
+from ramet.instance.actions import (
+    Action,
+    AwaitGuest,
+    Boot,
+    Copy,
+    Destroy,
+    DropLayer,
+    Fork,
+    Interrupt,
+    Reach,
+    Release,
+    ShortenDisk,
+    ShutDown,
+    Start,
+    Suspend,
+    Thaw,
+    Wake,
+    Watch,
+)
+from ramet.instance.events import (
+    Booted,
+    Copied,
+    Emit,
+    Event,
+    Failed,
+    Forked,
+    Ready,
+    SilenceEnded,
+    SuspendFailed,
+    Woken,
+)
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
@@ -36,35 +67,6 @@ from ramet.instance.fleet_types import (
     PathStat,
     StandbyInterrupted,
     WrongState,
-)
-from ramet.instance.transitions import (
-    Action,
-    AwaitGuest,
-    Boot,
-    Booted,
-    Copied,
-    Copy,
-    Destroy,
-    DropLayer,
-    Emit,
-    Event,
-    Failed,
-    Fork,
-    Forked,
-    Interrupt,
-    Reach,
-    Ready,
-    Release,
-    ShortenDisk,
-    ShutDown,
-    SilenceEnded,
-    Start,
-    Suspend,
-    SuspendFailed,
-    Thaw,
-    Wake,
-    Watch,
-    Woken,
 )
 from ramet.logs.operations import Operations
 from ramet.logs.reading import read_logs

@@ -27,17 +27,9 @@ from ramet.effects.folder import keep_folder, remove_folder
 from ramet.effects.hold import Held, hold, tell_end
 from ramet.effects.rebuild import find_lost_records, take_up
 from ramet.effects.site import Rig, Site, limits_of
+from ramet.instance.events import DeleteAsked, Event, Found, FoundSilent, VmmExited, WakeFailed
 from ramet.instance.fleet_types import HypervisorUnavailable
-from ramet.instance.transitions import (
-    DeleteAsked,
-    Event,
-    Found,
-    FoundSilent,
-    VmmExited,
-    WakeFailed,
-    is_starting,
-    is_waking,
-)
+from ramet.instance.transitions import is_starting, is_waking
 from ramet.snapshots.store import CaptureBroken
 from ramet.vmm.port import Driver, VmmFailed, VmmSilent
 

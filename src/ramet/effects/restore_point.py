@@ -13,8 +13,8 @@ from ramet.core.ids import LayerId, mint_id
 from ramet.core.spec import InstanceRecord, RestorePoint, State
 from ramet.effects.captures import Look, SourceCaptures, Tell
 from ramet.effects.site import Site
+from ramet.instance.events import LayerSwitched
 from ramet.instance.fleet_types import WrongState
-from ramet.instance.transitions import LayerSwitched
 
 
 @contextmanager

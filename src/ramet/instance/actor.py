@@ -22,32 +22,24 @@ from anyio.abc import TaskGroup
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
-from ramet.instance.fleet_types import InstanceNotFound
-from ramet.instance.transitions import (
-    Action,
+from ramet.instance.actions import Action, AwaitGuest, Boot, Copy, Destroy, Fork, Start, Suspend, Wake
+from ramet.instance.events import (
     ActionFailed,
-    AwaitGuest,
-    Boot,
-    Copy,
     DeleteAsked,
-    Destroy,
     DestroyFailed,
     Emit,
     Event,
     Failed,
-    Fork,
     RestoreAsked,
     Rewound,
     StandbyAsked,
-    Start,
     StartAsked,
     StopAsked,
-    Suspend,
     SuspendFailed,
-    Wake,
     WakeFailed,
-    step,
 )
+from ramet.instance.fleet_types import InstanceNotFound
+from ramet.instance.transitions import step
 
 SAVE_RETRY_S: Final = 2.0
 """How long until a record that could not be written is tried again."""

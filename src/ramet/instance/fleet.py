@@ -21,6 +21,19 @@ from ramet.core.errors import Broken, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, State
 from ramet.instance.actor import Actor
+from ramet.instance.events import (
+    Begin,
+    BeginCopy,
+    BeginFork,
+    Completed,
+    DeleteAsked,
+    Event,
+    RestoreAsked,
+    Rewound,
+    StandbyAsked,
+    StartAsked,
+    StopAsked,
+)
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
@@ -34,20 +47,7 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from ramet.instance.host import Host, LogSource
-from ramet.instance.transitions import (
-    Begin,
-    BeginCopy,
-    BeginFork,
-    Completed,
-    DeleteAsked,
-    Event,
-    RestoreAsked,
-    Rewound,
-    StandbyAsked,
-    StartAsked,
-    StopAsked,
-    is_starting,
-)
+from ramet.instance.transitions import is_starting
 
 READY_TIMEOUT_S: Final = 120.0
 """How long `create` waits for the guest before it answers with an instance that is still Initializing."""

@@ -28,357 +28,60 @@ leads back to Stopped; until its VMM is there, Initializing forbids what Created
 clock, waits, or knows a feature.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
-from ramet.core.compression import NOT_SAID, CompressionAsk
-from ramet.core.errors import RametError
-from ramet.core.ids import CaptureId, InstanceId, LayerId
-from ramet.core.spec import Exit, InstanceRecord, InstanceSpec, RestorePoint, Runtime, State
+from ramet.core.spec import InstanceRecord, State
 from ramet.instance import remedies
+from ramet.instance.actions import (
+    Action,
+    AwaitGuest,
+    Boot,
+    Copy,
+    Destroy,
+    DropLayer,
+    Fork,
+    Interrupt,
+    Reach,
+    Release,
+    ShortenDisk,
+    ShutDown,
+    Start,
+    Suspend,
+    Thaw,
+    Wake,
+    Watch,
+)
+from ramet.instance.events import (
+    ActionFailed,
+    Begin,
+    BeginCopy,
+    BeginFork,
+    Booted,
+    Completed,
+    Copied,
+    DeleteAsked,
+    DestroyFailed,
+    Event,
+    Failed,
+    Forked,
+    Found,
+    FoundSilent,
+    LayerSwitched,
+    Ready,
+    RestoreAsked,
+    Rewound,
+    SilenceEnded,
+    StandbyAsked,
+    StartAsked,
+    StopAsked,
+    Suspended,
+    SuspendFailed,
+    VmmExited,
+    WakeFailed,
+    Woken,
+)
 from ramet.instance.fleet_types import WrongState
-
-# Events: what was asked, and what happened.
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """The instance has just been minted: boot it."""
-
-
-@dataclass(frozen=True, slots=True)
-class BeginFork:
-    """The instance has just been minted: make it a child of the running `source`."""
-
-    source: InstanceId
-
-
-@dataclass(frozen=True, slots=True)
-class BeginCopy:
-    """The instance has just been minted: have it stand where `point` does.
-
-    Where it is `becoming` something, that is only the way there.
-    """
-
-    point: RestorePoint
-    becoming: State | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Copied:
-    """It has a disk of its own over that of a restore point, and sleeps in `capture` or is stopped."""
-
-    layer: LayerId
-    capture: CaptureId | None
-    becoming: State | None
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Completed:
-    """Whoever asked for it takes it as it is: it ended by itself on the way."""
-
-
-@dataclass(frozen=True, slots=True)
-class Booted:
-    """Its VMM runs; the guest does not answer yet."""
-
-    runtime: Runtime
-    layer: LayerId
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ready:
-    """The guest answered: its workload has been started."""
-
-
-@dataclass(frozen=True, slots=True)
-class Forked:
-    """The child runs and has taken its own identity."""
-
-    runtime: Runtime
-    layer: LayerId
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """It could not be made, or its guest never answered. The host holds nothing of it any more."""
-
-    error: RametError
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class LayerSwitched:
-    """A capture froze its disk's top layer; it writes to `layer` now."""
-
-    layer: LayerId
-
-
-@dataclass(frozen=True, slots=True)
-class StartAsked:
-    """Somebody wants it to boot again from its disk; what is not None replaces that part of its spec."""
-
-    entrypoint: tuple[str, ...] | None = None
-    cmd: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StandbyAsked:
-    """Somebody wants its memory stored, and compressed or not, and its VMM gone."""
-
-    compression: CompressionAsk = NOT_SAID
-
-
-@dataclass(frozen=True, slots=True)
-class Suspended:
-    """Its memory is stored in `capture`; its VMM stands still and is about to end."""
-
-    capture: CaptureId
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class SuspendFailed:
-    """Its memory could not be stored: it runs on."""
-
-    error: RametError
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreAsked:
-    """Somebody wants it to wake; or, of one that is just being put to sleep, to go on."""
-
-
-@dataclass(frozen=True, slots=True)
-class Woken:
-    """It runs again, from its stored memory, and writes to `layer`."""
-
-    runtime: Runtime
-    layer: LayerId
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class WakeFailed:
-    """It did not wake: it sleeps, as before."""
-
-    error: RametError
-
-
-@dataclass(frozen=True, slots=True)
-class Rewound:
-    """Its disk and its memory are to be those of an earlier point from now on; its spec was `spec` then."""
-
-    spec: InstanceSpec
-    layer: LayerId
-    capture: CaptureId | None
-
-
-@dataclass(frozen=True, slots=True)
-class StopAsked:
-    """Somebody wants it to stop."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeleteAsked:
-    """Somebody wants it gone, with all of its data."""
-
-
-@dataclass(frozen=True, slots=True)
-class VmmExited:
-    """Its VMM, `runtime`, is gone; None: the record's. `exit` is how the workload ended, if that was told."""
-
-    exit: Exit | None
-    reason: str
-    at: float
-    runtime: Runtime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """After a restart of the daemon its VMM was found alive and taken hold of."""
-
-    runtime: Runtime
-    layer: LayerId
-
-
-@dataclass(frozen=True, slots=True)
-class FoundSilent:
-    """After a restart of the daemon its VMM was found alive and not answering; until then it was `before`."""
-
-    before: State
-
-
-@dataclass(frozen=True, slots=True)
-class SilenceEnded:
-    """A VMM that did not answer has been taken hold of, or is gone; told to a record of `generation` only."""
-
-    generation: int
-    before: State
-    outcome: Found | VmmExited
-
-
-@dataclass(frozen=True, slots=True)
-class DestroyFailed:
-    """Part of it could not be removed; it stays held and visible."""
-
-    error: RametError
-
-
-@dataclass(frozen=True, slots=True)
-class ActionFailed:
-    """What had to be done for it was not done; where it stands now, nobody knows."""
-
-    error: RametError
-
-
-Event = (
-    Begin
-    | BeginFork
-    | BeginCopy
-    | Copied
-    | Completed
-    | Booted
-    | Ready
-    | Forked
-    | Failed
-    | LayerSwitched
-    | StartAsked
-    | StandbyAsked
-    | Suspended
-    | SuspendFailed
-    | RestoreAsked
-    | Woken
-    | WakeFailed
-    | Rewound
-    | StopAsked
-    | DeleteAsked
-    | VmmExited
-    | Found
-    | FoundSilent
-    | SilenceEnded
-    | DestroyFailed
-    | ActionFailed
-)
-
-
-# Actions: what has to be done about it.
-
-
-@dataclass(frozen=True, slots=True)
-class Boot:
-    """Make its disk, endpoint and VMM. Ends in Booted or Failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """Make it a child of `source`. Ends in Forked or Failed."""
-
-    source: InstanceId
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    """Boot it again from the disk it has. Ends in Booted or Failed, its disk untouched by us."""
-
-
-@dataclass(frozen=True, slots=True)
-class Copy:
-    """Give it a disk over that of `point`, and that memory. Ends in Copied or Failed."""
-
-    point: RestorePoint
-    becoming: State | None
-
-
-@dataclass(frozen=True, slots=True)
-class Suspend:
-    """Store its memory and end its VMM. Ends in Suspended or SuspendFailed."""
-
-    compression: CompressionAsk = NOT_SAID
-
-
-@dataclass(frozen=True, slots=True)
-class Interrupt:
-    """Have a `Suspend` give up, if it still can. Has no outcome of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wake:
-    """Start a VMM from its stored memory. Ends in Woken, or in WakeFailed with nothing changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class DropLayer:
-    """Give up a disk layer that it was rewound from. Has no outcome."""
-
-    layer: LayerId
-
-
-@dataclass(frozen=True, slots=True)
-class ShortenDisk:
-    """Draw the layers of its disk together, where sleeps and copies have made many. Has no outcome."""
-
-
-@dataclass(frozen=True, slots=True)
-class Thaw:
-    """Let its workload run, if a capture that nobody ended left it standing. Has no outcome."""
-
-
-@dataclass(frozen=True, slots=True)
-class AwaitGuest:
-    """Wait for the guest's first answer. Ends in Ready, or is overtaken by VmmExited; or Failed."""
-
-
-@dataclass(frozen=True, slots=True)
-class Watch:
-    """Wait for the end of the VMM, as long as the daemon lives. Ends in VmmExited."""
-
-
-@dataclass(frozen=True, slots=True)
-class Reach:
-    """Wait until a silent VMM answers or is gone. Ends in SilenceEnded, with these two members."""
-
-    generation: int
-    before: State
-
-
-@dataclass(frozen=True, slots=True)
-class ShutDown:
-    """Ask the guest to power off, and end the VMM if it does not. Ends in VmmExited, by Watch."""
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Give back what only a running instance needs."""
-
-
-@dataclass(frozen=True, slots=True)
-class Destroy:
-    """Remove all of it from the host. Ends with the instance gone, or in DestroyFailed."""
-
-
-Action = (
-    Boot
-    | Fork
-    | Copy
-    | Start
-    | Suspend
-    | Interrupt
-    | Wake
-    | DropLayer
-    | ShortenDisk
-    | Thaw
-    | AwaitGuest
-    | Watch
-    | Reach
-    | ShutDown
-    | Release
-    | Destroy
-)
 
 _ALIVE: Final = frozenset({State.INITIALIZING, State.RUNNING, State.PAUSED, State.SHUTDOWN})
 
@@ -595,6 +298,3 @@ def _wrong(record: InstanceRecord, done: str, remedy: str) -> WrongState:
     return WrongState(
         f"{record.name} is {record.state} and cannot be {done}", remedy=remedy, state=record.state
     )
-
-
-Emit = Callable[[Event], None]
