@@ -18,6 +18,8 @@ pytestmark = pytest.mark.vm
 
 DISK_BYTES = 3 << 30
 ROOMS_BYTES = [n << 14 for n in (0, 1, 2, 4, 6, 8, 12, 16, 20, 24, 32, 48, 64, 96, 128, 192, 256, 512)]
+CAPACITY = {"RAMET_CAPACITY__DISK": "100GB"}
+"""Said, since what a daemon that starts on the full disk finds is as small as that."""
 SETTLE_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.05
 WANT_OF_ROOM = (
@@ -91,7 +93,7 @@ def place(kernel_package: Path | None) -> Iterator[Place]:
     with own_daemon(kernel_package) as daemon:
         place = Place(daemon)
         try:
-            daemon.start()
+            daemon.start(environment=CAPACITY)
             daemon.client.import_image(str(daemon.folder / "image"), IMAGE)
             daemon.boot("source")
             yield place
@@ -169,7 +171,7 @@ def test_a_guest_that_waits_for_room_can_be_stopped_deleted_and_found_again(plac
     assert daemon.client.stop("stopped").state == "Stopped"
     daemon.client.delete("deleted")
     daemon.kill()
-    daemon.start()
+    daemon.start(environment=CAPACITY)
     assert daemon.client.get("kept").state == "Running"
     place.disk.empty()
     assert (
@@ -185,5 +187,5 @@ def test_a_guest_that_waits_for_room_can_be_stopped_deleted_and_found_again(plac
 def test_a_daemon_starts_on_a_full_disk_and_finds_what_runs(place: Place) -> None:
     place.daemon.kill()
     place.disk.fill()
-    place.daemon.start()
+    place.daemon.start(environment=CAPACITY)
     assert place.daemon.sh("source", "cat /proc/sys/kernel/hostname") == "source\n"
