@@ -245,7 +245,8 @@ def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> N
             kept.keys() <= records.keys() if member == "_timings" else not kept, f"{member} of nobody", kept
         )
     captures = performer._captures  # type: ignore[attr-defined]
-    for flights in (captures.live, captures.stored):
+    points = performer._points  # type: ignore[attr-defined]
+    for flights in (captures.live, captures.stored, points._stopped):
         demand(not flights._boarding and not flights._runways, "captures of nobody", flights._boarding)
     stages = site.stages
     borrowed = stages.vmm_start.borrowed_tokens + stages.confirm.borrowed_tokens

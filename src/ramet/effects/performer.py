@@ -86,7 +86,9 @@ class SitePerformer:
         self._site, self._group = site, group
         self._operations = Operations(site.folder.instances)
         self._captures = SourceCaptures(site, group, self._tell, self._look)
-        self._points = RestorePoints(site, self._captures, self._tell, self._look)
+        self._points = RestorePoints(
+            site, self._captures, group, self._tell, self._look, lambda instance: self._turns[instance]
+        )
         self._making: dict[InstanceId, int] = {}
         self._timings: dict[InstanceId, Timings] = {}
         self._kept: dict[InstanceId, tuple[InstanceSpec, LayerId | None, CaptureId | None]] = {}
@@ -208,7 +210,7 @@ class SitePerformer:
     def restore_point(
         self, record: InstanceRecord, *, with_memory: bool
     ) -> AbstractAsyncContextManager[RestorePoint]:
-        return self._points.of(record, self._turns[record.id], with_memory=with_memory)
+        return self._points.of(record, with_memory=with_memory)
 
     def _rig(self, record: InstanceRecord) -> Rig:
         rig = self._site.rigs.get(record.id)

@@ -4,17 +4,21 @@ What sleeps stands still already. What is stopped gets a new layer over its disk
 nobody's to write. What runs is captured.
 """
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 import anyio
+from anyio.abc import TaskGroup
 
-from ramet.core.ids import LayerId, mint_id
+from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceRecord, RestorePoint, State
+from ramet.disks.layers import LayerStore
 from ramet.effects.captures import Look, SourceCaptures, Tell
 from ramet.effects.site import Site
 from ramet.instance.events import LayerSwitched
 from ramet.instance.fleet_types import WrongState
+from ramet.snapshots.flight import Flights
 
 
 @contextmanager
@@ -36,17 +40,41 @@ def kept(site: Site, point: RestorePoint) -> Iterator[RestorePoint]:
         site.layers.unpin(point.layer)
 
 
-class RestorePoints:
-    """Makes restore points of the instances of a site."""
+@dataclass(frozen=True, slots=True)
+class _Frozen:
+    """The disk of a stopped instance, below a new layer that is its own to write. Pinned until `close`."""
 
-    def __init__(self, site: Site, captures: SourceCaptures, tell: Tell, look: Look) -> None:
+    layer: LayerId
+    layers: LayerStore
+
+    def close(self) -> None:
+        self.layers.unpin(self.layer)
+
+
+class RestorePoints:
+    """Makes restore points of the instances of a site.
+
+    Args:
+        turn_of: what keeps the next run of an instance from beginning while it is held.
+    """
+
+    def __init__(
+        self,
+        site: Site,
+        captures: SourceCaptures,
+        group: TaskGroup,
+        tell: Tell,
+        look: Look,
+        turn_of: Callable[[InstanceId], anyio.Lock],
+    ) -> None:
         self._site, self._captures, self._tell, self._look = site, captures, tell, look
+        self._turn_of = turn_of
+        # Shared by all who wait, and seen through whoever of them goes away.
+        self._stopped = Flights(self._freeze_stopped, group)
 
     @asynccontextmanager
-    async def of(
-        self, record: InstanceRecord, turn: anyio.Lock, *, with_memory: bool
-    ) -> AsyncIterator[RestorePoint]:
-        """Have `record` as it is now stand still, inside; `turn` keeps its next run from beginning meanwhile.
+    async def of(self, record: InstanceRecord, *, with_memory: bool) -> AsyncIterator[RestorePoint]:
+        """Have `record` as it is now stand still, inside.
 
         Without memory a running instance is as after a power cut, with its file systems written out before.
 
@@ -67,11 +95,8 @@ class RestorePoints:
                 with kept(self._site, point):
                     yield point
             case State.STOPPED if record.layer is not None and not with_memory:
-                layer = await self._freeze_stopped(record, turn)
-                try:
-                    yield RestorePoint(layer, None)
-                finally:
-                    self._site.layers.unpin(layer)
+                async with self._stopped.board(record.id) as freezing:
+                    yield RestorePoint((await freezing.wait_landed()).layer, None)
             case _:
                 raise WrongState(
                     f"instance {record.name} is {record.state}: "
@@ -79,22 +104,17 @@ class RestorePoints:
                     state=record.state,
                 )
 
-    async def _freeze_stopped(self, record: InstanceRecord, turn: anyio.Lock) -> LayerId:
-        """Put a new layer over the disk of a stopped instance; returns the former top, pinned."""
+    async def _freeze_stopped(self, instance: InstanceId, close_doors: Callable[[], None]) -> _Frozen:
+        """Put a new layer over the disk of a stopped instance, and pin the former top."""
         layers = self._site.layers
-        async with turn:
-            now = self._look(record.id)
+        async with self._turn_of(instance):
+            close_doors()
+            now = self._look(instance)
             if now.state is not State.STOPPED or now.layer is None:
-                raise WrongState(f"instance {record.name} has just been started", state=now.state)
-            try:
-                layers.pin(now.layer)
-                new_top = layers.create_on(now.layer, now.spec.overlay_bytes)
-                with anyio.CancelScope(shield=True):
-                    await self._tell(record.id, LayerSwitched(new_top))
-                if self._look(record.id).layer != new_top:  # It is being deleted.
-                    layers.release(new_top)
-            except BaseException:
-                layers.unpin(now.layer)
-                raise
+                raise WrongState(f"instance {now.name} has just been started", state=now.state)
+            new_top = layers.create_on(now.layer, now.spec.overlay_bytes)
+            layers.pin(now.layer)
+            with anyio.CancelScope(shield=True):
+                await self._tell(instance, LayerSwitched(new_top))
             layers.release(now.layer)
-            return now.layer
+            return _Frozen(now.layer, layers)
