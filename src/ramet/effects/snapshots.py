@@ -6,10 +6,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
 from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
-from ramet.core.errors import Conflict, Invalid
-from ramet.core.ids import SnapshotId, is_name, mint_id
+from ramet.core.errors import Conflict, Invalid, RametError
+from ramet.core.ids import CaptureId, SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
-from ramet.core.spec import State
+from ramet.core.spec import InstanceRecord, State
 from ramet.effects.restore_point import kept
 from ramet.effects.site import Site
 from ramet.effects.snapshot_files import SnapshotFiles
@@ -172,7 +172,7 @@ class NamedSnapshots:
             WrongState: it runs.
             RametError: it was put back, and could not be brought to `target`.
         """
-        site, snapshot, record = self._site, self._catalog.get(ref), self._fleet.get(instance).record
+        snapshot, record = self._catalog.get(ref), self._fleet.get(instance).record
         if snapshot.source != record.id:
             raise ForeignSnapshot(
                 f"the snapshot is of instance {snapshot.source_name}, not of {record.name}",
@@ -181,14 +181,22 @@ class NamedSnapshots:
         if target is None:
             target = State.STOPPED if snapshot.kind is SnapshotKind.STOPPED else State.RUNNING
         capture = None if target is State.STOPPED else snapshot.point.capture
+        await self._fleet.see_through(lambda: self._rewind(record, snapshot, capture))
+        return await self._fleet.bring_to(record.id, target)
+
+    async def _rewind(
+        self, record: InstanceRecord, snapshot: SnapshotRecord, capture: CaptureId | None
+    ) -> None:
+        site = self._site
         with kept(site, snapshot.point):
             if capture is not None:
                 site.captures.hold(capture, record.id)
             layer = site.layers.create_on(snapshot.point.layer, snapshot.spec.overlay_bytes)
             try:
                 await self._fleet.rewind(record.id, snapshot.spec, layer, capture)
-            except BaseException:
+            except RametError:
+                # Refused. Of what is cut short by a daemon that leaves, the next one finds what is needed.
                 site.layers.release(layer)
-                site.captures.hold_only(record.capture, record.id)
+                if capture is not None and capture != record.capture:
+                    site.captures.release(capture, record.id)
                 raise
-        return await self._fleet.bring_to(record.id, target)

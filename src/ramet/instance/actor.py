@@ -137,17 +137,24 @@ class Actor:
         """Serve until the instance is gone or we are cancelled; children end with us."""
         try:
             async with anyio.create_task_group() as children:
-                while not self.is_gone:
-                    await self._take_next(children)
+                try:
+                    while not self.is_gone:
+                        await self._take_next(children)
+                finally:
+                    self._end_queue()  # Children that end now may wait for what they tell to be noted.
                 children.cancel_scope.cancel()
         finally:
-            self._is_over = True
-            while not self._queue.empty():
-                request = self._queue.get_nowait()
-                if not isinstance(request.event, (*_REFUSABLE, DeleteAsked)):
-                    self._take(request, None)  # It has happened.
-                elif request.accepted is not None and not request.accepted.done():
-                    request.accepted.set_exception(self._gone())
+            self._end_queue()
+
+    def _end_queue(self) -> None:
+        """Note what has happened and refuse what is asked: nobody acts any more."""
+        self._is_over = True
+        while not self._queue.empty():
+            request = self._queue.get_nowait()
+            if not isinstance(request.event, (*_REFUSABLE, DeleteAsked)):
+                self._take(request, None)
+            elif request.accepted is not None and not request.accepted.done():
+                request.accepted.set_exception(self._gone())
 
     async def _take_next(self, children: TaskGroup) -> None:
         if not self.is_unsaved:

@@ -10,7 +10,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Final
+from typing import Final, TypeVar
 
 import anyio
 import structlog
@@ -63,6 +63,7 @@ log = structlog.get_logger(__name__)
 Outcomes = list[ForkOutcome]
 Forked = tuple[InstanceView, dict[str, float]]
 """A child as it was made, and how long each phase of that took, in ms."""
+Done = TypeVar("Done")
 Found = Iterable[tuple[InstanceRecord, Event | None]]
 
 
@@ -377,14 +378,14 @@ class Fleet:
     async def _fork_one(self, source: Actor, name: str) -> Forked:
         actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id)
         actor.tell(BeginFork(source.record.id))
-        return await self._see_through(lambda: self._finish_child(actor, State.RUNNING))
+        return await self.see_through(lambda: self._finish_child(actor, State.RUNNING))
 
     async def _copy_one(
         self, point: RestorePoint, spec: InstanceSpec, source: InstanceId, name: str, target: State
     ) -> Forked:
         actor = self._mint(name, spec.for_fork(), parent=source)
         actor.tell(BeginCopy(point, becoming=target))
-        return await self._see_through(lambda: self._finish_child(actor, target))
+        return await self.see_through(lambda: self._finish_child(actor, target))
 
     async def _finish_child(self, actor: Actor, target: State) -> Forked:
         await actor.wait_until(lambda record: record.state in _SETTLED)
@@ -398,10 +399,10 @@ class Fleet:
             await actor.inform(Completed())
         return self._view(actor.record), self._host.timings_ms(actor.record.id)
 
-    async def _see_through(self, work: Callable[[], Awaitable[Forked]]) -> Forked:
-        """Do `work` to its end, even if whoever asked for it goes away: a child is whole, or is not there."""
+    async def see_through(self, work: Callable[[], Awaitable[Done]]) -> Done:
+        """Do `work` to its end, even if whoever asked for it goes away: it is done whole, or not at all."""
         assert self._group is not None, "the fleet does not run"
-        done: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
+        done: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
 
         async def see_through() -> None:
             try:
@@ -410,7 +411,7 @@ class Fleet:
                 if not done.done():
                     done.set_exception(error)
                 elif not isinstance(error, RametError):
-                    log.exception("fork_failed_unexpectedly")
+                    log.exception("work_failed_unexpectedly")
             except BaseException:  # The daemon leaves.
                 done.cancel()
                 raise
