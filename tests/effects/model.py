@@ -96,6 +96,8 @@ class Life:
                     for instance, capture in asleep.items():
                         record = daemon.fleet.get(instance).record
                         same = record.state is State.STANDBY and record.capture == capture
+                        # Of a deletion that had begun the disk may have refused the record.
+                        same = same or record.state is State.UNKNOWN
                         demand(same, "a restart lost the memory of a sleeper", record, capture)
                 if last:
                     await self._delete_all(daemon)
