@@ -16,9 +16,10 @@ import anyio.lowlevel
 
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
-from tests.effects.world import World
+from tests.effects.world import Daemon, World
 from tests.steps import watch_steps
 
+SETTLE_TIMEOUT_S = 20.0
 Operation = Literal[
     "create",
     "fork",
@@ -34,6 +35,18 @@ Operation = Literal[
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept"."""
+
+
+async def limits_settled(daemon: Daemon) -> None:
+    """Return when the limits of all TAPs found at the start have been looked at: no operation does that."""
+    with anyio.fail_after(SETTLE_TIMEOUT_S):
+        while True:
+            network = daemon.site.network.statistics()
+            shaping = network.shaping
+            counts = (shaping.applied_count, shaping.kept_count, shaping.skipped_count, shaping.failed_count)
+            if not shaping.waiting_count and sum(counts) >= network.attached_count:
+                return
+            await anyio.lowlevel.checkpoint()
 
 
 class Mortal:
@@ -53,6 +66,7 @@ class Mortal:
 
     async def operate(self, operation: Operation) -> None:
         async with World(self.folder, self.images).daemon() as daemon:
+            await limits_settled(daemon)
             self.steps.begin()
             match operation:
                 case "create":
