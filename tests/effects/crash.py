@@ -32,9 +32,14 @@ Operation = Literal[
     "snapshot",
     "snapshot_fork",
     "snapshot_restore",
+    "pool",
+    "pooled_fork",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-"""All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept"."""
+"""All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept".
+
+"pool" has a berth of "src" made and ended, and "pooled_fork" makes "new" in one.
+"""
 
 
 async def limits_settled(daemon: Daemon) -> None:
@@ -45,6 +50,18 @@ async def limits_settled(daemon: Daemon) -> None:
             shaping = network.shaping
             counts = (shaping.applied_count, shaping.kept_count, shaping.skipped_count, shaping.failed_count)
             if not shaping.waiting_count and sum(counts) >= network.attached_count:
+                return
+            await anyio.lowlevel.checkpoint()
+
+
+async def pool_settled(daemon: Daemon, size: int) -> None:
+    """Have the pool of "src" be of that size; returns when it is, having taken no step to look."""
+    record = (await daemon.fleet.set_fork_pool("src", size)).record
+    pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+    with anyio.fail_after(SETTLE_TIMEOUT_S):
+        while True:
+            status = pools.status(record)
+            if status is None if size == 0 else status is not None and status.waiting_count == size:
                 return
             await anyio.lowlevel.checkpoint()
 
@@ -67,6 +84,8 @@ class Mortal:
     async def operate(self, operation: Operation) -> None:
         async with World(self.folder, self.images).daemon() as daemon:
             await limits_settled(daemon)
+            if operation == "pooled_fork":
+                await pool_settled(daemon, 1)
             self.steps.begin()
             match operation:
                 case "create":
@@ -96,6 +115,12 @@ class Mortal:
                     assert (await daemon.snapshots.fork("kept", ["new"]))[0].error is None
                 case "snapshot_restore":
                     await daemon.snapshots.restore("new", "kept")
+                case "pool":
+                    await pool_settled(daemon, 1)
+                    await pool_settled(daemon, 0)
+                case "pooled_fork":
+                    assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
+                    await pool_settled(daemon, 1)
         if not self.deadly:
             (self.folder / "steps").write_text("\n".join(self.taken))
 

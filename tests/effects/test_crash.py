@@ -11,14 +11,14 @@ from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.instance.fleet_types import InstanceNotFound
 from ramet.vmm.fake.faults import Faults
-from tests.effects.crash import OPERATIONS, Operation
+from tests.effects.crash import OPERATIONS, Operation, pool_settled
 from tests.effects.crashing import Crashes
 from tests.effects.world import Daemon, World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns, pytest.mark.timeout(600)]
 
 SETTLE_TIMEOUT_S = 20.0
-MAKING: tuple[Operation, ...] = ("create", "fork", "copy", "snapshot", "snapshot_fork")
+MAKING: tuple[Operation, ...] = ("create", "fork", "copy", "snapshot", "snapshot_fork", "pool", "pooled_fork")
 
 
 @contextmanager
@@ -120,6 +120,8 @@ async def check_new(daemon: Daemon, operation: Operation) -> None:
             "snapshot": (None,),
             "snapshot_fork": (None, State.RUNNING),
             "snapshot_restore": (State.STANDBY, State.RUNNING),
+            "pool": (None,),
+            "pooled_fork": (None, State.RUNNING),
         }[operation]
     )
     await check_snapshot(daemon)
@@ -152,6 +154,7 @@ async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_lea
                 crashes.die(operation, step)
                 assert len(world.processes()) >= len(boot_ids)
             async with world.daemon() as daemon:
+                await pool_settled(daemon, 0)
                 await check_new(daemon, operation)
                 await check_old(world, daemon, boot_ids)
                 await prepare(daemon, operation)

@@ -16,6 +16,7 @@ from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
+    ForkPoolStatus,
     InstanceAmbiguous,
     InstanceNotFound,
     NameTaken,
@@ -36,7 +37,7 @@ class Host(Recorder):
         super().__init__(perform)
         self._free = slot_count
 
-    def mint(self, record: InstanceRecord) -> InstanceRecord:
+    def mint(self, record: InstanceRecord, fork_of: InstanceId | None = None) -> InstanceRecord:
         if not self._free:
             raise Exhausted("no slot is free")
         self._free -= 1
@@ -46,6 +47,9 @@ class Host(Recorder):
         return None, None
 
     def network_degraded(self, record: InstanceRecord) -> str | None:
+        return None
+
+    def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
         return None
 
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:

@@ -16,6 +16,8 @@ from ramet.core.ids import CaptureId, InstanceId, LayerId
 VCPU_COUNT_MAX: Final = 16
 MEMORY_BYTES_MAX: Final = 32 << 30
 OVERLAY_BYTES_MAX: Final = 100 << 30
+FORK_POOL_MAX: Final = 900
+"""About the endpoints of a bridge of the default size."""
 RATE_BYTES_PER_S_MIN: Final = 8_000
 """64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
 RATE_BYTES_PER_S_MAX: Final = 125_000_000_000
@@ -40,7 +42,8 @@ class State(StrEnum):
 class InstanceSpec:
     """What was asked for. Sizes in bytes; `entrypoint` and `cmd` override the image's where not None.
 
-    Download is what comes to the guest, upload what it sends; None is the network's default.
+    Download is what comes to the guest, upload what it sends; None is the network's default. While it runs,
+    `fork_pool` children are made ahead of the next fork.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -58,6 +61,7 @@ class InstanceSpec:
     tags: Mapping[str, str] = field(default_factory=dict)
     download_bytes_per_s: int | None = None
     upload_bytes_per_s: int | None = None
+    fork_pool: int = 0
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default."""
@@ -91,6 +95,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "tags": "copied",
     "download_bytes_per_s": "copied",
     "upload_bytes_per_s": "copied",
+    "fork_pool": "cleared",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

@@ -10,12 +10,11 @@ import structlog
 
 from ramet.core.ids import LayerId
 from ramet.core.spec import InstanceRecord
-from ramet.effects.captures import LiveForkUnsupported
 from ramet.effects.machine import guest_identity, make_machine
 from ramet.effects.site import Rig, Site
 from ramet.guest.identity import identify_child
 from ramet.telemetry.timings import phase, staged
-from ramet.vmm.port import Capture, LiveFork
+from ramet.vmm.port import Capture, LiveFork, LiveForkUnsupported, Restored
 
 IDENTIFY_TIMEOUT_S: Final = 60.0
 
@@ -62,6 +61,18 @@ async def awaken(
         vm = await driver.start_waiting(machine, capture)
     rig = site.rigs[record.id] = Rig(record.id, vm, layer)
     await until_started.aclose()
+    await awaken_waiting(site, record, rig, vm, capture)
+    return rig
+
+
+async def awaken_waiting(
+    site: Site, record: InstanceRecord, rig: Rig, vm: Restored, capture: Capture
+) -> None:
+    """Load `capture` into a VMM that waits for it, and make its guest itself.
+
+    Raises:
+        RametError: it did not work.
+    """
     async with staged("confirm", site.stages.confirm):
         with phase("load"):
             await vm.load(capture)
@@ -73,4 +84,3 @@ async def awaken(
     # After a repeated hello the answer speaks of a child that the first one had made itself already.
     if answer.ran_before_identity and channel.hello_count == 1:
         log.warning("child_ran_before_identity", instance=record.id)
-    return rig

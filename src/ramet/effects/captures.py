@@ -8,7 +8,6 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Final
 
 import anyio
@@ -16,9 +15,10 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ramet.core.compression import CompressionAsk
-from ramet.core.errors import RametError, Unsupported
+from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceRecord, RestorePoint
+from ramet.effects.fork_pools import ForkPools
 from ramet.effects.site import Rig, Site
 from ramet.effects.thaw import thaw
 from ramet.instance.events import Event, LayerSwitched, Suspended
@@ -36,7 +36,7 @@ from ramet.snapshots.store import CaptureStore
 from ramet.snapshots.suspend import suspend
 from ramet.store.database import StateUnwritable
 from ramet.telemetry.timings import operation
-from ramet.vmm.port import LiveCapture
+from ramet.vmm.port import Capture, LiveCapture, LiveForkUnsupported
 
 CAPTURE: Final = "capture"
 """The journal's word for a capture; its fact `layer` is the new top that the source is to write to."""
@@ -49,12 +49,6 @@ Tell = Callable[[InstanceId, Event], Awaitable[None]]
 Look = Callable[[InstanceId], InstanceRecord]
 
 log = structlog.get_logger(__name__)
-
-
-class LiveForkUnsupported(Unsupported):
-    """This VMM cannot be forked while it runs, nor put to sleep."""
-
-    code = "live_fork_unsupported"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +69,9 @@ class Stored:
 class SourceCaptures:
     """Takes captures of the instances of a site; one at a time of each, shared by all who wait for it."""
 
-    def __init__(self, site: Site, group: TaskGroup, tell: Tell, look: Look) -> None:
+    def __init__(self, site: Site, group: TaskGroup, tell: Tell, look: Look, pools: ForkPools) -> None:
         self._site, self._group, self._tell, self._look = site, group, tell, look
+        self._pools = pools
         self.live = Flights(self._take_live, group)
         """Of memory in memory, for children that run at once."""
         self.stored = Flights(self._take_stored, group)
@@ -131,9 +126,24 @@ class SourceCaptures:
         """Take a capture of a running instance, its memory counted until nobody needs it any more."""
         counted, new_top = self._site.admission.captures, LayerId(mint_id())
         counted.begin(self._look(source), new_top)
-        give_back = partial(counted.close, new_top)
+        pooled: Capture | None = None
+
+        def open_capture(memory_bytes: int) -> Capture:
+            nonlocal pooled
+            pooled = self._pools.hand_over(source, self._site.rigs[source].layer)
+            return pooled or open_memory_capture(memory_bytes)
+
+        def close_all_doors() -> None:
+            self._pools.close_doors(source)
+            close_doors()
+
+        def give_back() -> None:
+            counted.close(new_top)
+            if pooled is not None:
+                self._pools.landed(source, pooled)
+
         try:
-            taken = await self._take(source, new_top, close_doors, open_memory_capture)
+            taken = await self._take(source, new_top, close_all_doors, open_capture)
         except BaseException:
             give_back()
             raise

@@ -46,6 +46,18 @@ def prepare_folder(site: Site, record: InstanceRecord) -> None:
         raise _unwritable(record, error) from error
 
 
+def name_folder(site: Site, record: InstanceRecord) -> None:
+    """Have a folder that was made ahead tell whose it has become; the VMM has its config disk open already.
+
+    Raises:
+        FolderUnwritable, Invalid: see `prepare_folder`.
+    """
+    try:
+        write_config_disk(site, record, site.instance_folder(record.id) / "config.img")
+    except OSError as error:
+        raise _unwritable(record, error) from error
+
+
 def prepare_folder_again(site: Site, record: InstanceRecord) -> None:
     """Make the folder of an instance ready for another run: a new config disk, and logs that go on.
 

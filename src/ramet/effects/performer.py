@@ -21,6 +21,7 @@ from ramet.effects.copy import copy
 from ramet.effects.end import destroy, release, shut_down, watch
 from ramet.effects.folder import write_spec
 from ramet.effects.fork import fork
+from ramet.effects.fork_pools import ForkPools
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.hold import reach
@@ -63,6 +64,7 @@ from ramet.instance.events import (
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
+    ForkPoolStatus,
     InstanceNotFound,
     PathStat,
     StandbyInterrupted,
@@ -85,7 +87,8 @@ class SitePerformer:
     def __init__(self, site: Site, group: TaskGroup) -> None:
         self._site, self._group = site, group
         self._operations = Operations(site.folder.instances)
-        self._captures = SourceCaptures(site, group, self._tell, self._look)
+        self._pools = ForkPools(site, group)
+        self._captures = SourceCaptures(site, group, self._tell, self._look, self._pools)
         self._points = RestorePoints(
             site, self._captures, group, self._tell, self._look, lambda instance: self._turns[instance]
         )
@@ -111,24 +114,41 @@ class SitePerformer:
 
     # What the fleet asks
 
-    def mint(self, record: InstanceRecord) -> InstanceRecord:
-        with self._site.admission.minting(record, self._running_parent(record)):
-            return self._mint(record)
+    def mint(self, record: InstanceRecord, fork_of: InstanceId | None = None) -> InstanceRecord:
+        berth = None if fork_of is None else self._pools.claim(fork_of, record)
+        if fork_of is None or berth is None:
+            with self._site.admission.minting(record, self._running_parent(record)):
+                return self._mint(record)
+        try:
+            record = berth.as_child(record)
+            with self._site.admission.minting(record, self._running_parent(record)):
+                self._begin(record, berth.entry)
+        except BaseException:
+            self._pools.unclaim(fork_of, berth)
+            raise
+        return record
 
     def _mint(self, record: InstanceRecord) -> InstanceRecord:
-        site = self._site
+        network = self._site.network
         if record.spec.has_network:
-            slot = site.network.reserve(record.id).slot
+            slot = network.reserve(record.id).slot
             record = replace(record, identity=replace(record.identity, slot=slot))
         try:
-            with site.database.transaction():
-                entry = site.database.begin("make", record.id)
-                site.database.save(record)
+            self._begin(record)
         except BaseException:
-            site.network.give_back(record.id)
+            network.give_back(record.id)
             raise
-        self._making[record.id] = entry
         return record
+
+    def _begin(self, record: InstanceRecord, ended: int | None = None) -> None:
+        """Journal a record that is being made; `ended` is the entry of what it takes the place of."""
+        database = self._site.database
+        with database.transaction():
+            entry = database.begin("make", record.id)
+            database.save(record)
+            if ended is not None:
+                database.end(ended)
+        self._making[record.id] = entry
 
     def save(self, record: InstanceRecord) -> None:
         database = self._site.database
@@ -140,6 +160,7 @@ class SitePerformer:
         self._site.captures.hold_only(record.capture, record.id)
         self._keep_spec(record)
         self._operations.tell(record)
+        self._pools.see(record)
 
     def _running_parent(self, record: InstanceRecord) -> InstanceRecord | None:
         """Return whom a new instance is forked from, if that takes a capture."""
@@ -174,6 +195,9 @@ class SitePerformer:
 
     def network_degraded(self, record: InstanceRecord) -> str | None:
         return self._site.network.degraded(record.id)
+
+    def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
+        return self._pools.status(record)
 
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         timings = self._timings.pop(instance, None)
@@ -337,7 +361,9 @@ class SitePerformer:
                 source=source,
             ) as timings:
                 self._timings[record.id] = timings
-                rig, layer = await fork(self._site, self._captures.live, record, source, timings)
+                rig, layer = await fork(
+                    self._site, self._captures.live, record, source, timings, self._pools.take(record.id)
+                )
         except RametError as error:
             emit(Failed(error, time.time()))
             return

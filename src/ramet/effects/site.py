@@ -26,6 +26,7 @@ from ramet.vmm.port import Driver, Vm
 
 CHANNEL_TIMEOUT_S: Final = 60.0
 CONFIRM_WIDTH_KVM: Final = 64
+FORK_POOL_IDLE_S: Final = 600.0
 
 
 class Stages:
@@ -83,7 +84,7 @@ class Site:
     """The open parts of this host: `drivers` by name, `rigs` the instances whose VMM we hold.
 
     `admission` refuses nothing unless it was given limits. `compression` is how stored memory is compressed
-    if nobody says otherwise, None: not at all.
+    if nobody says otherwise, None: not at all. `fork_pool_idle_s`: how long a pool waits for the next fork.
     """
 
     folder: DataFolder
@@ -98,6 +99,7 @@ class Site:
     rigs: dict[InstanceId, Rig] = field(default_factory=dict)
     admission: Admission = field(default_factory=Admission)
     compression: Compression | None = None
+    fork_pool_idle_s: float = FORK_POOL_IDLE_S
 
     def instance_folder(self, instance: InstanceId) -> Path:
         return self.folder.instance(instance)

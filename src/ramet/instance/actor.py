@@ -30,6 +30,7 @@ from ramet.instance.events import (
     Emit,
     Event,
     Failed,
+    PoolAsked,
     RestoreAsked,
     Rewound,
     StandbyAsked,
@@ -46,7 +47,7 @@ SAVE_RETRY_S: Final = 2.0
 QUEUE_LENGTH_MAX: Final = 256
 """Requests that may wait. Outcomes are not counted: there are no more of them than actions."""
 
-_REFUSABLE: Final = (StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked)
+_REFUSABLE: Final = (PoolAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked)
 """Requests that are refused if the record they lead to cannot be written."""
 _FAILURES: Final = (Failed, SuspendFailed, WakeFailed)
 

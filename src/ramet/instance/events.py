@@ -97,6 +97,13 @@ class StartAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class PoolAsked:
+    """Somebody wants `size` children of it made ahead of the next fork."""
+
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class StandbyAsked:
     """Somebody wants its memory stored, and compressed or not, and its VMM gone."""
 
@@ -218,6 +225,7 @@ Event = (
     | Failed
     | LayerSwitched
     | StartAsked
+    | PoolAsked
     | StandbyAsked
     | Suspended
     | SuspendFailed

@@ -28,6 +28,7 @@ from ramet.instance.events import (
     Completed,
     DeleteAsked,
     Event,
+    PoolAsked,
     RestoreAsked,
     Rewound,
     StandbyAsked,
@@ -252,6 +253,17 @@ class Fleet:
         await self._wake(actor)
         return self._view(actor.record)
 
+    async def set_fork_pool(self, ref: str, size: int) -> InstanceView:
+        """Have `size` children of an instance made ahead whenever it runs; returns at once.
+
+        Raises:
+            InstanceNotFound, InstanceAmbiguous
+            WrongState: it is being deleted.
+            Broken: that cannot be written down; nothing was changed.
+        """
+        actor = self._actor(ref)
+        return self._view(await actor.ask(PoolAsked(size)))
+
     async def rewind(
         self, ref: str, spec: InstanceSpec, layer: LayerId, capture: CaptureId | None
     ) -> InstanceView:
@@ -376,7 +388,7 @@ class Fleet:
         await actor.wait_until(lambda record: record.state in _ENDED)
 
     async def _fork_one(self, source: Actor, name: str) -> Forked:
-        actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id)
+        actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id, is_live=True)
         actor.tell(BeginFork(source.record.id))
         return await self.see_through(lambda: self._finish_child(actor, State.RUNNING))
 
@@ -458,7 +470,9 @@ class Fleet:
                 return
             # It was being put to sleep, and too far gone to go on: now it sleeps.
 
-    def _mint(self, name: str, spec: InstanceSpec, parent: InstanceId | None) -> Actor:
+    def _mint(
+        self, name: str, spec: InstanceSpec, parent: InstanceId | None, *, is_live: bool = False
+    ) -> Actor:
         if not is_name(name):
             raise Invalid(
                 f"{name!r} is not a name", remedy="use up to 63 lowercase letters, digits and dashes"
@@ -469,7 +483,7 @@ class Fleet:
             )
         instance = InstanceId(mint_id())
         identity = InstanceIdentity(instance, name, None, secrets.token_hex(16), time.time(), parent)
-        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED))
+        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED), parent if is_live else None)
         return self._add(record)
 
     def _add(self, record: InstanceRecord) -> Actor:
@@ -531,7 +545,9 @@ class Fleet:
 
     def _view(self, record: InstanceRecord) -> InstanceView:
         ip, mac = self._host.addresses(record)
-        return InstanceView(record, ip, mac, self._host.network_degraded(record))
+        return InstanceView(
+            record, ip, mac, self._host.network_degraded(record), self._host.fork_pool(record)
+        )
 
 
 async def _outcomes(names: Sequence[str], make: Callable[[str], Awaitable[Forked]]) -> Outcomes:

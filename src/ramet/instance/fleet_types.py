@@ -53,16 +53,34 @@ class HypervisorUnavailable(Unsupported):
 
 
 @dataclass(frozen=True, slots=True)
+class ForkPoolStatus:
+    """How full a pool of children made ahead is, and how it has done.
+
+    `size` is what was asked for, `taken_count` the forks that found one, `missed_count` those that did not.
+    `is_resting`: there are none because nobody forks it. `error`: why the last could not be made.
+    """
+
+    size: int
+    waiting_count: int
+    taken_count: int
+    missed_count: int
+    is_resting: bool
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class InstanceView:
     """One instance as it is published: its record and, with a network, its addresses.
 
-    `network_degraded` tells why its traffic is not limited as asked; None if it is.
+    `network_degraded` tells why its traffic is not limited as asked; None if it is. `fork_pool` is None where
+    there is no pool.
     """
 
     record: InstanceRecord
     ip: str | None = None
     mac: str | None = None
     network_degraded: str | None = None
+    fork_pool: ForkPoolStatus | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, RestorePoint
 from ramet.instance.actor import Performer
-from ramet.instance.fleet_types import ExecCommand, ExecSession, PathStat
+from ramet.instance.fleet_types import ExecCommand, ExecSession, ForkPoolStatus, PathStat
 
 LogSource = Literal["app", "vmm", "hypeman"]
 
@@ -15,8 +15,11 @@ LogSource = Literal["app", "vmm", "hypeman"]
 class Host(Performer, Protocol):
     """What the fleet needs of the host besides performing actions."""
 
-    def mint(self, record: InstanceRecord) -> InstanceRecord:
+    def mint(self, record: InstanceRecord, fork_of: InstanceId | None = None) -> InstanceRecord:
         """Hold an endpoint for a new instance and journal it; returns the record with its slot.
+
+        One that is about to be forked from the running instance `fork_of` may be given the place of a child
+        made ahead, and with it another id.
 
         Raises:
             Exhausted: a limit of the host was reached; nothing is held.
@@ -29,6 +32,10 @@ class Host(Performer, Protocol):
 
     def network_degraded(self, record: InstanceRecord) -> str | None:
         """Return why its traffic is not limited as asked, None if it is."""
+        ...
+
+    def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
+        """Return how full its pool of children made ahead is, None if it has none."""
         ...
 
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:

@@ -68,6 +68,7 @@ from ramet.instance.events import (
     Found,
     FoundSilent,
     LayerSwitched,
+    PoolAsked,
     Ready,
     RestoreAsked,
     Rewound,
@@ -121,6 +122,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
                 raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
+        case PoolAsked(size):
+            return replace(record, spec=replace(record.spec, fork_pool=size)), ()
         case StandbyAsked() | Suspended() | SuspendFailed() | Rewound():
             return _decide_sleep(record, event)
         case RestoreAsked() | Woken() | WakeFailed():
@@ -288,7 +291,15 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), ()
         case LayerSwitched(layer):
             return replace(record, layer=layer), ()
-        case StartAsked() | StandbyAsked() | RestoreAsked() | Rewound() | StopAsked() | DeleteAsked():
+        case (
+            PoolAsked()
+            | StartAsked()
+            | StandbyAsked()
+            | RestoreAsked()
+            | Rewound()
+            | StopAsked()
+            | DeleteAsked()
+        ):
             raise WrongState(f"instance {record.name} is being deleted", state=record.state)
         case _:
             return record, ()

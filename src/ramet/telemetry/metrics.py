@@ -1,8 +1,15 @@
-"""What is counted, for Prometheus: how long operations and their phases take, and what this process uses."""
+"""What is counted, for Prometheus: how long operations and their phases take, pools, and this process."""
 
 from typing import Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+)
 from prometheus_client.process_collector import ProcessCollector
 
 CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
@@ -25,6 +32,15 @@ PHASE_SECONDS: Final = Histogram(
     ("operation", "phase", "kind", "hypervisor", "source_state"),
     buckets=BUCKETS_S,
     registry=REGISTRY,
+)
+BERTHS: Final = Counter(
+    "ramet_fork_pool_berths",
+    "Children made ahead of their fork: made, failed, discarded, taken by a fork; and forks that missed one.",
+    ("outcome",),
+    registry=REGISTRY,
+)
+BERTHS_WAITING: Final = Gauge(
+    "ramet_fork_pool_waiting", "Children made ahead that wait for a fork now.", registry=REGISTRY
 )
 ProcessCollector(registry=REGISTRY)
 

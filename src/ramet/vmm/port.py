@@ -43,6 +43,12 @@ class VmmUnsupported(Unsupported):
     code = "vmm_unsupported"
 
 
+class LiveForkUnsupported(Unsupported):
+    """This VMM cannot be forked while it runs, nor put to sleep."""
+
+    code = "live_fork_unsupported"
+
+
 class VmmSilent(VmmFailed):
     """The VMM runs and does not answer: stopped, hung or overworked. It may yet."""
 
