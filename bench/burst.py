@@ -3,8 +3,8 @@
 One source with a network card, a disk and the demo's warm service is forked `--count` ways by a daemon, and
 then as many bare VMM processes are restored from the same capture (`bench.floor`), at the same width. For
 both the clock starts when the capture is complete and stops when the guest has acknowledged its identity.
-Medians of the rounds are compared; the first fork and the capture are told apart. The last line is one JSON
-object.
+With `--pools on` the VMMs of both are started before. Medians of the rounds are compared; the first fork and
+the capture are told apart. The last line is one JSON object.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import shutil
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -42,15 +43,21 @@ SOURCE: Final = "source"
 MEMORY_BYTES: Final = 256 << 20
 SWEEPS: Final = {"count": (1, 5, 25, 100), "width": (1, 2, 4, 8)}
 SINGLES_PER_ROUND: Final = 4
+POOL_TIMEOUT_S: Final = 300.0
+POLL_S: Final = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is to be measured: `rounds` bursts of `count` on each side, `width` children at a time."""
+    """What is to be measured: `rounds` bursts of `count` on each side, `width` children at a time.
+
+    `has_pool`: their VMMs are started ahead.
+    """
 
     count: int
     rounds: int
     width: int
+    has_pool: bool = False
 
 
 @dataclass(slots=True)
@@ -111,7 +118,7 @@ class Measured:
             "phases_s": encode(by_phase(self.platform.children)),
             "width": self.plan.width,
             "rounds": self.plan.rounds,
-            "pools": "off",
+            "pools": "on" if self.plan.has_pool else "off",
             "accelerator": find_accelerator(),
             "cores": os.cpu_count(),
             "load1": round(os.getloadavg()[0], 2),
@@ -124,6 +131,7 @@ class Run:
     def __init__(self, client: Client, daemon_pid: int, work: Path, measured: Measured) -> None:
         self._client, self._pid, self._work, self._measured = client, daemon_pid, work, measured
         self._record_path, self._number = work / "record.json", 0
+        self._cpu_before_s = 0.0
 
     def boot(self) -> None:
         """Boot the source and fork it once, into cold caches."""
@@ -148,10 +156,9 @@ class Run:
 
     def _platform(self) -> None:
         measured, count = self._measured, self._measured.plan.count
-        before_s = cpu_s(self._pid)
 
         def look(instances: list[str]) -> None:
-            measured.cpu_s_per_fork.append((cpu_s(self._pid) - before_s) / len(instances))
+            measured.cpu_s_per_fork.append((cpu_s(self._pid) - self._cpu_before_s) / len(instances))
             for pid in vmm_pids(instances):
                 measured.ram_private_bytes.append(guest_ram_anonymous_bytes(pid, MEMORY_BYTES))
                 measured.child_private_bytes.append(private_bytes(pid))
@@ -165,6 +172,8 @@ class Run:
         for _ in range(SINGLES_PER_ROUND):
             self._measured.platform.singles_s += self._fork(1, lambda _: None)[0]
             with self._floor_of(1) as floor:
+                if self._measured.plan.has_pool:
+                    floor.start_ahead()
                 self._measured.floor.singles_s += floor.run(1)
         with self._floor_of(1) as floor:
             floor.start_ahead()
@@ -172,17 +181,34 @@ class Run:
 
     def _fork(self, count: int, look: Any) -> tuple[list[float], list[Mapping[str, float]]]:
         self._number += 1
+        if self._measured.plan.has_pool:
+            self._settle_pool(count)
+        self._cpu_before_s = cpu_s(self._pid)
         result = self._client.fork_many(SOURCE, count, f"child-{self._number}")
         made = [fork.instance.id for fork in result.forks if fork.instance is not None]
         if not made:
             raise SystemExit(f"no fork succeeded: {result.forks[0].error}")
         look(made)
+        if self._measured.plan.has_pool:
+            self._settle_pool(0)  # Nothing is made while the other side is measured.
         delete_all(self._client, made)
         return times_s(result), timings(result)
+
+    def _settle_pool(self, size: int) -> None:
+        """Have the pool of the source be of that size, and all of it there."""
+        pool = self._client.set_fork_pool(SOURCE, size).fork_pool
+        until = time.monotonic() + POOL_TIMEOUT_S
+        while (0 if pool is None else pool.waiting) != size or (pool is not None) != bool(size):
+            if time.monotonic() > until:
+                raise SystemExit(f"the pool did not fill: {pool}")
+            time.sleep(POLL_S)
+            pool = self._client.get(SOURCE).fork_pool
 
     def _floor(self) -> None:
         measured, count, width = self._measured, self._measured.plan.count, self._measured.plan.width
         with self._floor_of(count) as floor:
+            if measured.plan.has_pool:
+                floor.start_ahead()
             took_s = floor.run(width)
             measured.floor.add(count, took_s, [child.phases_ms for child in floor.children])
 
@@ -193,11 +219,12 @@ class Run:
 def main() -> int:
     options = _parse()
     enter_own_namespace()
-    plans = [Plan(options.count, options.rounds, options.width)]
+    has_pool = options.pools == "on"
+    plans = [Plan(options.count, options.rounds, options.width, has_pool)]
     if options.sweep == "count":
-        plans = [Plan(count, options.rounds, options.width) for count in SWEEPS["count"]]
+        plans = [Plan(count, options.rounds, options.width, has_pool) for count in SWEEPS["count"]]
     elif options.sweep == "width":
-        plans = [Plan(options.count, options.rounds, width) for width in SWEEPS["width"]]
+        plans = [Plan(options.count, options.rounds, width, has_pool) for width in SWEEPS["width"]]
     earlier = load_report(options.compare) if options.compare else None
     runs: list[Measured] = []
     try:
@@ -232,8 +259,6 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--compare", type=Path, help="a file whose last line is the JSON of an earlier run")
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     options = parser.parse_args()
-    if options.pools == "on":
-        parser.error("--pools on: this version has no pools of started VMMs; use --pools off")
     if not 1 <= options.count <= 900 or options.rounds < 1 or options.width < 1:
         parser.error("--count: 1 to 900; --rounds and --width: at least 1")
     if os.geteuid() != 0:

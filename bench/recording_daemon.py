@@ -1,6 +1,6 @@
 """`ramet serve` that keeps its last capture for the floor: python -m bench.recording_daemon RECORD serve ...
 
-Before it starts the first VMM on a capture it writes to the file RECORD what a child of it is made of, and it
+Before the first VMM loads a capture it writes to the file RECORD what a child of it is made of, and it
 holds the capture's files open until the next is taken. Nothing else differs from the daemon that users run.
 """
 
@@ -45,6 +45,7 @@ class _Recorder:
         self._path = path
         self._capture: Capture | None = None
         self._held: list[int] = []
+        self._children: dict[Path, tuple[QemuDriver, Machine]] = {}
 
     def forget(self) -> None:
         """Let go of the last capture, when the next is about to be taken and nobody's clock runs."""
@@ -52,7 +53,13 @@ class _Recorder:
             os.close(fd)
         self._held = []
 
-    def see(self, driver: QemuDriver, machine: Machine, capture: Capture) -> None:
+    def see_started(self, driver: QemuDriver, machine: Machine) -> None:
+        """Learn what a VMM that waits for a capture was made of."""
+        self._children[machine.folder] = driver, machine
+
+    def see_loading(self, folder: Path, capture: Capture) -> None:
+        """Keep a capture, unless it is the last one still."""
+        driver, machine = self._children.pop(folder)
         if capture is self._capture:
             return
         self._capture = capture
@@ -84,8 +91,14 @@ def main() -> NoReturn:
     start_waiting = QemuDriver.start_waiting
 
     async def start_and_record(driver: QemuDriver, machine: Machine, capture: Capture) -> QemuVm:
-        recorder.see(driver, machine, capture)
+        recorder.see_started(driver, machine)
         return await start_waiting(driver, machine, capture)
+
+    load = QemuVm.load
+
+    async def record_and_load(vm: QemuVm, capture: Capture) -> None:
+        recorder.see_loading(vm._folder, capture)
+        await load(vm, capture)
 
     prepare_disk = QemuVm.prepare_disk
 
@@ -94,6 +107,7 @@ def main() -> NoReturn:
         await prepare_disk(vm, new_top)
 
     QemuVm.prepare_disk = forget_and_prepare  # type: ignore[method-assign,assignment]
+    QemuVm.load = record_and_load  # type: ignore[method-assign,assignment]
     QemuDriver.start_waiting = start_and_record  # type: ignore[method-assign,assignment]
     ramet()
 

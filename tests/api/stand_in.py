@@ -287,6 +287,11 @@ class StandInFleet:
         found = self.get(ref).record.state
         return WaitOutcome(found, "", timed_out=found is not state)
 
+    async def set_fork_pool(self, ref: str, size: int) -> InstanceView:
+        record = self.get(ref).record
+        self._records[record.id] = replace(record, spec=replace(record.spec, fork_pool=size))
+        return self.get(ref)
+
     async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:
         record = self.get(ref).record
         if record.state is not State.RUNNING:

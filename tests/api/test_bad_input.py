@@ -28,9 +28,13 @@ RESTORE: Final = "/instances/src/snapshots/snap/restore"
 IMPORT: Final = {"path": "/nowhere"}
 PULL: Final = {"name": "debian:12"}
 
+POOL: Final = {"size": 2}
+METHODS: Final = {"/instances/src/fork_pool": "PUT"}
+
 WRONG: Final[dict[str, tuple[object, ...]]] = {
     "text": (None, True, 7, 1.5, [], {}, ["a"], "", "\0", "x" * 5000, "../..", "a b", "é", "a\nb"),
     "number": ("x", "1x", [], {}, 1.5, -1, 0, 1 << 63, 1 << 64, "9" * 30, None),
+    "pool size": ("x", [], {}, 1.5, -1, 901, 1 << 64, "9" * 30, None),
     "size": (
         7,
         [],
@@ -73,6 +77,7 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/instances": (CREATE, ("name", "image")),
     "/instances/src/fork": (FORK, ("name",)),
     "/instances/src/forks": (FORKS, ("name_prefix", "count")),
+    "/instances/src/fork_pool": (POOL, ("size",)),
     "/instances/src/snapshots": (SNAPSHOT, ("kind",)),
     "/snapshots/snap/fork": (SNAPSHOT_FORK, ("name",)),
     "/snapshots/snap/forks": (FORKS, ("name_prefix", "count")),
@@ -106,6 +111,8 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances", CREATE, "auto_standby", "object"),
     ("/instances", CREATE, "health_check", "object"),
     ("/instances", CREATE, "restart_policy", "object"),
+    ("/instances", CREATE, "fork_pool", "pool size"),
+    ("/instances/src/fork_pool", POOL, "size", "pool size"),
     ("/instances/src/start", {}, "entrypoint", "texts"),
     ("/instances/src/start", {}, "cmd", "texts"),
     ("/instances/src/fork", FORK, "name", "text"),
@@ -338,7 +345,12 @@ def test_a_wrong_field_is_refused(
     http: httpx.Client, served: Served, path: str, body: dict[str, Any]
 ) -> None:
     content = json.dumps(body)  # Not httpx's: it would refuse some of it itself.
-    assert_refused(http.post(path, content=content, headers=JSON), served)
+    assert_refused(http.request(method_of(path), path, content=content, headers=JSON), served)
+
+
+def method_of(path: str) -> str:
+    """Return the method that takes a body at a path."""
+    return METHODS.get(path, "POST")
 
 
 def _existing(path: str) -> str:
@@ -361,7 +373,7 @@ def test_the_table_names_every_field_of_every_body(http: httpx.Client) -> None:
 @pytest.mark.parametrize("path", REQUIRED)
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_body_that_is_none_is_refused(http: httpx.Client, served: Served, path: str, body: bytes) -> None:
-    assert_refused(http.post(path, content=body, headers=JSON), served)
+    assert_refused(http.request(method_of(path), path, content=body, headers=JSON), served)
 
 
 @pytest.mark.parametrize("kind", TYPES)
@@ -385,7 +397,7 @@ def test_a_body_too_large_is_refused_whether_its_length_is_told_or_not(
 ) -> None:
     pieces = (b'{"name": "' + b"x" * 65_536 for _ in range(REQUEST_BYTES_MAX // 65_536 + 1))
     for content in (b" " * (REQUEST_BYTES_MAX + 1), pieces):
-        answer = http.post(path, content=content, headers=JSON)
+        answer = http.request(method_of(path), path, content=content, headers=JSON)
         assert_refused(answer, served)
         assert (answer.status_code, answer.json()["code"]) == (413, "request_too_large")
 

@@ -239,6 +239,19 @@ def test_many_forks_are_listed_and_a_failed_one_fails_the_command(ramet: Ramet, 
     assert "the VMM did not start" in out.splitlines()[2]
 
 
+def test_a_pool_is_set_and_shown(ramet: Ramet, served: Served) -> None:
+    assert ramet("run", "--name", "src", "--fork-pool", "3", IMAGE)[0] == 0
+    assert served.fleet.get("src").record.spec.fork_pool == 3
+    exit_code, out, _ = ramet("pool", "src", "5")
+    assert exit_code == 0
+    assert out.splitlines()[1].split() == ["src", "5", "0", "0", "0", "resting"]
+    assert json.loads(ramet("pool", "--json", "src")[1])["fork_pool"]["size"] == 5
+    assert ramet("pool", "src", "0")[1].splitlines()[1].split() == ["src", "0", "0", "0", "0", "-"]
+    exit_code, _, err = ramet("pool", "src", "901")
+    assert exit_code == 1
+    assert "from 0 to 900" in err
+
+
 @pytest.mark.parametrize("state", ["Running", "Standby", "Stopped"])
 def test_a_fork_comes_to_the_state_that_was_asked_for(ramet: Ramet, served: Served, state: str) -> None:
     served.fleet.put("web", State.STANDBY)

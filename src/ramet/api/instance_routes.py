@@ -17,6 +17,7 @@ from ramet.api.types import (
     tag_filter,
     to_compression,
     to_instance,
+    to_pool_size,
     to_spec,
     to_start,
     to_state,
@@ -109,6 +110,10 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
 
 
 def _add_forks(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
+    @routes.put("/{id}/fork_pool")
+    async def set_fork_pool(id: str, body: wire.SetForkPool) -> wire.Instance:
+        return to_instance(await fleet.set_fork_pool(id, to_pool_size(body.size)), facts)
+
     @routes.post("/{id}/fork", status_code=HTTPStatus.CREATED)
     async def fork_instance(id: str, body: wire.ForkInstance) -> wire.Instance:
         check_name(body.name)

@@ -18,6 +18,7 @@ from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import (
+    FORK_POOL_MAX,
     MEMORY_BYTES_MAX,
     OVERLAY_BYTES_MAX,
     RATE_BYTES_PER_S_MAX,
@@ -172,7 +173,19 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         tags=dict(body.tags or {}),
         download_bytes_per_s=_rate("bandwidth_download", network.bandwidth_download, network),
         upload_bytes_per_s=_rate("bandwidth_upload", network.bandwidth_upload, network),
+        fork_pool=to_pool_size(body.fork_pool or 0, "fork_pool"),
     )
+
+
+def to_pool_size(size: int, field: str = "size") -> int:
+    """Return how many children are to be made ahead.
+
+    Raises:
+        Invalid: fewer than none, or more than there are endpoints.
+    """
+    if not 0 <= size <= FORK_POOL_MAX:
+        raise Invalid(f"{field} is {size}, and must be from 0 to {FORK_POOL_MAX}", field=field)
+    return size
 
 
 def to_exec_command(start: ExecStart) -> ExecCommand:
@@ -336,7 +349,22 @@ def to_instance(
         started_at=None if record.started_at is None else _time(record.started_at),
         stopped_at=None if record.stopped_at is None else _time(record.stopped_at),
         parent_id=record.identity.parent,
+        fork_pool=_to_fork_pool(view),
         timings_ms=timings_ms,
+    )
+
+
+def _to_fork_pool(view: InstanceView) -> wire.ForkPool | None:
+    status, size = view.fork_pool, view.record.spec.fork_pool
+    if status is None:
+        return wire.ForkPool(size, 0, 0, 0, resting=True) if size else None
+    return wire.ForkPool(
+        size,
+        status.waiting_count,
+        status.taken_count,
+        status.missed_count,
+        resting=status.is_resting,
+        error=status.error or None,
     )
 
 

@@ -1,4 +1,4 @@
-"""The command that this is all for: fork."""
+"""The command that this is all for, and what is done ahead of it: fork, pool."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ import click
 from ramet.cli.names import invent_name
 from ramet.cli.options import F, connect, json_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, print_json, print_table
-from ramet.wire_api.instances import FORK_COUNT_MAX, ForkManyResult, ForkResult, Instance
+from ramet.wire_api.instances import FORK_COUNT_MAX, ForkManyResult, ForkPool, ForkResult, Instance
 
 
 def children_options(function: F) -> F:
@@ -46,6 +46,32 @@ def fork_command(
         return 0
     prefix = check_many(name, name_prefix, lambda: client.get(source).name)
     return print_children(client.fork_many(source, count, prefix, target_state=target), as_json=as_json)
+
+
+@click.command("pool")
+@click.argument("instance")
+@click.argument("size", type=click.IntRange(0), required=False)
+@json_option
+@click.pass_context
+def pool_command(context: click.Context, instance: str, size: int | None, as_json: bool) -> None:
+    """Have SIZE children of INSTANCE made ahead of the next forks; print how full that pool is.
+
+    Their VMMs are started and wait, so that a fork costs only its capture and its waking. Each counts as a
+    running instance. They belong to the next capture: forks asked for together share them, what is left over
+    is thrown away, and the pool is filled again. 0 ends them. Without SIZE nothing is changed.
+    """
+    client = connect(context)
+    found = client.get(instance) if size is None else client.set_fork_pool(instance, size)
+    if as_json:
+        print_json(found)
+        return
+    pool = found.fork_pool or ForkPool(0, 0, 0, 0, resting=False)
+    state = "resting" if pool.resting else "filling" if pool.waiting < pool.size else "full"
+    row = (found.name, str(pool.size), str(pool.waiting), str(pool.taken), str(pool.missed))
+    print_table(
+        ("NAME", "SIZE", "WAITING", "TAKEN", "MISSED", "STATE", "ERROR"),
+        [(*row, state if pool.size else "-", pool.error or "")],
+    )
 
 
 def check_one(name_prefix: str | None) -> None:

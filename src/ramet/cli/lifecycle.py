@@ -51,6 +51,9 @@ class OtherState(Broken):
 @click.option("--bandwidth-down", help="How much may come to it, such as 20Mbps or 125MB/s.")
 @click.option("--bandwidth-up", help="How much it may send.")
 @click.option("--hypervisor", help="What runs it; the server has a default.")
+@click.option(
+    "--fork-pool", type=click.IntRange(0), help="Make so many children ahead of their fork, see ramet pool."
+)
 @tag_option("Tag the instance; can be given several times.")
 @json_option
 @click.pass_context
@@ -68,6 +71,7 @@ def run_command(
     bandwidth_down: str | None,
     bandwidth_up: str | None,
     hypervisor: str | None,
+    fork_pool: int | None,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -97,6 +101,7 @@ def run_command(
             bandwidth_upload=bandwidth_up,
         ),
         hypervisor=hypervisor,
+        fork_pool=fork_pool,
     )
     made = _create(client, body)
     if as_json:

@@ -24,6 +24,7 @@ _COMMANDS: Final = {
     "cp": "ramet.cli.copy",
     "logs": "ramet.cli.listing",
     "fork": "ramet.cli.forking",
+    "pool": "ramet.cli.forking",
     "standby": "ramet.cli.lifecycle",
     "restore": "ramet.cli.lifecycle",
     "snapshot": "ramet.cli.snapshots",

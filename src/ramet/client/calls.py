@@ -19,6 +19,7 @@ from ramet.wire_api.instances import (
     ForkMany,
     ForkManyResult,
     Instance,
+    SetForkPool,
     StartInstance,
     WaitResult,
 )
@@ -141,6 +142,11 @@ def standby_instance(ref: str) -> Call[Instance]:
 def restore_instance(ref: str) -> Call[Instance]:
     """Wake a sleeping instance."""
     return Call("POST", _path(ref, "restore"), _reader(Instance))
+
+
+def set_fork_pool(ref: str, size: int) -> Call[Instance]:
+    """Have so many children of an instance made ahead."""
+    return Call("PUT", _path(ref, "fork_pool"), _reader(Instance), SetForkPool(size))
 
 
 def fork_instance(ref: str, name: str, target_state: str | None) -> Call[Instance]:

@@ -18,6 +18,8 @@ MEMORY_BYTES_MAX: Final = 32 << 30
 OVERLAY_BYTES_MAX: Final = 100 << 30
 FORK_POOL_MAX: Final = 900
 """About the endpoints of a bridge of the default size."""
+FORK_POOL_IDLE_S: Final = 600.0
+"""How long a pool that nobody forks from is kept."""
 RATE_BYTES_PER_S_MIN: Final = 8_000
 """64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
 RATE_BYTES_PER_S_MAX: Final = 125_000_000_000

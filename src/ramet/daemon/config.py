@@ -17,6 +17,7 @@ from pydantic import (
     BeforeValidator,
     Field,
     NonNegativeInt,
+    PositiveFloat,
     PositiveInt,
     ValidationError,
     model_validator,
@@ -38,7 +39,7 @@ from ramet.admission.capacity import (
 )
 from ramet.core.compression import Compression
 from ramet.core.errors import Invalid
-from ramet.core.spec import RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
+from ramet.core.spec import FORK_POOL_IDLE_S, RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
 from ramet.core.units import parse_rate, parse_size
 from ramet.images.reference import is_authority
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
@@ -162,9 +163,13 @@ class HypervisorSettings(BaseModel, extra="forbid"):
 
 
 class ForkSettings(BaseModel, extra="forbid"):
-    """How forks share the host: `width` VMMs start, and emulated guests wake, at once; None: one per core."""
+    """How forks share the host: `width` VMMs start, and emulated guests wake, at once; None: one per core.
+
+    A pool of children made ahead is emptied when nobody has forked its source for `pool_idle_s` seconds.
+    """
 
     width: PositiveInt | None = None
+    pool_idle_s: PositiveFloat = FORK_POOL_IDLE_S
 
 
 class CompressionSettings(BaseModel, extra="forbid"):

@@ -81,6 +81,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             Stages(drivers[settings.hypervisor.default].accelerator, settings.forks.width),
             admission=admission,
             compression=settings.snapshot.compression_default.how(),
+            fork_pool_idle_s=settings.forks.pool_idle_s,
         )
         stack.push_async_callback(_let_go, site)
         catalog = SnapshotCatalog(folder.snapshots, site.layers, site.captures)

@@ -12,7 +12,7 @@ from ramet.admission.admission import Admission
 from ramet.boot.kit import BootKit
 from ramet.core.compression import Compression
 from ramet.core.ids import InstanceId, LayerId
-from ramet.core.spec import InstanceRecord, InstanceSpec
+from ramet.core.spec import FORK_POOL_IDLE_S, InstanceRecord, InstanceSpec
 from ramet.disks.layers import LayerStore
 from ramet.guest.channel import Channel, open_channel
 from ramet.images.catalog import Catalog
@@ -26,7 +26,6 @@ from ramet.vmm.port import Driver, Vm
 
 CHANNEL_TIMEOUT_S: Final = 60.0
 CONFIRM_WIDTH_KVM: Final = 64
-FORK_POOL_IDLE_S: Final = 600.0
 
 
 class Stages:

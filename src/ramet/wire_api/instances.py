@@ -39,11 +39,28 @@ class InstanceNetwork:
 
 
 @dataclass(frozen=True, slots=True)
+class ForkPool:
+    """The children of an instance that are made ahead of their fork (additive).
+
+    `size` is what was asked for, `waiting` how many wait; of the forks since the server
+    started, `taken` found one and `missed` did not. `resting`: none wait, because nobody forks it. `error`:
+    why the last could not be made, null if it could.
+    """
+
+    size: int
+    waiting: int
+    taken: int
+    missed: int
+    resting: bool
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Instance:
     """One instance. Sizes such as "1GB", times in RFC 3339 and UTC.
 
-    Additive: `image_digest`; `parent_id`, of the instance it was forked from; `timings_ms` by phase, in the
-    answer to its fork only.
+    Additive: `image_digest`; `parent_id`, of the instance it was forked from; `fork_pool`, null without one;
+    `timings_ms` by phase, in the answer to its fork only.
     """
 
     id: str
@@ -67,6 +84,7 @@ class Instance:
     started_at: str | None = None
     stopped_at: str | None = None
     parent_id: str | None = None
+    fork_pool: ForkPool | None = None
     timings_ms: Mapping[str, float] | None = None
 
 
@@ -84,7 +102,10 @@ class CreateNetwork:
 
 @dataclass(frozen=True, slots=True)
 class CreateInstance:
-    """The body of `POST /instances`. None is "not said"; the server has the defaults."""
+    """The body of `POST /instances`. None is "not said"; the server has the defaults.
+
+    Additive: `fork_pool`, see `SetForkPool`.
+    """
 
     name: str
     image: str
@@ -112,6 +133,7 @@ class CreateInstance:
     auto_standby: Mapping[str, Any] | None = None
     health_check: Mapping[str, Any] | None = None
     restart_policy: Mapping[str, Any] | None = None
+    fork_pool: int | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
 
@@ -122,6 +144,15 @@ class StartInstance:
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class SetForkPool:
+    """The body of `PUT /instances/{id}/fork_pool` (additive): how many children are made ahead; 0: none."""
+
+    size: int
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
 
