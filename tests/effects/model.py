@@ -29,6 +29,7 @@ from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import State
+from ramet.effects import fork_pools
 from ramet.images import Catalog, ImageLimits
 from ramet.vmm.fake.driver import MARK
 from ramet.vmm.fake.nursery import Nursery
@@ -46,6 +47,7 @@ IN_FLIGHT_MAX = 4
 LIFE_TIMEOUT_S = 150
 RETURN_TIMEOUT_S = 60.0
 LIVES_PER_WORLD = 5
+POOL_RETRY_S = 0.1
 MUTANT_SETTLE_TIMEOUT_S = 2.0
 """What stays wrong need not be waited for."""
 
@@ -246,6 +248,7 @@ class Life:
                 "kill": 2,
                 "arm": 2,
                 "look": 1,
+                "pool": 3,
             }
         if snapshots:
             weights |= {
@@ -269,6 +272,8 @@ class Life:
             case "snapshot":
                 kind = self.rng.choice(tuple(SnapshotKind))
                 return partial(daemon.snapshots.create, name, kind, self.rng.choice((None, "one", "two")), {})
+            case "pool":
+                return partial(fleet.set_fork_pool, name, self.rng.choice((0, 0, 1, 2)))
             case "look":
                 return partial(fleet.wait, name, State.STOPPED, 0.01)
             case _:
@@ -328,6 +333,7 @@ def live_in_child(
         faulthandler.dump_traceback_later(LIFE_TIMEOUT_S, exit=True)
         world = World(folder, images)
         world.nursery = nursery
+        fork_pools.RETRY_S = POOL_RETRY_S  # type: ignore[misc]
         life = Life(world, random.Random(key), steps, trace)
         if mutation is not None:
             MUTATIONS[mutation]()

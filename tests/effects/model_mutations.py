@@ -6,7 +6,7 @@ from typing import Any
 from ramet.admission.admission import Admission
 from ramet.admission.captures import CaptureMemory
 from ramet.disks.layers import LayerStore
-from ramet.effects import boot, end
+from ramet.effects import boot, end, fork_pools
 from ramet.net.firewall import Firewall
 from ramet.net.slots import SlotPool
 from ramet.net.taps import Tap
@@ -48,4 +48,5 @@ MUTATIONS: dict[str, Callable[[], None]] = {
     "vmms-are-not-killed": _skip_async(FakeVm, "kill"),
     "resources-stay-reserved": _skip(Admission, "forget"),
     "captures-stay-counted": _skip(CaptureMemory, "close"),
+    "berths-are-not-ended": _skip_async(fork_pools, "end_berth"),
 }

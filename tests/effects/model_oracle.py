@@ -7,6 +7,7 @@ twice, and each state means on the host what it says.
 import os
 import sqlite3
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -59,19 +60,47 @@ async def check(world: World, daemon: Daemon) -> None:
             is_asleep = record.state is State.STANDBY
             demand(is_asleep == (record.capture is not None), "asleep without memory, or awake with", record)
             demand(record.becoming is None, "it is not what was asked for, and nobody waits", record)
+    check_pools(daemon, records)
+    berths = berth_records(daemon)
+    hosted = {**records, **berths}
     found = world.leftovers()
     check_records(world, records)
-    demand(not found["journal"], "journal entries of nobody", found["journal"])
-    check_processes(world, records)
-    check_files(daemon, records, found)
+    journal = {f"berth {berth}" for berth in berths}
+    demand(found["journal"] == journal, "journal entries of nobody, or none", found["journal"], journal)
+    check_processes(world, hosted)
+    check_files(daemon, hosted, found)
     check_stored(daemon, records, found)
-    check_network(daemon, records, found)
+    check_network(daemon, hosted, found)
     check_memory(daemon, records)
-    check_admission(daemon, records)
+    check_admission(daemon, hosted)
     for record in records.values():
         if record.state is State.RUNNING:
             await check_running(daemon, record)
     check_descriptors(daemon)
+
+
+def check_pools(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> None:
+    """Each pool that is wanted is full, and there is no other."""
+    pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+    wanted = {i for i, record in records.items() if record.spec.fork_pool and record.state is State.RUNNING}
+    demand(pools._pools.keys() >= wanted, "a pool is not there", pools._pools.keys() ^ wanted)
+    for source in wanted:
+        status = pools.status(records[source])
+        demand(status.waiting_count == records[source].spec.fork_pool, "a pool is not full", status)
+    demand(not pools._claimed, "berths are claimed by nobody", pools._claimed)
+    strays = [berth for berth in pools.berths() if berth.record.identity.parent not in wanted]
+    demand(not strays, "berths of nobody", strays)
+
+
+def berth_records(daemon: Daemon) -> dict[InstanceId, InstanceRecord]:
+    """Return the children made ahead as what they are to the host: instances that run."""
+    found: dict[InstanceId, InstanceRecord] = {}
+    for berth in daemon.fleet._host._pools.berths():  # type: ignore[attr-defined]
+        demand(berth.vm is not None, "a berth is just being made", berth)
+        found[berth.id] = replace(
+            berth.record, state=State.RUNNING, layer=berth.layer, runtime=berth.vm.runtime
+        )
+    return found
 
 
 def stored_records(world: World) -> dict[InstanceId, InstanceRecord]:
@@ -315,11 +344,13 @@ def check_descriptors(daemon: Daemon) -> None:
     """No capture, TAP or socket is open that nobody uses."""
     kinds = descriptors()
     memory = {kind: count for kind, count in kinds.items() if kind.startswith("/memfd:")}
-    demand(not memory, "captures are still open", memory)
+    pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+    to_come = sum(pool._generation is not None for pool in pools._pools.values())
+    demand(sum(memory.values()) == 2 * to_come, "captures are still open", memory, to_come)
     demand(not kinds["/dev/net/tun"], "TAPs are still open", kinds)
     layers = {kind: count for kind, count in kinds.items() if str(daemon.site.folder.instances) in kind}
     demand(not layers, "files of instances are open", layers)
-    rigs = len(daemon.site.rigs)
+    rigs = len(daemon.site.rigs) + len(pools.berths())
     demand(kinds["anon_inode"] <= rigs + PROCESS_DESCRIPTORS, "processes are held for nobody", kinds, rigs)
     sockets = 2 * rigs + PROCESS_SOCKETS
     demand(kinds["socket"] <= sockets, "sockets are open for nobody", kinds, rigs)

@@ -246,6 +246,7 @@ class SitePerformer:
 
     async def perform(self, record: InstanceRecord, action: Action, emit: Emit) -> None:
         site = self._site
+        self._pools.see(record)  # What has happened need not have been written down.
         match action:
             case Boot():
                 await self._boot(record, emit)

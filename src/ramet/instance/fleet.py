@@ -258,7 +258,7 @@ class Fleet:
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
-            WrongState: it is being deleted.
+            WrongState: it is being made or deleted, or nobody knows what it is.
             Broken: that cannot be written down; nothing was changed.
         """
         actor = self._actor(ref)

@@ -123,6 +123,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
                 raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
         case PoolAsked(size):
+            if record.state in (State.CREATED, State.UNKNOWN):
+                raise _wrong(record, "given a pool", remedies.to_run(record))
             return replace(record, spec=replace(record.spec, fork_pool=size)), ()
         case StandbyAsked() | Suspended() | SuspendFailed() | Rewound():
             return _decide_sleep(record, event)
