@@ -51,6 +51,7 @@ from ramet.instance.events import (
     Found,
     FoundSilent,
     LayerSwitched,
+    PoolAsked,
     Ready,
     RestoreAsked,
     Rewound,
@@ -102,6 +103,7 @@ EVENTS: list[Event] = [
     Completed(),
     StartAsked(),
     StandbyAsked(),
+    PoolAsked(3),
     Suspended(CAPTURE, 2.0),
     SuspendFailed(ERROR),
     RestoreAsked(),
@@ -139,7 +141,7 @@ SILENT = replace(RUNNING, state=State.UNKNOWN, state_error="it does not answer")
 
 
 BEGINNINGS: list[Event] = [Begin(), BeginFork(InstanceId("source")), BeginCopy(POINT)]
-ASKED = (StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
+ASKED = (PoolAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
 
 
 @given(st.sampled_from(BEGINNINGS), st.lists(st.sampled_from(EVENTS)))
@@ -273,6 +275,8 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (WAKING, WakeFailed(ERROR), State.STANDBY, ()),
         (WAKING, Booted(RUNTIME, LAYER, 3.0), State.INITIALIZING, ()),
         (WAKING, Failed(ERROR, 3.0), State.INITIALIZING, ()),
+        (RUNNING, PoolAsked(3), State.RUNNING, ()),
+        (ASLEEP, PoolAsked(3), State.STANDBY, ()),
         (WAKING, VmmExited(None, "of the run before", 2.0), State.INITIALIZING, ()),
     ],
 )
@@ -281,6 +285,13 @@ def test_what_an_event_leads_to(
 ) -> None:
     changed, found = step(record, event)
     assert (changed.state, found) == (state, actions)
+
+
+@pytest.mark.parametrize("record", [NEW, SILENT, replace(RUNNING, is_deleting=True)])
+def test_what_is_made_deleted_or_unknown_gets_no_pool(record: InstanceRecord) -> None:
+    assert step(RUNNING, PoolAsked(3))[0].spec.fork_pool == 3
+    with pytest.raises(WrongState):
+        step(record, PoolAsked(3))
 
 
 def test_a_start_forgets_how_the_run_before_ended_and_keeps_who_the_instance_is() -> None:
