@@ -159,7 +159,11 @@ def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event
             continue
         assert changed.state is record.state or changed.state in ALLOWED[record.state]
         assert changed.generation == record.generation + 1
-        assert (changed.spec, changed.identity) == (record.spec, record.identity)
+        spec = replace(changed.spec, fork_pool=record.spec.fork_pool)
+        assert (spec, changed.identity) == (record.spec, record.identity)
+        assert changed.spec.fork_pool == (
+            event.size if isinstance(event, PoolAsked) else record.spec.fork_pool
+        )
         assert changed.is_deleting <= (changed.state is State.SHUTDOWN)
         assert record.state is State.CREATED or changed.state is not State.CREATED
         assert (changed.runtime is None) or changed.state not in (State.STOPPED, State.STANDBY)
