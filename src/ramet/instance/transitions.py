@@ -250,6 +250,7 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             if record.state not in (State.STOPPED, State.STANDBY):
                 raise _wrong(record, "put back to a snapshot", remedies.to_rewind(record))
             state = State.STOPPED if capture is None else State.STANDBY
+            spec = replace(spec, fork_pool=record.spec.fork_pool)  # That is not of the moment gone back to.
             back = replace(
                 record, spec=spec, state=state, layer=layer, capture=capture, exit=None, state_error=""
             )
