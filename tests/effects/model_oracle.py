@@ -267,6 +267,8 @@ def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> N
     demand(site.rigs.keys() >= running, "running without a rig", running - site.rigs.keys())
     strays = (site.rigs.keys() & settled) - running | (site.rigs.keys() - records.keys())
     demand(not strays, "rigs of instances that do not run", strays)
+    unended = site.unended - records.keys()
+    demand(not unended, "VMMs are to be ended of instances that are gone", unended)
     demand(daemon.fleet._names.keys() == {r.name for r in records.values()}, "names of nobody")
     for member in ("_making", "_timings", "_suspending"):
         kept = getattr(performer, member)

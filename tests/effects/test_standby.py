@@ -107,6 +107,39 @@ async def test_a_vmm_that_outlives_its_sleep_is_ended_by_the_wake(world: World) 
         await settled(world, processes=1, taps=1)
 
 
+@pytest.mark.parametrize("late", [False, True])
+async def test_nothing_is_held_of_a_sleeper_whose_vmm_could_not_be_seen_to_end(
+    world: World, *, late: bool
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        daemon.faults.fail("kill", VmmFailed("no"), after=1, late=late)
+        asleep = (await daemon.fleet.standby("src")).record
+        while not daemon.fleet.get("src").record.state_error:
+            await anyio.lowlevel.checkpoint()
+        assert asleep.id not in daemon.site.rigs
+        await daemon.fleet.restore("src")
+        assert await daemon.is_well("src")
+        await settled(world, processes=1, taps=1)
+
+
+async def test_a_vmm_that_cannot_be_ended_is_not_forgotten_when_its_instance_is_deleted_at_once(
+    world: World,
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        daemon.faults.fail("kill", VmmFailed("no"))
+        hold = daemon.faults.hold("kill")
+        await daemon.fleet.standby("src")
+        await hold.wait_reached()
+        async with anyio.create_task_group() as group:
+            group.start_soon(daemon.fleet.delete, "src")
+            while not daemon.fleet.get("src").record.is_deleting:
+                await anyio.lowlevel.checkpoint()
+            hold.release(VmmFailed("no"))
+        await settled(world, processes=0, taps=0, folders=0, records=0)
+
+
 async def test_sleepers_and_those_who_wake_outlive_the_daemon(world: World) -> None:
     async with world.daemon() as daemon:
         for name in ("asleep", "awake"):

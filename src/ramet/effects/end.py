@@ -11,7 +11,7 @@ import anyio
 from anyio import to_thread
 
 from ramet.core.errors import RametError
-from ramet.core.spec import Exit, InstanceRecord, State
+from ramet.core.spec import Exit, InstanceRecord
 from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
 from ramet.effects.site import Rig, Site
 from ramet.effects.starvation import keep_fed
@@ -86,11 +86,24 @@ async def release(site: Site, record: InstanceRecord) -> None:
         await rig.close()
         async with rig.capturing:  # What is still being captured of it fails now, and tells its last layer.
             await rig.close()
-        if record.state is State.STANDBY:
-            await rig.vm.kill()  # It was ended when it had been stored; if that failed, it is still paused.
-        site.rigs.pop(record.id, None)
+        try:
+            if record.capture is not None:  # It sleeps, or wakes already.
+                await _end_stored(site, rig)
+        finally:
+            site.rigs.pop(record.id, None)
     if record.identity.slot is not None:
         await site.network.detach(record.id)
+
+
+async def _end_stored(site: Site, rig: Rig) -> None:
+    """End a VMM whose memory has been stored. It was ended then; if that failed, it is still paused."""
+    try:
+        await rig.vm.kill()
+    except BaseException:
+        site.unended.add(rig.instance)
+        with anyio.CancelScope(shield=True):
+            await rig.vm.detach()
+        raise
 
 
 async def end_unheld(site: Site, record: InstanceRecord) -> None:
@@ -100,12 +113,14 @@ async def end_unheld(site: Site, record: InstanceRecord) -> None:
     """
     driver = site.drivers.get(record.spec.hypervisor)
     is_booting = is_starting(record) and not is_waking(record)
-    may_have_one = record.runtime is not None or record.state_error or is_booting
+    is_unended = record.id in site.unended
+    may_have_one = record.runtime is not None or record.state_error or is_unended or is_booting
     if driver is None or not may_have_one:
         return
     runtime = (await driver.find()).get(record.id)
     if runtime is not None:
         await driver.end(runtime)
+    site.unended.discard(record.id)
 
 
 async def destroy(site: Site, record: InstanceRecord) -> None:

@@ -82,6 +82,7 @@ def limits_of(spec: InstanceSpec) -> RateLimits:
 class Site:
     """The open parts of this host: `drivers` by name, `rigs` the instances whose VMM we hold.
 
+    `unended` are those whose VMM we let go of because it could not be ended: it may still be there.
     `admission` refuses nothing unless it was given limits. `compression` is how stored memory is compressed
     if nobody says otherwise, None: not at all. `fork_pool_idle_s`: how long a pool waits for the next fork.
     """
@@ -96,6 +97,7 @@ class Site:
     kit: BootKit
     stages: Stages
     rigs: dict[InstanceId, Rig] = field(default_factory=dict)
+    unended: set[InstanceId] = field(default_factory=set)
     admission: Admission = field(default_factory=Admission)
     compression: Compression | None = None
     fork_pool_idle_s: float = FORK_POOL_IDLE_S

@@ -52,23 +52,27 @@ CAPTURE_CALLS: Final[tuple[Call, ...]] = (
 
 @dataclass(slots=True)
 class Hold:
-    """A call that stands still until it is released; never, if nobody does."""
+    """A call that stands still until it is released, to go on or to fail; never, if nobody does."""
 
     reached: anyio.Event = field(default_factory=anyio.Event)
     _open: anyio.Event = field(default_factory=anyio.Event)
+    _error: RametError | None = None
 
     async def wait_reached(self) -> None:
         """Return when a call stands still here."""
         await self.reached.wait()
 
-    def release(self) -> None:
-        """Let the call go on."""
+    def release(self, error: RametError | None = None) -> None:
+        """Let the call go on, or fail with `error`."""
+        self._error = error
         self._open.set()
 
     async def stand(self) -> None:
         """Stand still until released. For the driver."""
         self.reached.set()
         await self._open.wait()
+        if self._error is not None:
+            raise self._error
 
 
 @dataclass(slots=True)
