@@ -79,9 +79,7 @@ def main() -> None:
         if not raw:
             return
         request = json.loads(raw)
-        pid = os.fork() if "options" in request else 0
-        if pid == 0 and "options" in request:
-            _become(request, fds, requests)
+        pid = _fork(request, fds, requests) if "options" in request else 0
         for fd in fds:
             os.close(fd)
         try:
@@ -90,8 +88,21 @@ def main() -> None:
             return
 
 
-def _become(request: dict[str, Any], fds: list[int], requests: socket.socket) -> None:
-    """Be a VMM and end as one."""
+def _fork(request: dict[str, Any], fds: list[int], requests: socket.socket) -> int:
+    """Fork a VMM and return its pid once it can be found by its command line."""
+    named, is_named = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(named)
+        _become(request, fds, requests, is_named)
+    os.close(is_named)
+    os.read(named, 1)  # Nothing comes: its end is closed.
+    os.close(named)
+    return pid
+
+
+def _become(request: dict[str, Any], fds: list[int], requests: socket.socket, is_named: int) -> None:
+    """Be a VMM and end as one; `is_named` is closed when the command line says so."""
     code = 1
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -106,6 +117,7 @@ def _become(request: dict[str, Any], fds: list[int], requests: socket.socket) ->
         os.close(null)
         options = request["options"]
         _write_command_line(json.dumps(options).encode())
+        os.close(is_named)
         options = {
             name: ours[value] if name.endswith("_fd") and value is not None else value
             for name, value in options.items()
