@@ -10,13 +10,15 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 PROC: Final = Path("/proc")
 _START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1.
+_STAT_BYTES_MAX: Final = 4096  # 52 numbers and a name of 64 bytes at most.
 
 
 @cache
@@ -32,11 +34,15 @@ def read_start_ticks(pid: int) -> int:
         ProcessLookupError: there is no such process.
     """
     try:
-        text = (PROC / str(pid) / "stat").read_text()
+        fd = os.open(f"{PROC}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
         raise ProcessLookupError(pid) from error
+    try:
+        line = os.read(fd, _STAT_BYTES_MAX)
+    finally:
+        os.close(fd)
     # The command name, field 2, is in parentheses and may itself hold spaces and parentheses.
-    return int(text.rpartition(")")[2].split()[_START_TIME_FIELD - 3])
+    return int(line.rpartition(b")")[2].split()[_START_TIME_FIELD - 3])
 
 
 def list_command_lines() -> Iterator[tuple[int, list[str]]]:
@@ -95,6 +101,7 @@ class HeldProcess:
         self._pidfd = os.pidfd_open(pid)
         self._child: subprocess.Popen[bytes] | None = None
         self._exited = asyncio.Event()
+        self._when_exited: list[Callable[[], None]] = []
         self._loop = asyncio.get_running_loop()
         try:
             self.start_ticks = read_start_ticks(pid)
@@ -114,7 +121,8 @@ class HeldProcess:
         Raises:
             OSError: the program cannot be executed.
         """
-        with output.open("ab") as sink:
+        sink = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
             child = subprocess.Popen(
                 argv,
                 stdin=subprocess.DEVNULL,
@@ -124,6 +132,8 @@ class HeldProcess:
                 pass_fds=tuple(pass_fds),
                 start_new_session=True,
             )
+        finally:
+            os.close(sink)
         held = cls(child.pid)
         held._child = child
         return held
@@ -135,6 +145,17 @@ class HeldProcess:
     async def wait_exited(self) -> None:
         """Return when the process is gone, all its descriptors closed and, if it was ours, reaped."""
         await self._exited.wait()
+
+    @contextmanager
+    def when_exited(self, call: Callable[[], None]) -> Iterator[None]:
+        """Inside, have `call` called as soon as the process is gone; at once, if it is."""
+        self._when_exited.append(call)
+        try:
+            if self.is_exited:
+                call()
+            yield
+        finally:
+            self._when_exited.remove(call)
 
     def send_signal(self, number: signal.Signals) -> None:
         """Send a signal; harmless if the process is gone."""
@@ -160,3 +181,5 @@ class HeldProcess:
         if self._child is not None:
             self._child.wait()
         self._exited.set()
+        for call in self._when_exited:
+            call()

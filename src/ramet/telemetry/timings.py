@@ -7,15 +7,17 @@ phase costs some microseconds.
 """
 
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import cache
 from types import TracebackType
 from typing import Final, Literal
 
 import anyio
 from opentelemetry import trace
 from opentelemetry.trace import Span, Status, StatusCode
+from prometheus_client import Histogram
 
 from ramet.telemetry.metrics import OPERATION_SECONDS, PHASE_SECONDS
 
@@ -59,9 +61,7 @@ class Timings:
     def note(self, name: str, seconds: float, kind: Kind = "work") -> None:
         """Add what was measured elsewhere."""
         self.phases_ms[name] = self.phases_ms.get(name, 0.0) + seconds * 1000
-        phase = name.removesuffix(WAIT_SUFFIX) if kind == "wait" else name
-        labels = (self.operation, phase, kind, self._hypervisor, self._source_state)
-        PHASE_SECONDS.labels(*labels).observe(seconds)
+        _phase_seconds(self.operation, name, kind, self._hypervisor, self._source_state).observe(seconds)
 
     def end(self, outcome: str, seconds: float) -> None:
         """Count the whole operation."""
@@ -69,7 +69,13 @@ class Timings:
         OPERATION_SECONDS.labels(*labels).observe(seconds)
 
 
-class _Phase:
+@cache
+def _phase_seconds(operation: str, name: str, kind: Kind, hypervisor: str, source_state: str) -> Histogram:
+    phase = name.removesuffix(WAIT_SUFFIX) if kind == "wait" else name
+    return PHASE_SECONDS.labels(operation, phase, kind, hypervisor, source_state)
+
+
+class _Phase(AbstractContextManager[None]):
     """One phase under way."""
 
     __slots__ = ("_began", "_kind", "_name", "_outer", "_span", "_timings")
@@ -122,29 +128,35 @@ def operation(
         _end_span(span, failure)
 
 
-@contextmanager
-def phase(name: str, kind: Kind = "work") -> Iterator[None]:
+def phase(name: str, kind: Kind = "work") -> AbstractContextManager[None]:
     """Time the inside as a phase of whatever operation is being carried out; of none, do nothing."""
     timings = _current.get()
-    if timings is None:
-        yield
-        return
-    with timings.phase(name, kind):
-        yield
+    return nullcontext() if timings is None else timings.phase(name, kind)
 
 
-@asynccontextmanager
-async def staged(name: str, limiter: anyio.CapacityLimiter) -> AsyncIterator[None]:
+def staged(name: str, limiter: anyio.CapacityLimiter) -> AbstractAsyncContextManager[None]:
     """Hold a place of a stage inside; the wait for it and the time in it are phases apart."""
-    # A borrower of its own for each use: one task may be in two stages of one limiter.
-    borrower = object()
-    with phase(f"{name}{WAIT_SUFFIX}", "wait"):
-        await limiter.acquire_on_behalf_of(borrower)
-    try:
-        with phase(name):
-            yield
-    finally:
-        limiter.release_on_behalf_of(borrower)
+    return _Staged(name, limiter)
+
+
+class _Staged(AbstractAsyncContextManager[None]):
+    __slots__ = ("_limiter", "_name", "_work")
+
+    def __init__(self, name: str, limiter: anyio.CapacityLimiter) -> None:
+        self._name, self._limiter = name, limiter
+
+    async def __aenter__(self) -> None:
+        with phase(f"{self._name}{WAIT_SUFFIX}", "wait"):
+            # Ourselves as the borrower: one task may be in two stages of one limiter.
+            await self._limiter.acquire_on_behalf_of(self)
+        self._work = phase(self._name)
+        self._work.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._work.__exit__(kind, exc, tb)
+        self._limiter.release_on_behalf_of(self)
 
 
 def _start_span(name: str, parent: Span | None, attributes: dict[str, str]) -> Span:

@@ -60,6 +60,7 @@ log = structlog.get_logger(__name__)
 
 PROGRAM: Final = "qemu-system-x86_64"
 LOG_TAIL_BYTES: Final = 2000
+EXIT_SEEN_TIMEOUT_S: Final = 0.5
 _OPTIONS: Final = {"-name", "-M", "-m", "-accel"}
 WRITE_OUT_COUNT: Final = 2  # A guest that writes all the time has little left to write out the second time.
 SOCKET_PATH_BYTES_MAX: Final = 107  # unix(7)
@@ -107,24 +108,15 @@ class QemuVm(LiveCapture, Restored):
             VmmSilent: the process did not answer in time.
             VmmFailed: it ended, or has no monitor.
         """
-        async with anyio.create_task_group() as group:
-
-            async def give_up_on_exit() -> None:
+        try:
+            await self._monitor.connect(self._folder / "monitor.sock", timeout_s)
+        except VmmFailed as error:
+            # One that ends hangs up, and is seen to have ended a moment later.
+            with anyio.move_on_after(EXIT_SEEN_TIMEOUT_S):
                 await self._process.wait_exited()
-                await self._monitor.disconnect()
-                group.cancel_scope.cancel()
-
-            group.start_soon(give_up_on_exit)
-            failure: VmmFailed | None = None
-            try:
-                await self._monitor.connect(self._folder / "monitor.sock", timeout_s)
-            except VmmFailed as error:
-                failure = error
-            group.cancel_scope.cancel()
-        if self._process.is_exited:
-            raise VmmFailed(f"QEMU ended: {self.last_words()}") from failure
-        if failure is not None:
-            raise failure
+            if self._process.is_exited:
+                raise VmmFailed(f"QEMU ended: {self.last_words()}") from error
+            raise
 
     async def make_watchable(self) -> None:
         """Have its writes be noted when it is captured; without, its pause is longer."""
@@ -341,15 +333,8 @@ class QemuVm(LiveCapture, Restored):
         return CaptureFormat(board.name, self._monitor.version(), board.device_model, self._built.accelerator)
 
     async def _wait_running(self) -> None:
-        async with anyio.create_task_group() as group:
-
-            async def give_up_on_exit() -> None:
-                await self._process.wait_exited()
-                group.cancel_scope.cancel()
-
-            group.start_soon(give_up_on_exit)
+        with self._process.when_exited(self._monitor.give_up):
             await self._monitor.wait_resumed()
-            group.cancel_scope.cancel()
         if self._process.is_exited:
             raise VmmFailed("it ended while loading")
 

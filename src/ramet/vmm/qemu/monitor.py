@@ -105,8 +105,12 @@ class Monitor:
             raise VmmFailed(f"the VMM refused {command}: {error}") from error
 
     async def wait_resumed(self) -> None:
-        """Return when the guest runs, as told by an event since connecting."""
+        """Return when the guest runs, as told by an event since connecting, or when that was given up."""
         await self._running.wait()
+
+    def give_up(self) -> None:
+        """Have nobody wait for the guest any more: the VMM is gone."""
+        self._running.set()
 
     @contextmanager
     def when_starved(self, call: Callable[[], None]) -> Iterator[None]:
