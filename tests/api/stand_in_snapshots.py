@@ -10,6 +10,7 @@ from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import RestorePoint, State
+from ramet.core.verification import CheckedPart, Part, Proof, Verification
 from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance import remedies
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
@@ -38,6 +39,8 @@ class StandInSnapshots:
         self.cut: list[RametError] = []
         """How streams that were imported broke off."""
         self.memory: dict[str, MemoryState] = {}
+        self.damage: dict[str, tuple[str, int]] = {}
+        """What is wrong with the memory of a snapshot, and in which chunk."""
 
     def put(
         self,
@@ -116,6 +119,13 @@ class StandInSnapshots:
 
     async def delete(self, ref: str) -> None:
         del self.records[self.get(ref).id]
+
+    async def verify(self, ref: str) -> Verification:
+        record = self.get(ref)
+        damage, chunk = self.damage.get(record.id, ("", None))
+        memory = CheckedPart(Part.MEMORY, "ramet-memory", record.memory_bytes, Proof.CHECKSUMS, damage, chunk)
+        disk = CheckedPart(Part.DISK, "layer.qcow2", record.disk_bytes, Proof.STRUCTURE)
+        return Verification((memory, disk) if record.point.capture is not None else (disk,))
 
     @asynccontextmanager
     async def export(self, ref: str) -> AsyncIterator[AsyncIterator[bytes]]:

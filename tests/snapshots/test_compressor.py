@@ -63,7 +63,7 @@ def state(store: CaptureStore) -> str:
 
 
 def is_compressed_alone(folder: Path) -> bool:
-    return {path.name for path in folder.rglob("*") if path.is_file()} == {
+    return {path.name for path in folder.rglob("*") if path.is_file()} - {"checksums.json"} == {
         "devices",
         "manifest.json",
         "memory.packed",

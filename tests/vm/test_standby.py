@@ -41,6 +41,7 @@ async def test_what_is_written_before_a_sleep_is_there_after_it_and_nobody_elses
         assert [outcome.error for outcome in outcomes] == [None, None]
         if number % 5 == 0:
             snapshot = await site.parts.snapshots.create("sleeper", SnapshotKind.STANDBY, None, {})
+            assert (await site.parts.snapshots.verify(snapshot.id)).is_whole
             kept.append((snapshot.id, sums))
         for name in names:
             assert await site.sh(name, SUMS) == sums
@@ -55,6 +56,9 @@ async def test_what_is_written_before_a_sleep_is_there_after_it_and_nobody_elses
         (outcome,) = await site.parts.snapshots.fork(snapshot_id, ["from-snapshot"])
         assert outcome.error is None
         assert await site.sh("from-snapshot", SUMS) == sums
+        # All who woke from it, and wrote, have changed none of it.
+        verified = await site.parts.snapshots.verify(snapshot_id)
+        assert (verified.checksums, verified.is_whole) == ("compared", True)
         await site.fleet.delete("from-snapshot")
         await site.parts.snapshots.delete(snapshot_id)
 

@@ -11,6 +11,7 @@ from ramet.core.compression import CompressionAsk, MemoryState
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceSpec, State
+from ramet.core.verification import Verification
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -141,6 +142,10 @@ class SnapshotsPort(Protocol):
 
     def export(self, ref: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Read one as a stream that `import_file` takes, on this host or another."""
+        ...
+
+    async def verify(self, ref: str) -> Verification:
+        """Look whether one still is what was stored."""
         ...
 
     async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:

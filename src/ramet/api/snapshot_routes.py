@@ -20,6 +20,7 @@ from ramet.api.types import (
     to_kind,
     to_snapshot,
     to_target,
+    to_verification,
 )
 from ramet.core.errors import Invalid
 from ramet.core.snapshot import SnapshotKind
@@ -65,6 +66,11 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
             check_name(name, "a snapshot")
         record = await snapshots.import_file(body_of(request), name)
         return to_snapshot(record, snapshots.memory_state(record))
+
+    @routes.post("/snapshots/{snapshot_id}/verify")
+    async def verify_snapshot(snapshot_id: str) -> wire.SnapshotVerification:
+        record = snapshots.get(snapshot_id)
+        return to_verification(record.id, await snapshots.verify(record.id))
 
     @routes.get("/snapshots/{snapshot_id}")
     async def get_snapshot(snapshot_id: str) -> wire.Snapshot:

@@ -28,6 +28,7 @@ from ramet.core.spec import (
     State,
 )
 from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
+from ramet.core.verification import CHUNK_BYTES, Verification
 from ramet.images import Image
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -398,6 +399,30 @@ def to_snapshot(record: SnapshotRecord, memory: MemoryState | None) -> wire_snap
         compression_error=(memory.error or None) if memory is not None else None,
         compressed_size_bytes=compressed_bytes,
         uncompressed_size_bytes=None if memory is None else record.memory_bytes,
+    )
+
+
+def to_verification(snapshot: str, found: Verification) -> wire_snapshots.SnapshotVerification:
+    """Return what came of looking at a snapshot as the API shows it."""
+    parts = tuple(
+        wire_snapshots.VerifiedPart(
+            part=one.part.value,
+            file=one.file,
+            size_bytes=one.size_bytes,
+            proof=one.proof.value,
+            ok=not one.damage,
+            error=one.damage or None,
+            chunk=one.chunk,
+        )
+        for one in found.parts
+    )
+    return wire_snapshots.SnapshotVerification(
+        snapshot_id=snapshot,
+        ok=found.is_whole,
+        size_bytes=sum(part.size_bytes for part in parts),
+        checksums=found.checksums,
+        chunk_bytes=CHUNK_BYTES,
+        parts=parts,
     )
 
 

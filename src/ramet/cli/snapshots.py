@@ -7,14 +7,22 @@ from ramet.cli.names import invent_name
 from ramet.cli.options import connect, json_option, tag_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, for_each, human_size, print_json, print_table
 from ramet.cli.snapshot_files import export_command, import_command
-from ramet.wire_api.snapshots import CreateSnapshot, Snapshot
+from ramet.core.errors import Broken
+from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, VerifiedPart
+
+
+class SnapshotDamaged(Broken):
+    """A snapshot is not what was stored any more."""
+
+    code = "snapshot_damaged"
+
 
 _DEFAULT_TARGET = "Running if it holds memory, Stopped if not"
 
 
 @click.group("snapshot")
 def snapshot_command() -> None:
-    """Take, list, fork, go back to, export, import and remove named snapshots.
+    """Take, list, fork, go back to, verify, export, import and remove named snapshots.
 
     SNAPSHOT is an id, a unique beginning of one, or a name that only one snapshot has.
     """
@@ -132,6 +140,30 @@ def restore_command(
     print_child(connect(context).restore_snapshot(instance, snapshot, target_state=target), as_json=as_json)
 
 
+@snapshot_command.command("verify")
+@click.argument("snapshot")
+@json_option
+@click.pass_context
+def verify_command(context: click.Context, snapshot: str, as_json: bool) -> None:
+    """Read SNAPSHOT to its end and compare it with its checksums; exit with 1 if it is damaged.
+
+    Its checksums are made soon after it was taken; one that has none yet gets them now, and PROOF is
+    then "readable".
+    """
+    found = connect(context).verify_snapshot(snapshot)
+    if as_json:
+        print_json(found)
+    else:
+        print_table(("PART", "FILE", "READ", "PROOF", "FOUND"), [_part_row(part) for part in found.parts])
+    broken = next((part for part in found.parts if not part.ok), None)
+    if broken is not None:
+        place = "" if broken.chunk is None else f", from byte {broken.chunk * found.chunk_bytes} on"
+        raise SnapshotDamaged(
+            f"the {broken.part} of snapshot {snapshot} is damaged: {broken.file}{place}: {broken.error}",
+            remedy="import it from a file that was exported before, or delete it: ramet snapshot rm SNAPSHOT",
+        )
+
+
 snapshot_command.add_command(export_command)
 snapshot_command.add_command(import_command)
 
@@ -148,6 +180,13 @@ def rm_command(context: click.Context, snapshots: tuple[str, ...]) -> int:
         click.echo(ref)
 
     return for_each(snapshots, remove)
+
+
+def _part_row(part: VerifiedPart) -> tuple[str, ...]:
+    verdict = "whole" if part.ok else str(part.error)
+    if part.chunk is not None:
+        verdict += f", chunk {part.chunk}"
+    return part.part, part.file, human_size(part.size_bytes), part.proof, verdict
 
 
 def _row(snapshot: Snapshot) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from ramet.wire_api.instances import (
 
 if TYPE_CHECKING:
     from ramet.wire_api.resources import Resources
-    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot
+    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, SnapshotVerification
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -207,6 +207,14 @@ def fork_snapshot(ref: str, name: str, target_state: str | None) -> Call[Instanc
 def fork_snapshot_many(ref: str, body: ForkMany) -> Call[ForkManyResult]:
     """Make many instances of a snapshot."""
     return Call("POST", _snapshot_path(ref, "forks"), _reader(ForkManyResult), body)
+
+
+def verify_snapshot(ref: str) -> "Call[SnapshotVerification]":
+    """Have a snapshot be looked at."""
+    from ramet.wire_api.snapshots import SnapshotVerification
+
+    read = _reader(SnapshotVerification)
+    return Call("POST", _snapshot_path(ref, "verify"), read, timeout_s=IMPORT_TIMEOUT_S)
 
 
 def snapshot_to_read(ref: str) -> str:

@@ -30,7 +30,7 @@ from ramet.wire_api.instances import (
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
     from ramet.wire_api.resources import Resources
-    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot
+    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, SnapshotVerification
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -141,6 +141,10 @@ class Client:
         It is Running then if the snapshot holds memory, Stopped if not, or as `target_state` says.
         """
         return self._send(calls.restore_snapshot(ref, snapshot, target_state))
+
+    def verify_snapshot(self, ref: str) -> "SnapshotVerification":
+        """Have a snapshot be read to its end and compared with its checksums; may take as long as reading."""
+        return self._send(calls.verify_snapshot(ref))
 
     def export_snapshot(self, ref: str) -> Iterator[bytes]:
         """Yield a snapshot as one file. It is whole only if it ends without an error."""

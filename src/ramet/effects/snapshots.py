@@ -5,11 +5,15 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 
+from anyio import to_thread
+
 from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Conflict, Invalid, RametError
-from ramet.core.ids import CaptureId, SnapshotId, is_name, mint_id
+from ramet.core.ids import CaptureId, LayerId, SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceRecord, State
+from ramet.core.verification import CheckedPart, Part, Proof, Verification
+from ramet.disks.layers import LayerBroken
 from ramet.effects.restore_point import kept
 from ramet.effects.site import Site
 from ramet.effects.snapshot_files import SnapshotFiles
@@ -17,6 +21,8 @@ from ramet.instance import remedies
 from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotCatalog
+from ramet.snapshots.manifest import MANIFEST_FILE
+from ramet.snapshots.store import CaptureBroken
 
 _KIND_NEEDS: Mapping[SnapshotKind, frozenset[State]] = {
     SnapshotKind.STANDBY: frozenset({State.RUNNING, State.STANDBY}),
@@ -134,6 +140,21 @@ class NamedSnapshots:
         """Read a snapshot as a stream; errors as of `SnapshotFiles.reading`."""
         return self._files.reading(ref)
 
+    async def verify(self, ref: str) -> Verification:
+        """Look whether a snapshot still is what was stored; whatever is wrong is in what this returns."""
+        site, point = self._site, self._catalog.get(ref).point
+        parts: tuple[CheckedPart, ...] = ()
+        try:
+            with kept(site, point):
+                if point.capture is not None:
+                    parts = await site.captures.verify(point.capture)
+                return Verification((*parts, await _look_at_disk(site, point.layer)))
+        except CaptureBroken as error:
+            return Verification((CheckedPart(Part.MEMORY, MANIFEST_FILE, 0, Proof.READABLE, str(error)),))
+        except LayerBroken as error:
+            lost = CheckedPart(Part.DISK, site.layers.path(point.layer).name, 0, Proof.STRUCTURE, str(error))
+            return Verification((*parts, lost))
+
     async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:
         """Make a snapshot of such a stream; errors as of `SnapshotFiles.add`."""
         return await self._files.add(chunks, name)
@@ -200,3 +221,20 @@ class NamedSnapshots:
                 if capture is not None and capture != record.capture:
                     site.captures.release(capture, record.id)
                 raise
+
+
+async def _look_at_disk(site: Site, layer: LayerId) -> CheckedPart:
+    """Read all that a disk which does not change holds. It has no checksums: its tables must be whole.
+
+    Raises:
+        LayerBroken: it is not there, or it is no disk.
+    """
+    with site.layers.reader(layer) as disk:
+        read_bytes, damage = 0, ""
+        pieces = disk.read_through()
+        try:
+            while piece_bytes := await to_thread.run_sync(next, pieces, 0):
+                read_bytes += piece_bytes
+        except (OSError, ValueError) as error:
+            damage = str(error)
+    return CheckedPart(Part.DISK, site.layers.path(layer).name, read_bytes, Proof.STRUCTURE, damage)

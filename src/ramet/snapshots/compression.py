@@ -97,7 +97,8 @@ def decompress(packed: Path, raw: Path, compressed: Compressed, memory_bytes: in
     try:
         with packed.open("rb", buffering=0) as source, raw.open("xb", buffering=0) as sink:
             os.ftruncate(sink.fileno(), memory_bytes)
-            _place(_plain(source, compressed.how.algorithm), sink.fileno(), compressed)
+            for offset, data in unpacked(source, compressed):
+                _write_at(sink.fileno(), data, offset)
     except BaseException:
         raw.unlink(missing_ok=True)
         raise
@@ -117,10 +118,16 @@ def data_extents(fd: int) -> Iterator[tuple[int, int]]:
         yield start, end - start
 
 
-def _place(plain: Iterator[bytes], fd: int, compressed: Compressed) -> None:
+def unpacked(source: BinaryIO, compressed: Compressed) -> Iterator[tuple[int, memoryview]]:
+    """Yield the data of an open compressed file, in order, each piece with its offset in the sparse file.
+
+    Raises:
+        MemoryDamaged: it is not what was compressed; what has been yielded is then of no use.
+        OSError: it cannot be read.
+    """
     digest, extents = hashlib.sha256(), iter(compressed.extents)
     offset, left = next(extents, (0, 0))
-    for chunk in plain:
+    for chunk in _plain(source, compressed.how.algorithm):
         digest.update(chunk)
         view = memoryview(chunk)
         while view:
@@ -128,8 +135,9 @@ def _place(plain: Iterator[bytes], fd: int, compressed: Compressed) -> None:
                 offset, left = next(extents, (0, 0))
                 if not left:
                     raise MemoryDamaged("it holds more than was compressed")
-            written = os.pwrite(fd, view[:left], offset)
-            offset, left, view = offset + written, left - written, view[written:]
+            piece = view[:left]
+            yield offset, piece
+            offset, left, view = offset + len(piece), left - len(piece), view[len(piece) :]
     if left or digest.hexdigest() != compressed.sha256:
         raise MemoryDamaged("it does not hold what was compressed")
 
@@ -169,7 +177,13 @@ def _write_all(sink: BinaryIO, data: bytes) -> None:
         view = view[sink.write(view) :]
 
 
-def _end_with(parent: int) -> None:
+def _write_at(fd: int, data: memoryview, offset: int) -> None:
+    while data:
+        written = os.pwrite(fd, data, offset)
+        data, offset = data[written:], offset + written
+
+
+def end_with(parent: int) -> None:
     """Have the kernel end this process with its parent, which is `parent` unless it is gone already."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
@@ -179,7 +193,7 @@ def _end_with(parent: int) -> None:
 def main(argv: list[str]) -> None:
     """Compress as a program; what `compress` returns is written to stdout, as JSON."""
     raw, packed, algorithm, level, parent = argv
-    _end_with(int(parent))
+    end_with(int(parent))
     os.nice(NICENESS)
     try:
         done = compress(Path(raw), Path(packed), Compression(CompressionAlgorithm(algorithm), int(level)))

@@ -20,8 +20,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from os import getpid
@@ -35,12 +35,10 @@ from anyio import to_thread
 from ramet.core.compression import Compression, MemoryState
 from ramet.core.ids import CaptureId
 from ramet.snapshots.compression import Compressed, MemoryDamaged, decompress
-from ramet.snapshots.manifest import MANIFEST_FILE, Manifest, Wanted
+from ramet.snapshots.manifest import MANIFEST_FILE, PACKED_FILE, UNPACKED_FOLDER, Manifest, Wanted
 from ramet.store.paths import PART_SUFFIX, sync_folder, write_whole
 from ramet.vmm.port import MEMORY_FILE_NAME
 
-PACKED_FILE: Final = "memory.packed"
-UNPACKED_FOLDER: Final = "unpacked"
 REST_S: Final = 60.0
 """How long memory that somebody has used is left as it is."""
 _GONE_FILE: Final = f"{MEMORY_FILE_NAME}.gone"
@@ -147,10 +145,16 @@ class Compressor:
             UnpackingFailed: on entering: there is none.
         """
         capture = manifest.id
+        with self.left_alone(capture):
+            yield self._find_raw(capture) or await self._unpack(manifest)
+
+    @contextmanager
+    def left_alone(self, capture: CaptureId) -> Iterator[None]:
+        """Have the files of a capture stay, inside; if it is just being compressed, that is ended."""
         self._uses[capture] += 1
         self._interrupt(capture)
         try:
-            yield self._find_raw(capture) or await self._unpack(manifest)
+            yield
         finally:
             self._uses[capture] -= 1
             if not self._uses[capture]:

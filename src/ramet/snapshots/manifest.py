@@ -10,6 +10,9 @@ from ramet.snapshots.compression import Compressed
 from ramet.vmm.port import CaptureFormat
 
 MANIFEST_FILE: Final = "manifest.json"
+DEVICES_FILE: Final = "devices"
+PACKED_FILE: Final = "memory.packed"
+UNPACKED_FOLDER: Final = "unpacked"
 SCHEMA: Final = 1
 
 

@@ -4,6 +4,7 @@
 captures/<id>/manifest.json      written last: without it there is no capture
               ramet-memory       the guest's memory, sparse; or compressed, see `compressor`
               devices            the state of its devices
+              checksums.json     of both, made later: see `verifier`
 captures/<id>.gone/              given up, to be deleted
 ```
 
@@ -29,14 +30,15 @@ from anyio import to_thread
 from ramet.core.compression import Compression
 from ramet.core.errors import Broken
 from ramet.core.ids import CaptureId
+from ramet.core.verification import CheckedPart
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.stored_file import StoredFile
 from ramet.snapshots.compressor import Compressor, UnpackingFailed
-from ramet.snapshots.manifest import MANIFEST_FILE, Manifest, Wanted
+from ramet.snapshots.manifest import DEVICES_FILE, MANIFEST_FILE, Manifest, Wanted
+from ramet.snapshots.verifier import Verifier
 from ramet.store.paths import sync_folder, write_whole
 from ramet.vmm.port import MEMORY_FILE_NAME, Capture
 
-DEVICES_FILE: Final = "devices"
 DELETE_RETRY_S: Final = 5.0
 """How soon a file that could not be deleted is tried again."""
 _GONE_SUFFIX: Final = ".gone"
@@ -131,19 +133,21 @@ class CaptureStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.compressor = Compressor(folder)
+        self.verifier = Verifier(folder, self.compressor)
         self._holders: defaultdict[CaptureId, set[str]] = defaultdict(set)
         self._held_by: defaultdict[str, set[CaptureId]] = defaultdict(set)
         self._given_up = anyio.Event()
         self._not_given_up: set[Path] = set()
 
     async def run(self) -> None:
-        """Delete what is given up and compress what is to be, until cancelled.
+        """Delete what is given up, compress what is to be and make checksums of the rest, until cancelled.
 
         What a cancelled one leaves, the next finds.
         """
         async with anyio.create_task_group() as group:
             group.start_soon(self._delete_given_up)
             group.start_soon(self.compressor.run)
+            group.start_soon(self.verifier.run)
 
     async def _delete_given_up(self) -> None:
         while True:
@@ -178,6 +182,7 @@ class CaptureStore:
                 self.release(capture_id, holder)
             elif capture_id in self._holders:
                 self.compressor.note(draft.manifest)
+                self.verifier.note(capture_id)
 
     def hold(self, capture: CaptureId, holder: str) -> None:
         """Hold a capture by the name `holder`. Idempotent.
@@ -242,6 +247,7 @@ class CaptureStore:
             CaptureBroken: it is missing or damaged.
         """
         manifest = self.manifest(capture)
+        self.verifier.put_off(capture)
         async with AsyncExitStack() as stack:
             try:
                 memory = await stack.enter_async_context(self.compressor.raw(manifest))
@@ -250,6 +256,17 @@ class CaptureStore:
             opened = self._open(manifest, memory)
             stack.callback(opened.close)
             yield opened
+
+    async def verify(self, capture: CaptureId) -> tuple[CheckedPart, ...]:
+        """Look whether a capture, which is held, is what was stored.
+
+        Raises:
+            CaptureBroken: it cannot be looked at.
+        """
+        try:
+            return await self.verifier.verify(capture)
+        except OSError as error:
+            raise CaptureBroken(f"the stored memory {capture} cannot be looked at: {error}") from error
 
     def _open(self, manifest: Manifest, memory_file: Path) -> Capture:
         capture = manifest.id
@@ -275,6 +292,7 @@ class CaptureStore:
         for capture in unheld:
             self._give_up(self._folder / capture)
         self.compressor.find(self._holders)
+        self.verifier.find(self._holders)
         self._given_up.set()  # There may be some of an earlier daemon.
         return unheld
 
@@ -288,6 +306,7 @@ class CaptureStore:
 
     def _give_up(self, folder: Path) -> None:
         self.compressor.forget(CaptureId(folder.name))
+        self.verifier.forget(CaptureId(folder.name))
         try:
             folder.rename(folder.with_name(folder.name + _GONE_SUFFIX))
         except FileNotFoundError:

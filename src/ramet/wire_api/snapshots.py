@@ -88,3 +88,37 @@ class ForkSnapshot:
     target_hypervisor: str | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedPart:
+    """One file of a snapshot, or its disk: `part` memory, devices or disk; `size_bytes` what was read of it.
+
+    `proof` is checksums (every byte is that of when they were made), structure (every byte can be read, and
+    the disk's tables are whole) or readable (there was nothing to compare with yet). `error` says what is
+    wrong; `chunk` is the first of `chunk_bytes` that is not what it was, from 0, where that can be told.
+    """
+
+    part: str
+    file: str
+    size_bytes: int
+    proof: str
+    ok: bool
+    error: str | None = None
+    chunk: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotVerification:
+    """The answer to `POST /snapshots/{id}/verify` (additive). `size_bytes` is all that was read.
+
+    `checksums` is compared, made (there were none, so that only the next call compares) or none: it has no
+    memory, or what cannot be read gets none.
+    """
+
+    snapshot_id: str
+    ok: bool
+    size_bytes: int
+    checksums: str
+    chunk_bytes: int
+    parts: tuple[VerifiedPart, ...]
