@@ -164,6 +164,12 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/instances/src/forks", {"names": ["kid", "Other"]}),
     ("/instances/src/forks", {"names": []}),
     ("/instances/src/forks", {"names": [f"kid-{number}" for number in range(1001)]}),
+    ("/instances", {**CREATE, "snapshot_policy": {"later": 1}}),
+    ("/instances", {**CREATE, "snapshot_policy": {"compression": {}}}),
+    ("/instances", {**CREATE, "snapshot_policy": {"compression": {"enabled": True, "algorithm": "gzip"}}}),
+    ("/instances", {**CREATE, "snapshot_policy": {"compression": {"enabled": True, "level": 20}}}),
+    ("/instances", {**CREATE, "snapshot_policy": {"standby_compression_delay": "soon"}}),
+    ("/instances", {**CREATE, "snapshot_policy": {"standby_compression_delay": "8761h"}}),
     ("/instances/src/standby", {"later": 1}),
     ("/instances/src/standby", {"compression": {}}),
     ("/instances/src/standby", {"compression": {"enabled": "perhaps"}}),
@@ -303,6 +309,7 @@ PATHS: Final[list[tuple[str, str]]] = [
     ("DELETE", "/snapshots/nobody"),
     ("PUT", "/snapshots/snap"),
     ("POST", "/snapshots/nobody/forks"),
+    ("POST", "/snapshots/nobody/verify"),
 ]
 
 

@@ -21,6 +21,7 @@ from ramet.instance.fleet_types import WindowSize
 from tests.api.stand_in import Served, token
 
 if TYPE_CHECKING:
+    from hypeman.types import SnapshotPolicyParam
     from hypeman.types.shared_params import SnapshotCompressionConfig
 
 IMAGE = "docker.io/library/alpine:latest"
@@ -186,6 +187,43 @@ def test_it_says_how_sleeping_memory_is_compressed(client: Hypeman, served: Serv
     served.fleet.put("web")
     client.instances.standby("web", compression_delay="5s")
     assert served.fleet.compression == CompressionAsk(delay_s=5)
+
+
+def test_an_instance_keeps_its_snapshot_policy(client: Hypeman, served: Served) -> None:
+    policies: list[tuple[SnapshotPolicyParam, CompressionAsk, tuple[object, ...], str | None]] = [
+        (
+            {"compression": {"enabled": True}, "standby_compression_delay": "90s"},
+            CompressionAsk(Compression.of(), is_said=True, delay_s=90),
+            (True, "zstd", 1),
+            "1m30s",
+        ),
+        (
+            {"compression": {"enabled": False, "algorithm": "lz4"}},
+            CompressionAsk(None, is_said=True),
+            (False, None, None),
+            None,
+        ),
+    ]
+    for policy, heard, shown, delay in policies:
+        made = client.instances.create(name="web", image=IMAGE, snapshot_policy=policy)
+        assert served.fleet.get("web").record.spec.compression == heard
+        told = client.instances.get("web").snapshot_policy
+        assert told == made.snapshot_policy
+        assert told is not None
+        assert told.compression is not None
+        assert (told.compression.enabled, told.compression.algorithm, told.compression.level) == shown
+        assert told.standby_compression_delay == delay
+        client.instances.delete("web")
+    client.instances.create(name="web", image=IMAGE, snapshot_policy={"standby_compression_delay": "5s"})
+    told = client.instances.get("web").snapshot_policy
+    assert told is not None
+    assert (told.compression, told.standby_compression_delay) == (None, "5s")
+    client.instances.create(name="plain", image=IMAGE)
+    assert client.instances.get("plain").snapshot_policy is None
+    with pytest.raises(hypeman.BadRequestError, match="level"):
+        client.instances.create(
+            name="bad", image=IMAGE, snapshot_policy={"compression": {"enabled": True, "level": 20}}
+        )
 
 
 def test_a_snapshot_tells_how_its_memory_lies_on_the_disk(client: Hypeman, served: Served) -> None:

@@ -8,7 +8,15 @@ from hypothesis import strategies as st
 
 from ramet.core.errors import Invalid
 from ramet.core.spec import FORK_RULES, InstanceSpec
-from ramet.core.units import AMOUNT_MAX, format_rate, format_size, parse_rate, parse_size
+from ramet.core.units import (
+    AMOUNT_MAX,
+    format_duration,
+    format_rate,
+    format_size,
+    parse_duration,
+    parse_rate,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +70,19 @@ def test_a_rate_is_written_in_the_largest_unit_that_keeps_it_whole(rate_bytes_pe
 @given(st.integers(0, AMOUNT_MAX // 8))
 def test_what_is_written_is_read_as_the_same(rate_bytes_per_s: int) -> None:
     assert parse_rate(format_rate(rate_bytes_per_s)) == rate_bytes_per_s
+
+
+@given(st.integers(0, 10**10))
+def test_a_duration_that_is_written_is_read_as_the_same(milliseconds: int) -> None:
+    assert round(parse_duration(format_duration(milliseconds / 1000)) * 1000) == milliseconds
+
+
+@pytest.mark.parametrize(
+    ("duration_s", "text"),
+    [(0, "0s"), (0.25, "250ms"), (90, "1m30s"), (3600, "1h"), (5400.25, "1h30m0.25s")],
+)
+def test_durations_are_written_as_go_does(duration_s: float, text: str) -> None:
+    assert format_duration(duration_s) == text
 
 
 def test_each_field_of_a_spec_has_its_rule_for_forks() -> None:

@@ -1,5 +1,6 @@
 """Sleepers whose memory is compressed wake as if it were not."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ramet.core.compression import Compression, CompressionAsk
+from ramet.core.compression import NOT_SAID, Compression, CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId
 from ramet.core.snapshot import SnapshotKind
@@ -165,6 +166,40 @@ async def test_the_request_comes_before_the_default_of_the_server(world: World) 
         await daemon.fleet.restore("src")
         await daemon.fleet.standby("src")
         assert daemon.site.captures.manifest(capture_of(daemon, "src")).wanted is None
+
+
+async def test_the_instance_comes_before_the_server_and_after_the_request(world: World) -> None:
+    policy = CompressionAsk(Compression.of("lz4", 9), is_said=True, delay_s=3600)
+    async with world.daemon() as daemon:
+        daemon.site.compression = Compression.of("zstd", 3)
+
+        async def wanted_after(name: str, ask: CompressionAsk = NOT_SAID) -> tuple[Compression, float] | None:
+            """Return how a sleeper is to be compressed, and how long after it fell asleep; it wakes then."""
+            await daemon.fleet.standby(name, ask)
+            manifest = daemon.site.captures.manifest(capture_of(daemon, name))
+            await daemon.fleet.restore(name)
+            wanted = manifest.wanted
+            return None if wanted is None else (wanted.how, wanted.not_before - manifest.created_at)
+
+        await daemon.fleet.create("src", replace(daemon.spec, compression=policy))
+        assert await wanted_after("src") == (Compression.of("lz4", 9), 3600)
+        assert await wanted_after("src", CompressionAsk(delay_s=7200)) == (Compression.of("lz4", 9), 7200)
+        assert await wanted_after("src", replace(ASK, delay_s=0)) == (Compression.of(), 0)
+        assert await wanted_after("src", OFF) is None
+        await daemon.fleet.fork("src", ["kid"])
+        assert await wanted_after("kid") == (Compression.of("lz4", 9), 3600)
+        for ask, how in ((NOT_SAID, Compression.of("lz4", 9)), (OFF, None), (ASK, Compression.of())):
+            snapshot = await daemon.snapshots.create("src", SnapshotKind.STANDBY, None, {}, ask)
+            memory = daemon.snapshots.memory_state(snapshot)
+            assert memory is not None
+            assert memory.how == how
+    async with world.daemon() as daemon:
+        assert daemon.fleet.get("src").record.spec.compression == policy
+        off = replace(daemon.spec, compression=OFF)
+        daemon.site.compression = Compression.of()
+        await daemon.fleet.create("off", off)
+        await daemon.fleet.standby("off")
+        assert daemon.site.captures.manifest(capture_of(daemon, "off")).wanted is None
 
 
 @pytest.mark.parametrize("state", [State.RUNNING, State.STANDBY])

@@ -201,6 +201,8 @@ def _of_part(part: str, name: str, value: int) -> Change:
         _of_spec("overlay_bytes", 1 << 50),
         _of_spec("vcpu_count", 0),
         _of_spec("cmd", ["a\0b"]),
+        _of_spec("compression", {"how": {"algorithm": "zstd", "level": 20}, "is_said": True}),
+        _of_spec("compression", {"delay_s": -1.0}),
         _of_part("disk", "size_bytes", 1 << 50),
         _of_part("disk", "packed_bytes", 1 << 50),
         _of_part("memory", "packed_bytes", -1),

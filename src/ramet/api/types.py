@@ -13,7 +13,13 @@ from fastapi import Request
 
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
-from ramet.core.compression import Compression, CompressionAsk, MemoryState
+from ramet.core.compression import (
+    COMPRESSION_DELAY_S_MAX,
+    NOT_SAID,
+    Compression,
+    CompressionAsk,
+    MemoryState,
+)
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
@@ -27,7 +33,7 @@ from ramet.core.spec import (
     InstanceSpec,
     State,
 )
-from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
+from ramet.core.units import format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
 from ramet.core.verification import CHUNK_BYTES, Verification
 from ramet.images import Image
 from ramet.instance.fleet_types import (
@@ -41,8 +47,8 @@ from ramet.instance.fleet_types import (
 from ramet.wire_api import images as wire_images
 from ramet.wire_api import instances as wire
 from ramet.wire_api import snapshots as wire_snapshots
+from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.exec import ExecStart
-from ramet.wire_api.snapshots import SnapshotCompression
 
 MIB: Final = 1 << 20
 VCPU_COUNT_DEFAULT: Final = 2
@@ -54,7 +60,6 @@ TAG_COUNT_MAX: Final = 50
 TAG_VALUE_LENGTH_MAX: Final = 256
 ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.
 WAIT_S_DEFAULT: Final = 60.0
-COMPRESSION_DELAY_S_MAX: Final = 365 * 86_400.0
 EXEC_TIMEOUT_S_MAX: Final = 1e9  # 30 years; the guest takes more for none.
 TEXT_LENGTH_MAX: Final = 4096  # PATH_MAX
 WINDOW_ROWS_DEFAULT: Final = 24
@@ -105,7 +110,6 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "devices": _is_falsy,
     "gpu": _is_falsy,
     "volumes": _is_falsy,
-    "snapshot_policy": _is_falsy,
     "auto_standby": _is_disabled,
     "health_check": lambda value: isinstance(value, Mapping) and value.get("type") == "none",
     "restart_policy": lambda value: isinstance(value, Mapping) and value.get("policy", "never") == "never",
@@ -140,6 +144,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     _check_platform(body.platform, facts)
     _hypervisor(body.hypervisor, facts)
     check_tags(body.tags or {})
+    _policy(body.snapshot_policy)
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:
@@ -175,6 +180,7 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         download_bytes_per_s=_rate("bandwidth_download", network.bandwidth_download, network),
         upload_bytes_per_s=_rate("bandwidth_upload", network.bandwidth_upload, network),
         fork_pool=to_pool_size(body.fork_pool or 0, "fork_pool"),
+        compression=_policy(body.snapshot_policy),
     )
 
 
@@ -264,13 +270,30 @@ def to_compression(compression: SnapshotCompression | None, delay: str | None = 
         Invalid: the delay is no duration, or there is no such algorithm or level. Where compression is off,
             these two are not looked at.
     """
-    delay_s = 0.0 if delay is None else parse_duration(delay)
-    if delay_s > COMPRESSION_DELAY_S_MAX:
-        raise Invalid("compression_delay is longer than a year", field="compression_delay")
+    delay_s = None if delay is None else parse_duration(delay)
+    if delay_s is not None and delay_s > COMPRESSION_DELAY_S_MAX:
+        raise Invalid("the delay of compression is longer than a year", field="compression_delay")
     if compression is None:
         return CompressionAsk(delay_s=delay_s)
     how = Compression.of(compression.algorithm, compression.level) if compression.enabled else None
     return CompressionAsk(how, is_said=True, delay_s=delay_s)
+
+
+def _policy(policy: SnapshotPolicy | None) -> CompressionAsk:
+    if policy is None:
+        return NOT_SAID
+    return to_compression(policy.compression, policy.standby_compression_delay)
+
+
+def _shown_policy(ask: CompressionAsk) -> SnapshotPolicy | None:
+    if ask == NOT_SAID:
+        return None
+    compression = _shown_compression(ask.how) or (SnapshotCompression(False) if ask.is_said else None)
+    return SnapshotPolicy(compression, None if ask.delay_s is None else format_duration(ask.delay_s))
+
+
+def _shown_compression(how: Compression | None) -> SnapshotCompression | None:
+    return None if how is None else SnapshotCompression(True, how.algorithm.value, how.level)
 
 
 def check_target_hypervisor(name: str | None, snapshot: SnapshotRecord) -> None:
@@ -344,6 +367,7 @@ def to_instance(
         env=spec.env,
         tags=spec.tags,
         network=network,
+        snapshot_policy=_shown_policy(spec.compression),
         has_snapshot=record.capture is not None,
         exit_code=None if ended is None else shell_exit_code(ended),
         exit_message=None if ended is None else ended.message or None,
@@ -395,7 +419,7 @@ def to_snapshot(record: SnapshotRecord, memory: MemoryState | None) -> wire_snap
         name=record.name,
         tags=record.tags,
         compression_state=None if memory is None else memory.state,
-        compression=None if how is None else SnapshotCompression(True, how.algorithm.value, how.level),
+        compression=_shown_compression(how),
         compression_error=(memory.error or None) if memory is not None else None,
         compressed_size_bytes=compressed_bytes,
         uncompressed_size_bytes=None if memory is None else record.memory_bytes,

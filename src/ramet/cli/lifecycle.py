@@ -7,13 +7,23 @@ from typing import Final
 import click
 
 from ramet.cli.names import invent_name
-from ramet.cli.options import command_words, connect, env_option, json_option, tag_option
+from ramet.cli.options import (
+    command_words,
+    compression_delay_option,
+    compression_option,
+    connect,
+    env_option,
+    json_option,
+    tag_option,
+)
 from ramet.cli.output import for_each, print_json
 from ramet.cli.pulling import pull
 from ramet.client import ApiError, Client
 from ramet.core.errors import Broken, Conflict, Invalid
+from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.images import PullImage
 from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
+from ramet.wire_api.snapshots import StandbyInstance
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci")
 
@@ -54,6 +64,8 @@ class OtherState(Broken):
 @click.option(
     "--fork-pool", type=click.IntRange(0), help="Make so many children ahead of their fork, see ramet pool."
 )
+@compression_option("How its memory is compressed when it sleeps, and in its snapshots, unless they say.")
+@compression_delay_option
 @tag_option("Tag the instance; can be given several times.")
 @json_option
 @click.pass_context
@@ -72,6 +84,8 @@ def run_command(
     bandwidth_up: str | None,
     hypervisor: str | None,
     fork_pool: int | None,
+    compression: SnapshotCompression | None,
+    compression_delay: str | None,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -102,12 +116,17 @@ def run_command(
         ),
         hypervisor=hypervisor,
         fork_pool=fork_pool,
+        snapshot_policy=_policy(compression, compression_delay),
     )
     made = _create(client, body)
     if as_json:
         print_json(made)
     else:
         click.echo(made.id)
+
+
+def _policy(compression: SnapshotCompression | None, delay: str | None) -> SnapshotPolicy | None:
+    return None if compression is None and delay is None else SnapshotPolicy(compression, delay)
 
 
 def _create(client: Client, body: CreateInstance) -> Instance:
@@ -211,15 +230,24 @@ def stop_command(context: click.Context, instances: tuple[str, ...], as_json: bo
 
 @click.command("standby")
 @click.argument("instances", nargs=-1, required=True)
+@compression_option("How their memory is compressed afterwards; by default as instance or server say.")
+@compression_delay_option
 @json_option
 @click.pass_context
-def standby_command(context: click.Context, instances: tuple[str, ...], as_json: bool) -> int:
+def standby_command(
+    context: click.Context,
+    instances: tuple[str, ...],
+    compression: SnapshotCompression | None,
+    compression_delay: str | None,
+    as_json: bool,
+) -> int:
     """Put running instances to sleep: their memory goes to the disk."""
     client = connect(context)
+    body = StandbyInstance(compression, compression_delay)
     asleep = []
 
     def suspend(ref: str) -> None:
-        asleep.append(client.standby(ref))
+        asleep.append(client.standby(ref, body))
         if not as_json:
             click.echo(ref)
 

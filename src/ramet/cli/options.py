@@ -6,6 +6,7 @@ from typing import Any, Final, TypeVar
 import click
 
 from ramet.client import Client, Endpoint
+from ramet.wire_api.compression import SnapshotCompression
 
 TARGETS: Final = ("Running", "Standby", "Stopped")
 
@@ -52,9 +53,36 @@ def target_option(default: str) -> Callable[[F], F]:
     )
 
 
+def compression_option(help_text: str) -> Callable[[F], F]:
+    """Add `--compression ALGORITHM[:LEVEL]`, as `compression`; None is "not said"."""
+    return click.option(
+        "--compression", metavar="zstd|lz4[:LEVEL]|off", callback=_compression, help=help_text
+    )
+
+
+def compression_delay_option(function: F) -> F:
+    """Add `--compression-delay`, as `compression_delay`: a duration as text."""
+    return click.option(
+        "--compression-delay",
+        metavar="DURATION",
+        help="How long what sleeps is left as it is before.",
+    )(function)
+
+
 def command_words(words: Sequence[str]) -> tuple[str, ...]:
     """Return a guest's command without the `--` that may stand before it."""
     return tuple(words[1:] if words and words[0] == "--" else words)
+
+
+def _compression(_: click.Context, __: click.Parameter, text: str | None) -> SnapshotCompression | None:
+    if text is None:
+        return None
+    if text == "off":
+        return SnapshotCompression(False)
+    algorithm, colon, level = text.partition(":")
+    if colon and not level.isdecimal():
+        raise click.BadParameter(f"{text!r} is not ALGORITHM[:LEVEL]")
+    return SnapshotCompression(True, algorithm, int(level) if colon else None)
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:

@@ -4,10 +4,11 @@ import click
 
 from ramet.cli.forking import check_many, check_one, children_options, print_child, print_children
 from ramet.cli.names import invent_name
-from ramet.cli.options import connect, json_option, tag_option, target_option
+from ramet.cli.options import compression_option, connect, json_option, tag_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, for_each, human_size, print_json, print_table
 from ramet.cli.snapshot_files import export_command, import_command
 from ramet.core.errors import Broken
+from ramet.wire_api.compression import SnapshotCompression
 from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, VerifiedPart
 
 
@@ -37,6 +38,7 @@ def snapshot_command() -> None:
     help="Standby: memory and disk, of an instance that runs or sleeps. Stopped: the disk of a stopped one."
     " By default what the instance's state allows.",
 )
+@compression_option("How its memory is compressed afterwards; by default as instance or server say.")
 @tag_option("Tag the snapshot; can be given several times.")
 @json_option
 @click.pass_context
@@ -45,6 +47,7 @@ def create_command(
     instance: str,
     name: str | None,
     kind: str | None,
+    compression: SnapshotCompression | None,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -52,7 +55,7 @@ def create_command(
     client = connect(context)
     if kind is None:
         kind = "Stopped" if client.get(instance).state == "Stopped" else "Standby"
-    made = client.create_snapshot(instance, CreateSnapshot(kind, name, tags or None))
+    made = client.create_snapshot(instance, CreateSnapshot(kind, name, tags or None, compression))
     if as_json:
         print_json(made)
     else:

@@ -26,7 +26,12 @@ from ramet.wire_api.instances import (
 
 if TYPE_CHECKING:
     from ramet.wire_api.resources import Resources
-    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, SnapshotVerification
+    from ramet.wire_api.snapshots import (
+        CreateSnapshot,
+        Snapshot,
+        SnapshotVerification,
+        StandbyInstance,
+    )
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -134,9 +139,9 @@ def stop_instance(ref: str) -> Call[Instance]:
     return Call("POST", _path(ref, "stop"), _reader(Instance))
 
 
-def standby_instance(ref: str) -> Call[Instance]:
+def standby_instance(ref: str, body: "StandbyInstance | None" = None) -> Call[Instance]:
     """Store the memory of a running instance and end its VMM."""
-    return Call("POST", _path(ref, "standby"), _reader(Instance))
+    return Call("POST", _path(ref, "standby"), _reader(Instance), body)
 
 
 def restore_instance(ref: str) -> Call[Instance]:

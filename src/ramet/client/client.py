@@ -30,7 +30,12 @@ from ramet.wire_api.instances import (
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
     from ramet.wire_api.resources import Resources
-    from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, SnapshotVerification
+    from ramet.wire_api.snapshots import (
+        CreateSnapshot,
+        Snapshot,
+        SnapshotVerification,
+        StandbyInstance,
+    )
     from ramet.wire_api.system import Capabilities, Health
 
 T = TypeVar("T")
@@ -86,9 +91,9 @@ class Client:
     def stop(self, ref: str) -> Instance:
         return self._send(calls.stop_instance(ref))
 
-    def standby(self, ref: str) -> Instance:
-        """Store the memory of a running instance and end its VMM."""
-        return self._send(calls.standby_instance(ref))
+    def standby(self, ref: str, body: "StandbyInstance | None" = None) -> Instance:
+        """Store the memory of a running instance and end its VMM; `body` says how it is compressed later."""
+        return self._send(calls.standby_instance(ref, body))
 
     def restore(self, ref: str) -> Instance:
         """Wake a sleeping instance."""

@@ -1,9 +1,9 @@
 """How stored memory is compressed, and what of that a request says."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from ramet.core.errors import Invalid
 
@@ -20,6 +20,9 @@ LEVELS: Final[Mapping[CompressionAlgorithm, range]] = {
     CompressionAlgorithm.LZ4: range(10),
 }
 """The levels of each algorithm; the first is the default."""
+
+
+COMPRESSION_DELAY_S_MAX: Final = 365 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +60,33 @@ class Compression:
 
 @dataclass(frozen=True, slots=True)
 class CompressionAsk:
-    """What a request says: `how` counts if something `is_said`, the server's default if not.
+    """What a request or an instance says: `how` counts if something `is_said`, None being "not at all".
 
-    `delay_s` is the time from when memory is stored to when its compression may begin.
+    `delay_s` is the time from when the memory of a sleeper is stored to when its compression may begin; None
+    is "not said".
     """
 
     how: Compression | None = None
     is_said: bool = False
-    delay_s: float = 0.0
+    delay_s: float | None = None
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> Self:
+        """Read what `asdict` and JSON made of one.
+
+        Raises:
+            ValueError, TypeError, KeyError: they did not.
+        """
+        how = raw["how"]
+        if how is not None:
+            how = Compression(CompressionAlgorithm(how["algorithm"]), how["level"])
+        return cls(how, raw["is_said"], raw["delay_s"])
+
+    def over(self, other: Self) -> Self:
+        """Return what counts if this is asked first, and `other` where it says nothing."""
+        said = self if self.is_said else other
+        delay_s = other.delay_s if self.delay_s is None else self.delay_s
+        return replace(said, delay_s=delay_s)
 
     def resolve(self, default: Compression | None) -> Compression | None:
         """Return how to compress; None: not at all."""
@@ -72,7 +94,7 @@ class CompressionAsk:
 
 
 NOT_SAID: Final = CompressionAsk()
-"""The server's default, at once."""
+"""What is asked next counts; at last the server's default, at once."""
 
 CompressionState = Literal["none", "compressing", "compressed", "error"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
 
+from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 
 VCPU_COUNT_MAX: Final = 16
@@ -45,7 +46,8 @@ class InstanceSpec:
     """What was asked for. Sizes in bytes; `entrypoint` and `cmd` override the image's where not None.
 
     Download is what comes to the guest, upload what it sends; None is the network's default. While it runs,
-    `fork_pool` children are made ahead of the next fork.
+    `fork_pool` children are made ahead of the next fork. `compression` is of stored memory, where a request
+    says nothing.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -64,6 +66,7 @@ class InstanceSpec:
     download_bytes_per_s: int | None = None
     upload_bytes_per_s: int | None = None
     fork_pool: int = 0
+    compression: CompressionAsk = NOT_SAID
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default."""
@@ -77,10 +80,13 @@ class InstanceSpec:
         """Read what `asdict` and JSON made of a spec.
 
         Raises:
-            TypeError, KeyError: they did not.
+            ValueError, TypeError, KeyError: they did not.
         """
         tuples = {name: None if raw[name] is None else tuple(raw[name]) for name in ("entrypoint", "cmd")}
-        return cls(**{**raw, **tuples})
+        spec = {**raw, **tuples}
+        if "compression" in raw:
+            spec["compression"] = CompressionAsk.from_dict(raw["compression"])
+        return cls(**spec)
 
 
 FORK_RULES: Final[Mapping[str, ForkRule]] = {
@@ -98,6 +104,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "download_bytes_per_s": "copied",
     "upload_bytes_per_s": "copied",
     "fork_pool": "cleared",
+    "compression": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

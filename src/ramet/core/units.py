@@ -76,6 +76,21 @@ def format_rate(rate_bytes_per_s: int) -> str:
     return f"{rate}bps"
 
 
+def format_duration(duration_s: float) -> str:
+    """Write seconds as a Go duration, to the millisecond: 5400.25 -> "1h30m0.25s"."""
+    milliseconds = round(duration_s * 1000)
+    if 0 < milliseconds < 1000:
+        return f"{milliseconds}ms"
+    minutes, rest = divmod(milliseconds, 60_000)
+    hours, minutes = divmod(minutes, 60)
+    parts = [f"{hours}h"] if hours else []
+    if minutes:
+        parts.append(f"{minutes}m")
+    if rest or not parts:
+        parts.append(f"{rest / 1000:g}s")
+    return "".join(parts)
+
+
 def parse_duration(text: str) -> float:
     """Return the seconds that `text`, a Go duration, stands for; "0" is zero.
 

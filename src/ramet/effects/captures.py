@@ -98,9 +98,10 @@ class SourceCaptures:
         try:
             async with rig.capturing:
                 with captures.draft(capture, record.spec.memory_bytes, holder) as draft:
-                    how = compression.resolve(self._site.compression)
+                    ask = compression.over(record.spec.compression)
+                    how = ask.resolve(self._site.compression)
                     if how is not None:
-                        draft.compress_later(how, compression.delay_s)
+                        draft.compress_later(how, ask.delay_s or 0.0)
                     try:
                         await suspend(vm, RigWorkload(rig, self._group), draft, end)
                     finally:

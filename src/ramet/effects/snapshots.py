@@ -77,7 +77,8 @@ class NamedSnapshots:
     ) -> SnapshotRecord:
         """Take a snapshot of an instance, which goes on; durable when this returns.
 
-        Its memory is compressed afterwards, in the background, if `compression` says so.
+        Its memory is compressed afterwards, in the background, if `compression` says so; where it says
+        nothing, the instance is asked, then the server.
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
@@ -106,7 +107,7 @@ class NamedSnapshots:
                 resident_bytes = 0
                 if point.capture is not None:
                     resident_bytes = self._site.captures.manifest(point.capture).resident_bytes
-                    how = compression.resolve(self._site.compression)
+                    how = compression.over(record.spec.compression).resolve(self._site.compression)
                     if how is not None:
                         self._site.captures.compress(point.capture, how)
                 snapshot = SnapshotRecord(

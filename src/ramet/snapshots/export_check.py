@@ -6,6 +6,7 @@ from typing import Final
 
 from pydantic import TypeAdapter, ValidationError
 
+from ramet.core.compression import COMPRESSION_DELAY_S_MAX, LEVELS, CompressionAsk
 from ramet.core.ids import ID_LENGTH, is_name
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
@@ -87,6 +88,7 @@ def _facts_of_spec(spec: InstanceSpec) -> Mapping[str, bool]:
         "spec.overlay_bytes": 0 < spec.overlay_bytes <= OVERLAY_BYTES_MAX,
         "spec.env, entrypoint or cmd": not any("\0" in word for word in words),
         "spec.tags": _are_tags(spec.tags),
+        "spec.compression": _is_compression(spec.compression),
         "spec.download_bytes_per_s or upload_bytes_per_s": all(
             rate is None or RATE_BYTES_PER_S_MIN <= rate <= RATE_BYTES_PER_S_MAX for rate in rates
         ),
@@ -96,6 +98,11 @@ def _facts_of_spec(spec: InstanceSpec) -> Mapping[str, bool]:
 def _is_part(head: PartHead) -> bool:
     # Every piece has a head; but for the last, which may be short, none is as short as one.
     return head.size_bytes >= 0 and 0 <= head.packed_bytes <= head.size_bytes * 2 + PIECE_HEAD_BYTES
+
+
+def _is_compression(ask: CompressionAsk) -> bool:
+    is_delay = ask.delay_s is None or 0 <= ask.delay_s <= COMPRESSION_DELAY_S_MAX
+    return is_delay and (ask.how is None or ask.how.level in LEVELS[ask.how.algorithm])
 
 
 def _is_text(text: str) -> bool:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from ramet.wire_api.compression import SnapshotPolicy
 from ramet.wire_api.errors import Error
 
 API_VERSION: Final = "0.3.0"
@@ -78,6 +79,7 @@ class Instance:
     env: Mapping[str, str] | None = None
     tags: Mapping[str, str] | None = None
     network: InstanceNetwork | None = None
+    snapshot_policy: SnapshotPolicy | None = None
     has_snapshot: bool = False
     exit_code: int | None = None
     exit_message: str | None = None
@@ -129,7 +131,7 @@ class CreateInstance:
     devices: tuple[str, ...] | None = None
     gpu: Mapping[str, Any] | None = None
     volumes: tuple[Mapping[str, Any], ...] | None = None
-    snapshot_policy: Mapping[str, Any] | None = None
+    snapshot_policy: SnapshotPolicy | None = None
     auto_standby: Mapping[str, Any] | None = None
     health_check: Mapping[str, Any] | None = None
     restart_policy: Mapping[str, Any] | None = None
