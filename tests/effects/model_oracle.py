@@ -279,8 +279,7 @@ def check_memory(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> N
     points = performer._points  # type: ignore[attr-defined]
     for flights in (captures.live, captures.stored, points._stopped):
         demand(not flights._boarding and not flights._runways, "captures of nobody", flights._boarding)
-    stages = site.stages
-    borrowed = stages.vmm_start.borrowed_tokens + stages.confirm.borrowed_tokens
+    borrowed = sum(limiter.borrowed_tokens for limiter in site.stages.limiters.values())
     demand(borrowed == 0, "a place in a stage is held by nobody", borrowed)
 
 

@@ -24,8 +24,9 @@ from ramet.core.spec import InstanceSpec
 from ramet.disks.layers import LayerStore
 from ramet.effects.performer import SitePerformer
 from ramet.effects.reconcile import reconcile
-from ramet.effects.site import Site, Stages
+from ramet.effects.site import Site
 from ramet.effects.snapshots import NamedSnapshots
+from ramet.effects.stages import Stages
 from ramet.guest.channel import open_channel
 from ramet.images import Catalog, ImageLimits
 from ramet.instance.fleet import Fleet

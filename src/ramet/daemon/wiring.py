@@ -18,8 +18,9 @@ from ramet.disks.layers import LayerStore
 from ramet.effects.counting import SiteResources
 from ramet.effects.performer import SitePerformer
 from ramet.effects.reconcile import reconcile
-from ramet.effects.site import Site, Stages
+from ramet.effects.site import Site
 from ramet.effects.snapshots import NamedSnapshots
+from ramet.effects.stages import Stages
 from ramet.images.catalog import Catalog
 from ramet.images.limits import ImageLimits
 from ramet.instance.fleet import Fleet

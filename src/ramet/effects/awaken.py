@@ -57,7 +57,7 @@ async def awaken(
     """
     driver = waking_driver(site, record)
     machine = make_machine(site, record, layer, tap_fd)
-    async with staged("vmm_start", site.stages.vmm_start):
+    async with staged("vmm_start", site.stages.vmm_start()):
         vm = await driver.start_waiting(machine, capture)
     rig = site.rigs[record.id] = Rig(record.id, vm, layer)
     await until_started.aclose()
@@ -73,7 +73,7 @@ async def awaken_waiting(
     Raises:
         RametError: it did not work.
     """
-    async with staged("confirm", site.stages.confirm):
+    async with staged("confirm", site.stages.confirm()):
         with phase("load"):
             await vm.load(capture)
         with phase("identify"), vm.unless_starved():

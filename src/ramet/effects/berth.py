@@ -19,6 +19,7 @@ from ramet.effects.boot import attached
 from ramet.effects.folder import prepare_folder, remove_folder
 from ramet.effects.machine import make_machine
 from ramet.effects.site import Site
+from ramet.telemetry.timings import staged
 from ramet.vmm.port import Capture, Restored
 
 BERTH: Final = "berth"
@@ -86,7 +87,7 @@ async def start_berth(site: Site, berth: Berth, below: LayerId) -> None:
     berth.layer = site.layers.create_on(below, record.spec.overlay_bytes)
     async with attached(site, record) as tap_fd:
         machine = make_machine(site, record, berth.layer, tap_fd)
-        async with site.stages.vmm_start:
+        async with staged("vmm_start", site.stages.vmm_start()):
             berth.vm = await driver.start_waiting(machine, berth.capture)
 
 

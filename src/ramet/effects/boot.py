@@ -30,7 +30,7 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
             prepare_folder(site, record)
         async with attached(site, record) as tap_fd:
             machine = make_machine(site, record, layer, tap_fd)
-            async with staged("vmm_start", site.stages.vmm_start):
+            async with staged("vmm_start", site.stages.vmm_start()):
                 vm = await driver.boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         return rig, layer

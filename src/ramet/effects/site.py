@@ -1,6 +1,5 @@
 """What every effect stands on: the open parts of this host, and what each instance holds of them."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from ramet.core.compression import Compression
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import FORK_POOL_IDLE_S, InstanceRecord, InstanceSpec
 from ramet.disks.layers import LayerStore
+from ramet.effects.stages import Stages
 from ramet.guest.channel import Channel, open_channel
 from ramet.images.catalog import Catalog
 from ramet.instance.fleet_types import HypervisorUnavailable
@@ -25,18 +25,6 @@ from ramet.store.paths import DataFolder
 from ramet.vmm.port import Driver, Vm
 
 CHANNEL_TIMEOUT_S: Final = 60.0
-CONFIRM_WIDTH_KVM: Final = 64
-
-
-class Stages:
-    """How many operations may be in each contended stage at once. A place is held only while in it."""
-
-    def __init__(self, accelerator: str, width: int | None = None) -> None:
-        """Make the stages; `width` replaces the number of cores as what the machine can do at once."""
-        cores = width or os.cpu_count() or 1
-        self.vmm_start = anyio.CapacityLimiter(cores)
-        # Where processors are emulated, a guest that answers costs a core; with KVM it only waits.
-        self.confirm = anyio.CapacityLimiter(cores if accelerator == "tcg" else CONFIRM_WIDTH_KVM)
 
 
 class Rig:

@@ -41,7 +41,7 @@ async def start(
             await to_thread.run_sync(prepare_folder_again, site, record)
         async with attached(site, record) as tap_fd:
             machine = make_machine(site, record, layer, tap_fd)
-            async with staged("vmm_start", site.stages.vmm_start):
+            async with staged("vmm_start", site.stages.vmm_start()):
                 vm = await site.driver_of(record).boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
         return rig, layer

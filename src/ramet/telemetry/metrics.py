@@ -42,6 +42,12 @@ BERTHS: Final = Counter(
 BERTHS_WAITING: Final = Gauge(
     "ramet_fork_pool_waiting", "Children made ahead that wait for a fork now.", registry=REGISTRY
 )
+STAGE_WIDTH: Final = Gauge(
+    "ramet_stage_width",
+    "How many operations may be in a stage at once, as it was entered last.",
+    ("stage",),
+    registry=REGISTRY,
+)
 ProcessCollector(registry=REGISTRY)
 
 
