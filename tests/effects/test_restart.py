@@ -1,13 +1,17 @@
 """A daemon that comes back finds every guest running, and nothing half-made."""
 
 import os
+import shutil
 import signal
+from unittest.mock import Mock
 
 import anyio
 import pytest
 
 from ramet.core.spec import State
 from ramet.instance.events import ActionFailed
+from ramet.instance.fleet import DeleteIncomplete
+from ramet.store.database import StateUnwritable
 from ramet.store.paths import FolderInUse
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults
 from ramet.vmm.port import VmmFailed
@@ -138,6 +142,43 @@ async def test_an_instance_whose_disk_is_lost_is_shown_and_keeps_nobody_from_sta
         record = daemon.fleet.get("src").record
         assert record.state is State.UNKNOWN
         assert "missing" in record.state_error
+        await daemon.fleet.delete("src")
+        await check_only(world, daemon, set())
+
+
+async def test_a_sleeper_wakes_when_its_disk_could_not_be_found_at_one_start_and_is_there_again(
+    world: World,
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.run("src", "set", "warm", "memory")
+        layer = (await daemon.fleet.standby("src")).record.layer
+        assert layer is not None
+        file = daemon.site.layers.path(layer)
+    aside = file.rename(world.folder / "aside")
+    async with world.daemon() as daemon:
+        assert daemon.fleet.get("src").record.state is State.UNKNOWN
+    aside.rename(file)
+    async with world.daemon() as daemon:
+        await daemon.fleet.restore("src")
+        assert (await daemon.memory("src"))["variables"] == {"warm": "memory"}
+
+
+async def test_of_a_sleeper_without_its_memory_nothing_is_held_when_it_cannot_be_deleted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        capture = (await daemon.fleet.standby("src")).record.capture
+        assert capture is not None
+    shutil.rmtree(world.folder / "data" / "captures" / capture)
+    async with world.daemon() as daemon:
+        assert daemon.fleet.get("src").record.state is State.UNKNOWN
+        with monkeypatch.context() as patch:
+            patch.setattr(daemon.site.database, "forget", Mock(side_effect=StateUnwritable("no")))
+            with pytest.raises(DeleteIncomplete):
+                await daemon.fleet.delete("src")
+        assert daemon.site.captures.statistics() == {"held": 0}
         await daemon.fleet.delete("src")
         await check_only(world, daemon, set())
 

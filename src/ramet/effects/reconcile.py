@@ -194,6 +194,7 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
     if record.id in vmms.held:
         return _adopt_held(site, record, vmms.held[record.id])
     silent = vmms.silent.get(record.id)
+    no_memory = _hold_memory(site, record)  # First of all: whatever else is wrong may be mended, this not.
     if record.is_deleting or record.becoming is not None:
         # Of a destruction that had begun, nobody knows how far it came: its layers may be gone.
         runtime = silent.runtime if silent else None
@@ -206,12 +207,9 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
             runtime = silent.runtime if silent else None
             return replace(record, state=State.UNKNOWN, runtime=runtime, state_error=str(error)), None
         keep_folder(site.instance_folder(record.id))
-    if record.capture is not None:
-        try:
-            site.captures.hold(record.capture, record.id)
-        except CaptureBroken as error:
-            log.warning("instance_has_lost_its_memory", instance=record.id, error=str(error))
-            return replace(record, state=State.UNKNOWN, state_error=str(error)), None
+    if no_memory is not None:
+        log.warning("instance_has_lost_its_memory", instance=record.id, error=str(no_memory))
+        return replace(record, state=State.UNKNOWN, state_error=str(no_memory)), None
     if silent is not None:
         text = f"its VMM does not answer: {silent.error}"
         unknown = replace(record, state=State.UNKNOWN, runtime=silent.runtime, state_error=text)
@@ -219,6 +217,16 @@ async def _adopt(site: Site, record: InstanceRecord, vmms: _Vmms) -> tuple[Insta
     if record.state not in _ALIVE:
         return record, None
     return await _adopt_ended(site, record)
+
+
+def _hold_memory(site: Site, record: InstanceRecord) -> CaptureBroken | None:
+    """Hold the memory that a record names, if any; returns why that is not possible."""
+    if record.capture is not None:
+        try:
+            site.captures.hold(record.capture, record.id)
+        except CaptureBroken as error:
+            return error
+    return None
 
 
 async def _adopt_ended(site: Site, record: InstanceRecord) -> tuple[InstanceRecord, Event | None]:

@@ -19,7 +19,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -207,9 +207,10 @@ class CaptureStore:
             self._give_up(self._folder / capture)
 
     def hold_only(self, capture: CaptureId | None, holder: str) -> None:
-        """Have `holder` hold `capture`, which is there, and no other."""
+        """Have `holder` hold `capture`, if it is there, and no other."""
         if capture is not None:
-            self._note(capture, holder)
+            with suppress(CaptureBroken):  # What has lost its memory has a record that names it still.
+                self.hold(capture, holder)
         for other in tuple(self._held_by.get(holder, ())):
             if other != capture:
                 self.release(other, holder)
