@@ -1,10 +1,13 @@
 """Snapshots keep an instant of an instance for as long as they are wanted, whatever becomes of it."""
 
+from unittest.mock import Mock
+
 import anyio
 import pytest
 
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
+from ramet.disks.layers import LayerBroken
 from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance.fleet_types import WrongState
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
@@ -100,6 +103,21 @@ async def test_an_instance_put_back_without_waking_can_still_wake_after_a_restar
     async with world.daemon() as daemon:
         await daemon.fleet.restore("src")
         assert (await daemon.memory("src"))["variables"] == {"when": "then"}
+
+
+async def test_of_an_instance_that_cannot_be_put_back_no_memory_is_held(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        snapshot = await daemon.snapshots.create("src", SnapshotKind.STANDBY, "then", {})
+        await daemon.fleet.stop("src")
+        with monkeypatch.context() as patch:
+            patch.setattr(daemon.site.layers, "create_on", Mock(side_effect=LayerBroken("no room")))
+            with pytest.raises(LayerBroken):
+                await daemon.snapshots.restore("src", "then")
+        await daemon.snapshots.delete(snapshot.id)
+        assert daemon.site.captures.statistics() == {"held": 0}
 
 
 async def test_names_are_unique_among_the_snapshots_of_one_instance(world: World) -> None:

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
 from anyio import to_thread
 
 from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Conflict, Invalid, RametError
-from ramet.core.ids import CaptureId, LayerId, SnapshotId, is_name, mint_id
+from ramet.core.ids import CaptureId, InstanceId, LayerId, SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceRecord, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
@@ -19,7 +19,7 @@ from ramet.effects.site import Site
 from ramet.effects.snapshot_files import SnapshotFiles
 from ramet.instance import remedies
 from ramet.instance.fleet import Fleet
-from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
+from ramet.instance.fleet_types import ForkOutcome, InstanceNotFound, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.manifest import MANIFEST_FILE
 from ramet.snapshots.store import CaptureBroken
@@ -211,17 +211,25 @@ class NamedSnapshots:
     ) -> None:
         site = self._site
         with kept(site, snapshot.point):
-            if capture is not None:
-                site.captures.hold(capture, record.id)
-            layer = site.layers.create_on(snapshot.point.layer, snapshot.spec.overlay_bytes)
             try:
-                await self._fleet.rewind(record.id, snapshot.spec, layer, capture)
+                if capture is not None:
+                    site.captures.hold(capture, record.id)
+                layer = site.layers.create_on(snapshot.point.layer, snapshot.spec.overlay_bytes)
+                try:
+                    await self._fleet.rewind(record.id, snapshot.spec, layer, capture)
+                except RametError:
+                    site.layers.release(layer)
+                    raise
             except RametError:
                 # Refused. Of what is cut short by a daemon that leaves, the next one finds what is needed.
-                site.layers.release(layer)
-                if capture is not None and capture != record.capture:
+                if capture is not None and capture != self._memory_of(record.id):
                     site.captures.release(capture, record.id)
                 raise
+
+    def _memory_of(self, instance: InstanceId) -> CaptureId | None:
+        with suppress(InstanceNotFound):
+            return self._fleet.get(instance).record.capture
+        return None
 
 
 async def _look_at_disk(site: Site, layer: LayerId) -> CheckedPart:
