@@ -28,8 +28,9 @@ import structlog
 from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
-from ramet.core.spec import State
+from ramet.core.spec import InstanceRecord, State
 from ramet.effects import fork_pools
+from ramet.effects.performer import SitePerformer
 from ramet.images import Catalog, ImageLimits
 from ramet.vmm.fake.driver import MARK
 from ramet.vmm.fake.nursery import Nursery
@@ -61,6 +62,9 @@ class Life:
     def __init__(self, world: World, rng: random.Random, steps: int, trace: Any) -> None:
         self.world, self.rng, self.steps_left, self._trace = world, rng, steps, trace
         self.chaos = Chaos(world.folder)
+        self._unrecorded = world.folder / "unrecorded"
+        """Names the instances whose deletion some daemon could not write down, and began nevertheless."""
+        self._unrecorded.touch()
         self._flying: dict[asyncio.Task[None], str] = {}
         self._raised: list[str] = []
 
@@ -69,19 +73,21 @@ class Life:
 
     async def run(self, *, last: bool) -> None:
         """Start a daemon and live with it; `last`: nothing goes wrong, and all is deleted."""
+        whole = [
+            record
+            for record in stored_records(self.world).values()
+            if not record.is_deleting and record.becoming is None
+        ]
         before = {
             record.id: record.runtime.pid
-            for record in stored_records(self.world).values()
-            if record.state is State.RUNNING and record.runtime is not None and not record.is_deleting
+            for record in whole
+            if record.state is State.RUNNING and record.runtime is not None
         }
-        asleep = {
-            record.id: record.capture
-            for record in stored_records(self.world).values()
-            if record.state is State.STANDBY and not record.is_deleting and record.becoming is None
-        }
+        asleep = {record.id: record.capture for record in whole if record.state is State.STANDBY}
         alive = self.world.processes()
         before = {instance: pid for instance, pid in before.items() if alive.get(pid) == instance}
         self.chaos.install()
+        self._note_unrecorded()
         if not last and self.rng.random() < 0.4:
             self._arm(("fail", "fail late", "die"), 40)
         is_up = False
@@ -99,7 +105,8 @@ class Life:
                         record = daemon.fleet.get(instance).record
                         same = record.state is State.STANDBY and record.capture == capture
                         # Of a deletion that had begun the disk may have refused the record.
-                        same = same or record.state is State.UNKNOWN
+                        is_unrecorded = instance in self._unrecorded.read_text().split()
+                        same = same or (record.state is State.UNKNOWN and is_unrecorded)
                         demand(same, "a restart lost the memory of a sleeper", record, capture)
                 if last:
                     await self._delete_all(daemon)
@@ -109,6 +116,20 @@ class Life:
             if is_up or not self.chaos.struck:
                 raise
             self.say(f"did not start: {type(error).__name__}: {error}")
+
+    def _note_unrecorded(self) -> None:
+        save = SitePerformer.save
+
+        def save_or_note(performer: SitePerformer, record: InstanceRecord) -> None:
+            try:
+                save(performer, record)
+            except RametError:
+                if record.is_deleting:
+                    with self._unrecorded.open("a") as file:
+                        file.write(f"{record.id}\n")
+                raise
+
+        setattr(SitePerformer, "save", save_or_note)  # noqa: B010
 
     async def _live(self, daemon: Daemon) -> None:
         ends_by_crash = self.rng.random() < 0.6
