@@ -6,14 +6,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
-from ramet.core.errors import RametError
+from ramet.core.errors import Invalid, RametError
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import RestorePoint, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
 from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance import remedies
-from ramet.instance.fleet_types import ForkOutcome, InstanceView, WrongState
+from ramet.instance.fleet_types import ForkOutcome, ForkPoolStatus, InstanceView, WrongState
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
 from ramet.snapshots.export_file import BadExport
 
@@ -119,6 +119,16 @@ class StandInSnapshots:
 
     async def delete(self, ref: str) -> None:
         del self.records[self.get(ref).id]
+
+    def set_fork_pool(self, ref: str, size: int) -> SnapshotRecord:
+        record = self.get(ref)
+        if size and record.point.capture is None:
+            raise Invalid("it has no memory", remedy="take one of kind Standby")
+        self.records[record.id] = replace(record, fork_pool=size)
+        return self.records[record.id]
+
+    def fork_pool(self, snapshot: SnapshotRecord) -> ForkPoolStatus | None:
+        return None
 
     async def verify(self, ref: str) -> Verification:
         record = self.get(ref)

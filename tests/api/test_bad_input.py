@@ -29,7 +29,7 @@ IMPORT: Final = {"path": "/nowhere"}
 PULL: Final = {"name": "debian:12"}
 
 POOL: Final = {"size": 2}
-METHODS: Final = {"/instances/src/fork_pool": "PUT"}
+METHODS: Final = {"/instances/src/fork_pool": "PUT", "/snapshots/snap/fork_pool": "PUT"}
 
 WRONG: Final[dict[str, tuple[object, ...]]] = {
     "text": (None, True, 7, 1.5, [], {}, ["a"], "", "\0", "x" * 5000, "../..", "a b", "é", "a\nb"),
@@ -78,6 +78,7 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/instances/src/fork": (FORK, ("name",)),
     "/instances/src/forks": (FORKS, ("name_prefix", "count")),
     "/instances/src/fork_pool": (POOL, ("size",)),
+    "/snapshots/snap/fork_pool": (POOL, ("size",)),
     "/instances/src/snapshots": (SNAPSHOT, ("kind",)),
     "/snapshots/snap/fork": (SNAPSHOT_FORK, ("name",)),
     "/snapshots/snap/forks": (FORKS, ("name_prefix", "count")),
@@ -113,6 +114,8 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances", CREATE, "restart_policy", "object"),
     ("/instances", CREATE, "fork_pool", "pool size"),
     ("/instances/src/fork_pool", POOL, "size", "pool size"),
+    ("/snapshots/snap/fork_pool", POOL, "size", "pool size"),
+    ("/instances/src/snapshots", SNAPSHOT, "fork_pool", "pool size"),
     ("/instances/src/start", {}, "entrypoint", "texts"),
     ("/instances/src/start", {}, "cmd", "texts"),
     ("/instances/src/fork", FORK, "name", "text"),

@@ -359,6 +359,28 @@ def test_a_snapshot_that_is_not_exported_or_imported_leaves_nothing(
     assert served.snapshots.list() == [warm]
 
 
+def test_a_snapshots_pool_is_set_and_shown(ramet: Ramet, served: Served) -> None:
+    served.fleet.put("src", State.RUNNING)
+    assert ramet("snapshot", "create", "--name", "warm", "--fork-pool", "2", "src")[0] == 0
+    assert served.snapshots.get("warm").fork_pool == 2
+    exit_code, out, _ = ramet("snapshot", "pool", "warm", "5")
+    assert exit_code == 0
+    assert out.splitlines()[1].split() == ["warm", "5", "0", "0", "0", "resting"]
+    assert json.loads(ramet("snapshot", "pool", "--json", "warm")[1])["fork_pool"]["size"] == 5
+    assert ramet("snapshot", "pool", "warm", "0")[1].splitlines()[1].split() == [
+        "warm",
+        "0",
+        "0",
+        "0",
+        "0",
+        "-",
+    ]
+    served.fleet.put("cold", State.STOPPED)
+    exit_code, _, err = ramet("snapshot", "create", "--kind", "Stopped", "--fork-pool", "2", "cold")
+    assert exit_code == 1
+    assert "no memory" in err
+
+
 def test_snapshots_are_forked_and_gone_back_to(ramet: Ramet, served: Served) -> None:
     source = served.fleet.put("web")
     served.snapshots.put("web", name="warm")

@@ -57,10 +57,10 @@ async def limits_settled(daemon: Daemon) -> None:
 async def pool_settled(daemon: Daemon, size: int) -> None:
     """Have the pool of "src" be of that size; returns when it is, having taken no step to look."""
     record = (await daemon.fleet.set_fork_pool("src", size)).record
-    pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+    pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
     with anyio.fail_after(SETTLE_TIMEOUT_S):
         while True:
-            status = pools.status(record)
+            status = pools.status(record.id)
             if status is None if size == 0 else status is not None and status.waiting_count == size:
                 return
             await anyio.lowlevel.checkpoint()

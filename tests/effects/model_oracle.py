@@ -81,11 +81,11 @@ async def check(world: World, daemon: Daemon) -> None:
 
 def check_pools(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> None:
     """Each pool that is wanted is full, and there is no other."""
-    pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+    pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
     wanted = {i for i, record in records.items() if record.spec.fork_pool and record.state is State.RUNNING}
     demand(pools._pools.keys() >= wanted, "a pool is not there", pools._pools.keys() ^ wanted)
     for source in wanted:
-        status = pools.status(records[source])
+        status = pools.status(source)
         demand(status.waiting_count == records[source].spec.fork_pool, "a pool is not full", status)
     demand(not pools._claimed, "berths are claimed by nobody", pools._claimed)
     strays = [berth for berth in pools.berths() if berth.record.identity.parent not in wanted]
@@ -95,7 +95,7 @@ def check_pools(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> No
 def berth_records(daemon: Daemon) -> dict[InstanceId, InstanceRecord]:
     """Return the children made ahead as what they are to the host: instances that run."""
     found: dict[InstanceId, InstanceRecord] = {}
-    for berth in daemon.fleet._host._pools.berths():  # type: ignore[attr-defined]
+    for berth in daemon.fleet._host.pools.berths():  # type: ignore[attr-defined]
         demand(berth.vm is not None, "a berth is just being made", berth)
         found[berth.id] = replace(
             berth.record, state=State.RUNNING, layer=berth.layer, runtime=berth.vm.runtime
@@ -345,7 +345,7 @@ def check_descriptors(daemon: Daemon) -> None:
     """No capture, TAP or socket is open that nobody uses."""
     kinds = descriptors()
     memory = {kind: count for kind, count in kinds.items() if kind.startswith("/memfd:")}
-    pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+    pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
     to_come = sum(pool._generation is not None for pool in pools._pools.values())
     demand(sum(memory.values()) == 2 * to_come, "captures are still open", memory, to_come)
     demand(not kinds["/dev/net/tun"], "TAPs are still open", kinds)

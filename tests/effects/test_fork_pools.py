@@ -10,7 +10,7 @@ import pytest
 
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
-from ramet.core.errors import Broken
+from ramet.core.errors import Broken, Invalid
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.instance.fleet_types import ForkPoolStatus
@@ -43,7 +43,7 @@ async def pooled(daemon: Daemon, size: int) -> None:
 
 
 def waiting_pids(daemon: Daemon) -> set[int]:
-    berths = daemon.fleet._host._pools.berths()  # type: ignore[attr-defined]
+    berths = daemon.fleet._host.pools.berths()  # type: ignore[attr-defined]
     return {berth.vm.runtime.pid for berth in berths if berth.vm is not None}
 
 
@@ -123,7 +123,7 @@ async def test_a_child_that_comes_aboard_the_next_capture_leaves_its_berth_and_i
     async with world.daemon() as daemon:
         await pooled(daemon, 1)
         # The berth is of a capture that was begun and is over when the child comes aboard.
-        pools = daemon.fleet._host._pools  # type: ignore[attr-defined]
+        pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
         claim = pools.claim
 
         def claim_too_late(*arguments: object) -> object:
@@ -272,3 +272,126 @@ async def test_a_name_that_is_taken_costs_no_berth(world: World) -> None:
         assert status(daemon).waiting_count == 1
         assert daemon.fleet.get("src").record.state is State.RUNNING
         await emptied(daemon, world, "src")
+
+
+async def snapshot_pooled(daemon: Daemon, size: int) -> str:
+    """Take a snapshot of an instance with "kept" in its memory and on its disk, and have its pool filled."""
+    await daemon.fleet.create("src", daemon.spec)
+    await daemon.run("src", "set", "word", "kept")
+    await daemon.run("src", "write", "file", "kept")
+    snapshot = await daemon.snapshots.create("src", SnapshotKind.STANDBY, "warm", {})
+    await daemon.fleet.delete("src")
+    daemon.snapshots.set_fork_pool(snapshot.id, size)
+    await until(lambda: snapshot_status(daemon).waiting_count == size)
+    return snapshot.id
+
+
+def snapshot_status(daemon: Daemon) -> ForkPoolStatus:
+    found = daemon.snapshots.fork_pool(daemon.snapshots.get("warm"))
+    assert found is not None
+    return found
+
+
+async def test_forks_of_a_snapshot_take_what_waits_and_leave_the_rest_waiting(world: World) -> None:
+    async with world.daemon() as daemon:
+        await snapshot_pooled(daemon, 3)
+        waiting = set(world.processes())
+        outcomes = await daemon.snapshots.fork("warm", ["a", "b"])
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        for name in ("a", "b"):
+            view = daemon.fleet.get(name)
+            assert view.record.state is State.RUNNING
+            assert view.record.runtime is not None
+            assert view.record.runtime.pid in waiting
+            assert await daemon.run(name, "get", "word") == await daemon.run(name, "read", "file") == "kept"
+            memory = await daemon.memory(name)
+            assert (memory["hostname"], memory["ip"]) == (name, view.ip)
+        await until(lambda: snapshot_status(daemon).waiting_count == 3)
+        assert len(waiting & set(world.processes())) == 3  # Two of them are children now; one waits still.
+        assert snapshot_status(daemon).taken_count == 2
+        await daemon.fleet.standby("a")
+        await daemon.fleet.restore("a")
+        assert await daemon.run("a", "get", "word") == "kept"
+        await daemon.snapshots.delete("warm")
+        await emptied(daemon, world, "a", "b")
+
+
+@pytest.mark.parametrize("target", [State.STANDBY, State.STOPPED])
+async def test_a_fork_that_is_not_to_run_takes_no_vmm(world: World, target: State) -> None:
+    async with world.daemon() as daemon:
+        await snapshot_pooled(daemon, 1)
+        (outcome,) = await daemon.snapshots.fork("warm", ["a"], target=target)
+        assert outcome.error is None
+        assert snapshot_status(daemon).waiting_count == 1
+        await daemon.snapshots.delete("warm")
+        await emptied(daemon, world, "a")
+
+
+async def test_a_fork_of_a_snapshot_that_fails_in_its_berth_leaves_nothing(world: World) -> None:
+    async with world.daemon() as daemon:
+        await snapshot_pooled(daemon, 1)
+        daemon.faults.fail("load", VmmFailed("on demand"))
+        (outcome,) = await daemon.snapshots.fork("warm", ["a"])
+        assert isinstance(outcome.error, Broken)
+        await until(lambda: snapshot_status(daemon).waiting_count == 1)
+        assert (await daemon.snapshots.fork("warm", ["a"]))[0].error is None
+        assert await daemon.run("a", "get", "word") == "kept"
+        await daemon.snapshots.delete("warm")
+        await emptied(daemon, world, "a")
+
+
+async def test_a_copy_that_cannot_be_made_ends_its_berth(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.daemon() as daemon:
+        await snapshot_pooled(daemon, 1)
+
+        def fail(*_: object) -> None:
+            raise Broken("on demand")
+
+        with monkeypatch.context() as patch:
+            patch.setattr("ramet.effects.copy.name_folder", fail)
+            (outcome,) = await daemon.snapshots.fork("warm", ["a"])
+        assert isinstance(outcome.error, Broken)
+        await until(lambda: snapshot_status(daemon).waiting_count == 1)
+        await daemon.snapshots.delete("warm")
+        await emptied(daemon, world)
+
+
+async def test_a_child_that_is_deleted_before_it_wakes_takes_its_berth_with_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.daemon() as daemon:
+        await snapshot_pooled(daemon, 1)
+
+        async def refuse(*_: object) -> None:
+            raise Broken("on demand")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(daemon.fleet, "_wake", refuse)
+            (outcome,) = await daemon.snapshots.fork("warm", ["a"])
+        assert isinstance(outcome.error, Broken)
+        assert daemon.fleet._host.pools._claimed == {}  # type: ignore[attr-defined]
+        await daemon.snapshots.delete("warm")
+        await emptied(daemon, world)
+
+
+async def test_a_snapshots_pool_is_kept_over_a_restart_and_goes_with_the_snapshot(world: World) -> None:
+    async with world.daemon() as daemon:
+        await snapshot_pooled(daemon, 1)
+    assert not world.processes()
+    async with world.daemon() as daemon:
+        await until(lambda: snapshot_status(daemon).waiting_count == 1)
+        await daemon.snapshots.delete("warm")
+        await emptied(daemon, world)
+
+
+async def test_a_snapshot_without_memory_has_no_pool(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.fleet.stop("src")
+        await daemon.snapshots.create("src", SnapshotKind.STOPPED, "cold", {})
+        with pytest.raises(Invalid, match="no memory"):
+            daemon.snapshots.set_fork_pool("cold", 1)
+        assert daemon.snapshots.set_fork_pool("cold", 0).fork_pool == 0
+        assert daemon.snapshots.fork_pool(daemon.snapshots.get("cold")) is None

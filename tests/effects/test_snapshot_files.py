@@ -140,7 +140,8 @@ async def test_every_byte_of_a_disk_comes_back_whatever_layers_it_lay_in(world: 
         catalog = SnapshotCatalog(daemon.site.folder.snapshots, layers, daemon.site.captures)
         point = RestorePoint(top, None)
         catalog.add(replace(record, id=SnapshotId(mint_id()), name="real", point=point))
-        snapshots = NamedSnapshots(daemon.site, catalog, daemon.fleet)
+        pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
+        snapshots = NamedSnapshots(daemon.site, catalog, daemon.fleet, pools)
         async with snapshots.export("real") as chunks:
             data = b"".join([chunk async for chunk in chunks])
         assert len(data) < 4 * CLUSTER_BYTES + (64 << 10), "what is zeros takes no room"

@@ -127,7 +127,8 @@ class World:
                 group.start_soon(captures.run)
                 digest = catalog.resolve("demo:1").digest
                 spec = InstanceSpec("demo:1", digest, "fake", 1, MEMORY_BYTES, OVERLAY_BYTES)
-                yield Daemon(fleet, NamedSnapshots(site, snapshots, fleet), site, faults, spec)
+                named = NamedSnapshots(site, snapshots, fleet, performer.pools)
+                yield Daemon(fleet, named, site, faults, spec)
                 group.cancel_scope.cancel()
 
     def leftovers(self) -> dict[str, set[str]]:

@@ -37,7 +37,7 @@ class Host(Recorder):
         super().__init__(perform)
         self._free = slot_count
 
-    def mint(self, record: InstanceRecord, fork_of: InstanceId | None = None) -> InstanceRecord:
+    def mint(self, record: InstanceRecord, pool: str | None = None) -> InstanceRecord:
         if not self._free:
             raise Exhausted("no slot is free")
         self._free -= 1

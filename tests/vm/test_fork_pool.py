@@ -4,6 +4,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from ramet.core.snapshot import SnapshotKind
 from tests.vm.site import Children, Site, vmm_pids
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
@@ -71,3 +72,32 @@ async def test_a_child_made_ahead_can_be_stopped_started_put_to_sleep_and_forked
     await site.fleet.stop("child2")
     await site.fleet.start("child2")
     assert await site.sh("child2", "hostname; cat /var/own") == "child2\nown\n"
+
+
+async def test_forks_of_a_snapshot_take_vmms_that_wait_and_are_themselves(
+    site: Site, source: str, children: Children
+) -> None:
+    await children.fork(source, "kept")
+    await site.sh("kept", "echo memory3 >/dev/shm/state; echo disk3 >/var/state; sync")
+    snapshots = site.parts.snapshots
+    snapshot = await snapshots.create("kept", SnapshotKind.STANDBY, "warm", {})
+    try:
+        snapshots.set_fork_pool(snapshot.id, 2)
+        with anyio.fail_after(FILLED_TIMEOUT_S):
+            while (status := snapshots.fork_pool(snapshot)) is None or status.waiting_count < 2:
+                await anyio.lowlevel.checkpoint()
+        waiting = set(vmm_pids(site.folder))
+        children.names += ["third", "fourth"]
+        outcomes = await snapshots.fork(snapshot.id, ["third", "fourth"])
+        assert [outcome.error for outcome in outcomes] == [None, None]
+        for name in ("third", "fourth"):
+            assert site.rig(name).vm.runtime.pid in waiting
+            state = await site.get_state(name)
+            assert (state["memory"], state["disk"], state["hostname"]) == ("memory3", "disk3", name)
+        await site.sh("third", "echo own >/var/state; sync")
+        assert (await site.get_state("fourth"))["disk"] == "disk3"
+    finally:
+        await snapshots.delete(snapshot.id)
+        with anyio.fail_after(FILLED_TIMEOUT_S):
+            while snapshots.fork_pool(snapshot) is not None:
+                await anyio.lowlevel.checkpoint()

@@ -42,6 +42,8 @@ def has_vmm(record: InstanceRecord) -> bool:
     """Tell whether the instance has a VMM, is about to have one, or may have one: nobody knows of Unknown."""
     if record.runtime is not None:
         return True
+    if record.becoming is State.RUNNING and not record.is_deleting:
+        return True
     return record.state not in _WITHOUT_VMM and not record.is_deleting
 
 

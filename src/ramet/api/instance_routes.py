@@ -29,6 +29,7 @@ from ramet.images import parse_platform
 from ramet.instance.fleet_types import InstanceView
 from ramet.wire_api import instances as wire
 from ramet.wire_api.errors import Error
+from ramet.wire_api.pools import SetForkPool
 from ramet.wire_api.snapshots import StandbyInstance
 
 LOG_TAIL_LINES_MAX: Final = 100_000
@@ -111,7 +112,7 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
 
 def _add_forks(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
     @routes.put("/{id}/fork_pool")
-    async def set_fork_pool(id: str, body: wire.SetForkPool) -> wire.Instance:
+    async def set_fork_pool(id: str, body: SetForkPool) -> wire.Instance:
         return to_instance(await fleet.set_fork_pool(id, to_pool_size(body.size)), facts)
 
     @routes.post("/{id}/fork", status_code=HTTPStatus.CREATED)

@@ -17,6 +17,7 @@ from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
     ForkOutcome,
+    ForkPoolStatus,
     InstanceView,
     PathStat,
     WaitOutcome,
@@ -139,6 +140,14 @@ class SnapshotsPort(Protocol):
         ...
 
     async def delete(self, ref: str) -> None: ...
+
+    def set_fork_pool(self, ref: str, size: int) -> SnapshotRecord:
+        """Have `size` children of one made ahead of its next forks. Raises Invalid: it has no memory."""
+        ...
+
+    def fork_pool(self, snapshot: SnapshotRecord) -> ForkPoolStatus | None:
+        """Return how full its pool is; None: it has none."""
+        ...
 
     def export(self, ref: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Read one as a stream that `import_file` takes, on this host or another."""

@@ -18,15 +18,17 @@ from ramet.api.types import (
     to_compression,
     to_instance,
     to_kind,
+    to_pool_size,
     to_snapshot,
     to_target,
     to_verification,
 )
 from ramet.core.errors import Invalid
-from ramet.core.snapshot import SnapshotKind
+from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.wire_api import instances as wire_instances
 from ramet.wire_api import snapshots as wire
 from ramet.wire_api.errors import Error
+from ramet.wire_api.pools import SetForkPool
 
 _SNAPSHOTS: Final = TypeAdapter(tuple[wire.Snapshot, ...])
 
@@ -53,7 +55,7 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
             name=name,
             tags=tag_filter(request),
         )
-        shown = tuple(to_snapshot(record, snapshots.memory_state(record)) for record in found)
+        shown = tuple(_shown(snapshots, record) for record in found)
         return Response(_SNAPSHOTS.dump_json(shown), media_type="application/json")
 
     @routes.get("/snapshots/{snapshot_id}/export", response_class=ArchiveStream, status_code=HTTPStatus.OK)
@@ -65,7 +67,7 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
         if name is not None:
             check_name(name, "a snapshot")
         record = await snapshots.import_file(body_of(request), name)
-        return to_snapshot(record, snapshots.memory_state(record))
+        return _shown(snapshots, record)
 
     @routes.post("/snapshots/{snapshot_id}/verify")
     async def verify_snapshot(snapshot_id: str) -> wire.SnapshotVerification:
@@ -75,7 +77,7 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
     @routes.get("/snapshots/{snapshot_id}")
     async def get_snapshot(snapshot_id: str) -> wire.Snapshot:
         record = snapshots.get(snapshot_id)
-        return to_snapshot(record, snapshots.memory_state(record))
+        return _shown(snapshots, record)
 
     @routes.delete("/snapshots/{snapshot_id}", status_code=HTTPStatus.NO_CONTENT)
     async def delete_snapshot(snapshot_id: str) -> None:
@@ -95,11 +97,28 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
             check_name(body.name, "a snapshot")
         check_tags(body.tags or {})
         source = fleet.get(id).record.id
+        size = to_pool_size(body.fork_pool or 0, "fork_pool")
+        if size and kind is SnapshotKind.STOPPED:
+            raise Invalid(
+                "a snapshot of kind Stopped has no memory that children could wait for",
+                remedy="leave out fork_pool",
+                field="fork_pool",
+            )
         record = await snapshots.create(source, kind, body.name, body.tags or {}, ask)
-        return to_snapshot(record, snapshots.memory_state(record))
+        if size:
+            record = snapshots.set_fork_pool(record.id, size)
+        return _shown(snapshots, record)
+
+
+def _shown(snapshots: SnapshotsPort, record: SnapshotRecord) -> wire.Snapshot:
+    return to_snapshot(record, snapshots.memory_state(record), snapshots.fork_pool(record))
 
 
 def _add_uses(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort, facts: HostFacts) -> None:
+    @routes.put("/snapshots/{snapshot_id}/fork_pool")
+    async def set_fork_pool(snapshot_id: str, body: SetForkPool) -> wire.Snapshot:
+        return _shown(snapshots, snapshots.set_fork_pool(snapshot_id, to_pool_size(body.size)))
+
     @routes.post("/snapshots/{snapshot_id}/fork", status_code=HTTPStatus.CREATED)
     async def fork_snapshot(snapshot_id: str, body: wire.ForkSnapshot) -> wire_instances.Instance:
         check_name(body.name)

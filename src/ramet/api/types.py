@@ -39,6 +39,7 @@ from ramet.images import Image
 from ramet.instance.fleet_types import (
     ExecCommand,
     ForkOutcome,
+    ForkPoolStatus,
     HypervisorUnavailable,
     InstanceView,
     WindowSize,
@@ -49,6 +50,7 @@ from ramet.wire_api import instances as wire
 from ramet.wire_api import snapshots as wire_snapshots
 from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.exec import ExecStart
+from ramet.wire_api.pools import ForkPool
 
 MIB: Final = 1 << 20
 VCPU_COUNT_DEFAULT: Final = 2
@@ -374,16 +376,15 @@ def to_instance(
         started_at=None if record.started_at is None else _time(record.started_at),
         stopped_at=None if record.stopped_at is None else _time(record.stopped_at),
         parent_id=record.identity.parent,
-        fork_pool=_to_fork_pool(view),
+        fork_pool=_to_fork_pool(spec.fork_pool, view.fork_pool),
         timings_ms=timings_ms,
     )
 
 
-def _to_fork_pool(view: InstanceView) -> wire.ForkPool | None:
-    status, size = view.fork_pool, view.record.spec.fork_pool
+def _to_fork_pool(size: int, status: ForkPoolStatus | None) -> ForkPool | None:
     if status is None:
-        return wire.ForkPool(size, 0, 0, 0, resting=True) if size else None
-    return wire.ForkPool(
+        return ForkPool(size, 0, 0, 0, resting=True) if size else None
+    return ForkPool(
         size,
         status.waiting_count,
         status.taken_count,
@@ -403,7 +404,9 @@ def to_fork_result(outcome: ForkOutcome, facts: HostFacts) -> wire.ForkResult:
     )
 
 
-def to_snapshot(record: SnapshotRecord, memory: MemoryState | None) -> wire_snapshots.Snapshot:
+def to_snapshot(
+    record: SnapshotRecord, memory: MemoryState | None, pool: ForkPoolStatus | None
+) -> wire_snapshots.Snapshot:
     """Return `record`, whose memory lies on the disk as `memory` says, as the API shows it."""
     compressed_bytes = None if memory is None else memory.compressed_bytes
     memory_bytes = record.memory_bytes if compressed_bytes is None else compressed_bytes
@@ -423,6 +426,7 @@ def to_snapshot(record: SnapshotRecord, memory: MemoryState | None) -> wire_snap
         compression_error=(memory.error or None) if memory is not None else None,
         compressed_size_bytes=compressed_bytes,
         uncompressed_size_bytes=None if memory is None else record.memory_bytes,
+        fork_pool=_to_fork_pool(record.fork_pool, pool),
     )
 
 

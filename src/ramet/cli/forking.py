@@ -7,7 +7,8 @@ import click
 from ramet.cli.names import invent_name
 from ramet.cli.options import F, connect, json_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, print_json, print_table
-from ramet.wire_api.instances import FORK_COUNT_MAX, ForkManyResult, ForkPool, ForkResult, Instance
+from ramet.wire_api.instances import FORK_COUNT_MAX, ForkManyResult, ForkResult, Instance
+from ramet.wire_api.pools import ForkPool
 
 
 def children_options(function: F) -> F:
@@ -64,10 +65,15 @@ def pool_command(context: click.Context, instance: str, size: int | None, as_jso
     found = client.get(instance) if size is None else client.set_fork_pool(instance, size)
     if as_json:
         print_json(found)
-        return
-    pool = found.fork_pool or ForkPool(0, 0, 0, 0, resting=False)
+    else:
+        print_pool(found.name, found.fork_pool)
+
+
+def print_pool(name: str, pool: ForkPool | None) -> None:
+    """Print how full a pool is, and how it has done."""
+    pool = pool or ForkPool(0, 0, 0, 0, resting=False)
     state = "resting" if pool.resting else "filling" if pool.waiting < pool.size else "full"
-    row = (found.name, str(pool.size), str(pool.waiting), str(pool.taken), str(pool.missed))
+    row = (name, str(pool.size), str(pool.waiting), str(pool.taken), str(pool.missed))
     print_table(
         ("NAME", "SIZE", "WAITING", "TAKEN", "MISSED", "STATE", "ERROR"),
         [(*row, state if pool.size else "-", pool.error or "")],

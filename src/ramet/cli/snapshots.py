@@ -2,7 +2,7 @@
 
 import click
 
-from ramet.cli.forking import check_many, check_one, children_options, print_child, print_children
+from ramet.cli.forking import check_many, check_one, children_options, print_child, print_children, print_pool
 from ramet.cli.names import invent_name
 from ramet.cli.options import compression_option, connect, json_option, tag_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, for_each, human_size, print_json, print_table
@@ -39,6 +39,9 @@ def snapshot_command() -> None:
     " By default what the instance's state allows.",
 )
 @compression_option("How its memory is compressed afterwards; by default as instance or server say.")
+@click.option(
+    "--fork-pool", type=click.IntRange(0), help="Make so many children ahead, see ramet snapshot pool."
+)
 @tag_option("Tag the snapshot; can be given several times.")
 @json_option
 @click.pass_context
@@ -48,6 +51,7 @@ def create_command(
     name: str | None,
     kind: str | None,
     compression: SnapshotCompression | None,
+    fork_pool: int | None,
     tags: dict[str, str],
     as_json: bool,
 ) -> None:
@@ -55,7 +59,7 @@ def create_command(
     client = connect(context)
     if kind is None:
         kind = "Stopped" if client.get(instance).state == "Stopped" else "Standby"
-    made = client.create_snapshot(instance, CreateSnapshot(kind, name, tags or None, compression))
+    made = client.create_snapshot(instance, CreateSnapshot(kind, name, tags or None, compression, fork_pool))
     if as_json:
         print_json(made)
     else:
@@ -125,6 +129,24 @@ def fork_command(
     prefix = check_many(name, name_prefix, lambda: client.get_snapshot(snapshot).source_instance_name)
     result = client.fork_snapshot_many(snapshot, count, prefix, target_state=target)
     return print_children(result, as_json=as_json)
+
+
+@snapshot_command.command("pool")
+@click.argument("snapshot")
+@click.argument("size", type=click.IntRange(0), required=False)
+@json_option
+@click.pass_context
+def pool_command(context: click.Context, snapshot: str, size: int | None, as_json: bool) -> None:
+    """Have SIZE children of SNAPSHOT made ahead of its next forks; print how full that pool is.
+
+    As `ramet pool` does of an instance, but nothing is thrown away: what waits can become a child any time.
+    """
+    client = connect(context)
+    found = client.get_snapshot(snapshot) if size is None else client.set_snapshot_fork_pool(snapshot, size)
+    if as_json:
+        print_json(found)
+    else:
+        print_pool(found.name or found.id[:SHORT_ID_LENGTH], found.fork_pool)
 
 
 @snapshot_command.command("restore")

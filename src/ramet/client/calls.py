@@ -19,10 +19,10 @@ from ramet.wire_api.instances import (
     ForkMany,
     ForkManyResult,
     Instance,
-    SetForkPool,
     StartInstance,
     WaitResult,
 )
+from ramet.wire_api.pools import SetForkPool
 
 if TYPE_CHECKING:
     from ramet.wire_api.resources import Resources
@@ -186,6 +186,13 @@ def create_snapshot(ref: str, body: "CreateSnapshot") -> "Call[Snapshot]":
     from ramet.wire_api.snapshots import Snapshot
 
     return Call("POST", _path(ref, "snapshots"), _reader(Snapshot), body)
+
+
+def set_snapshot_fork_pool(ref: str, size: int) -> "Call[Snapshot]":
+    """Have so many children of a snapshot made ahead."""
+    from ramet.wire_api.snapshots import Snapshot
+
+    return Call("PUT", _snapshot_path(ref, "fork_pool"), _reader(Snapshot), SetForkPool(size))
 
 
 def delete_snapshot(ref: str) -> Call[None]:

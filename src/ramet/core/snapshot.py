@@ -23,7 +23,7 @@ class SnapshotRecord:
 
     `name` is None or unique among those of its source; `created_at` Unix seconds; `memory_bytes` what of the
     guest's memory takes room on the disk, 0 without memory; `disk_bytes` what its layers take, also
-    those that others stand on.
+    those that others stand on; `fork_pool` how many children are made ahead of its next forks.
     """
 
     id: SnapshotId
@@ -37,6 +37,7 @@ class SnapshotRecord:
     memory_bytes: int
     disk_bytes: int
     tags: Mapping[str, str] = field(default_factory=dict)
+    fork_pool: int = 0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))

@@ -12,7 +12,7 @@ from typing import Final
 
 from anyio import to_thread
 
-from ramet.core.ids import InstanceId, LayerId, mint_id
+from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceIdentity, InstanceRecord, State
 from ramet.effects.awaken import waking_driver
 from ramet.effects.boot import attached
@@ -30,12 +30,15 @@ BERTH: Final = "berth"
 class Berth:
     """A child that nobody asked for yet. `record` stands in for its own; `entry` is that of the journal.
 
-    `capture` is the one to come that its VMM maps the memory of. Layer and VMM are there once it waits.
+    `capture` is the one to come that its VMM maps the memory of, or `stored` the one that there is; `below`
+    is what its disk stands on. Layer and VMM are there once it waits.
     """
 
     record: InstanceRecord
     entry: int
-    capture: Capture
+    below: LayerId
+    capture: Capture | None
+    stored: CaptureId | None = None
     layer: LayerId | None = None
     vm: Restored | None = None
 
@@ -49,8 +52,10 @@ class Berth:
         return replace(record, identity=replace(record.identity, id=self.id, slot=slot))
 
 
-def reserve_berth(site: Site, source: InstanceRecord, capture: Capture) -> Berth:
+def reserve_berth(site: Site, source: InstanceRecord, below: LayerId, capture: Capture | None) -> Berth:
     """Count, journal and give a slot to a berth for a child of `source`; nothing of it is on the host yet.
+
+    Its disk is to stand on `below`, which need not be frozen yet.
 
     Raises:
         Exhausted: there is no room for it, or no slot.
@@ -70,11 +75,11 @@ def reserve_berth(site: Site, source: InstanceRecord, capture: Capture) -> Berth
         except BaseException:
             site.network.give_back(instance)
             raise
-    return Berth(record, entry, capture)
+    return Berth(record, entry, below, capture)
 
 
-async def start_berth(site: Site, berth: Berth, below: LayerId) -> None:
-    """Make all of a berth, its disk on `below`, which need not be frozen yet; returns when its VMM waits.
+async def start_berth(site: Site, berth: Berth, capture: Capture) -> None:
+    """Make all of a berth; returns when its VMM waits, mapping the memory of `capture`.
 
     If it fails or is cancelled, `end_berth` removes what there is.
 
@@ -84,11 +89,25 @@ async def start_berth(site: Site, berth: Berth, below: LayerId) -> None:
     record = berth.record
     driver = waking_driver(site, record)
     await to_thread.run_sync(prepare_folder, site, record)
-    berth.layer = site.layers.create_on(below, record.spec.overlay_bytes)
+    berth.layer = site.layers.create_on(berth.below, record.spec.overlay_bytes)
     async with attached(site, record) as tap_fd:
         machine = make_machine(site, record, berth.layer, tap_fd)
         async with staged("vmm_start", site.stages.vmm_start()):
-            berth.vm = await driver.start_waiting(machine, berth.capture)
+            berth.vm = await driver.start_waiting(machine, capture)
+
+
+async def leave_berth(site: Site, record: InstanceRecord, berth: Berth) -> None:
+    """Give up the VMM, the TAP and the disk of a berth that `record` was minted into; folder and slot stay.
+
+    Raises:
+        RametError: a part of it is still there.
+    """
+    assert berth.vm is not None, "it waits"
+    await berth.vm.kill()
+    if record.identity.slot is not None:
+        await site.network.detach(record.id)
+    if berth.layer is not None:
+        site.layers.release(berth.layer)
 
 
 async def end_berth(site: Site, berth: Berth) -> None:

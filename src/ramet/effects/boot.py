@@ -13,6 +13,7 @@ from ramet.effects.folder import prepare_folder, remove_folder
 from ramet.effects.machine import make_machine
 from ramet.effects.site import Rig, Site, limits_of
 from ramet.telemetry.timings import phase, staged
+from ramet.vmm.port import Vm
 
 
 async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
@@ -58,6 +59,7 @@ class Made:
     """What has been made so far that the record does not name yet."""
 
     layer: LayerId | None = None
+    vm: Vm | None = None
 
 
 @asynccontextmanager
@@ -77,6 +79,8 @@ async def undone_on_failure(site: Site, record: InstanceRecord) -> AsyncIterator
                 if made.layer is not None:
                     undo.callback(site.layers.release, made.layer)
                 undo.callback(site.captures.hold_only, None, record.id)
+                if made.vm is not None:
+                    undo.push_async_callback(made.vm.kill)
                 rig = site.rigs.pop(record.id, None)
                 if rig is not None:
                     undo.push_async_callback(rig.vm.kill)

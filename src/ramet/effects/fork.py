@@ -12,7 +12,7 @@ from anyio import to_thread
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import InstanceRecord
 from ramet.effects.awaken import awaken, awaken_waiting, waking_driver
-from ramet.effects.berth import Berth
+from ramet.effects.berth import Berth, leave_berth
 from ramet.effects.boot import Made, attached, undone_on_failure
 from ramet.effects.folder import name_folder, prepare_folder
 from ramet.effects.site import Rig, Site
@@ -47,9 +47,10 @@ async def fork(
                     await awaken_waiting(site, record, rig, berth.vm, taken.capture)
                     _note(timings, flight, taken)
                     return rig, rig.layer
-                await _step_out(
-                    site, record, rig, made
-                )  # It is for another capture than the one we came aboard.
+                # It waits for another capture than the one we came aboard.
+                await leave_berth(site, record, berth)
+                del site.rigs[record.id]
+                made.layer = None
             return await _fork_from_nothing(site, record, flight, timings, made, has_folder=berth is not None)
 
 
@@ -94,13 +95,3 @@ def _step_into(site: Site, berth: Berth, made: Made) -> Rig:
     made.layer = berth.layer
     rig = site.rigs[berth.id] = Rig(berth.id, berth.vm, berth.layer)
     return rig
-
-
-async def _step_out(site: Site, record: InstanceRecord, rig: Rig, made: Made) -> None:
-    """Give up the VMM, the TAP and the disk of a berth; its folder and its slot are of use still."""
-    await rig.vm.kill()
-    if record.identity.slot is not None:
-        await site.network.detach(record.id)
-    site.layers.release(rig.layer)
-    del site.rigs[record.id]
-    made.layer = None

@@ -3,7 +3,8 @@
 A running source whose spec has a `fork_pool` gets that many berths. They belong to its next capture: their
 VMMs map the memory file that it will fill, their disks stand on the layer that it will freeze. So a live
 capture takes a pool's file over, whoever is forked with it takes a berth, and what is left over when all have
-gone aboard is ended: nobody can ever be made of it. The pool is filled again when the burst is over.
+gone aboard is ended: nobody can ever be made of it. The pool is filled again when the burst is over. A
+snapshot's berths map its stored memory instead, and any fork of it takes one, whenever.
 
 Whatever else changes the source's disk (a sleep, a snapshot) makes the berths useless, too; a fork that finds
 none, or a useless one, does without.
@@ -11,7 +12,7 @@ none, or a useless one, does without.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +21,9 @@ import structlog
 from anyio.abc import TaskGroup
 
 from ramet.core.errors import Broken, RametError
-from ramet.core.ids import InstanceId, LayerId
-from ramet.core.spec import InstanceRecord, State
+from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.snapshot import SnapshotRecord
+from ramet.core.spec import InstanceIdentity, InstanceRecord, State
 from ramet.effects.berth import Berth, end_berth, reserve_berth, start_berth
 from ramet.effects.site import Site
 from ramet.instance.fleet_types import ForkPoolStatus
@@ -37,9 +39,12 @@ log = structlog.get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Generation:
-    """The berths of one capture to come. `chain` is their disks' below; `is_handed`: it is being taken."""
+    """The berths of one capture: one to come, or that of a snapshot.
 
-    capture: Capture
+    `chain` is what is below their disks; `is_handed`: it is being taken.
+    """
+
+    capture: Capture | None
     below: LayerId
     chain: tuple[tuple[Path, str], ...]
     waiting: list[Berth] = field(default_factory=list)
@@ -48,11 +53,14 @@ class _Generation:
 
 
 class ForkPools:
-    """The pools of a site's running instances. Synchronous, but for `run` of each, a task of `group`."""
+    """The pools of a site's running instances and snapshots, by their ids.
+
+    Synchronous, but for `run` of each, a task of `group`.
+    """
 
     def __init__(self, site: Site, group: TaskGroup) -> None:
         self._site, self._group = site, group
-        self._pools: dict[InstanceId, _Pool] = {}
+        self._pools: dict[str, _Pool] = {}
         self._claimed: dict[InstanceId, Berth] = {}
 
     def see(self, record: InstanceRecord) -> None:
@@ -66,7 +74,26 @@ class ForkPools:
             self._group.start_soon(pool.run)
         pool.see(record)
 
-    def claim(self, source: InstanceId, record: InstanceRecord) -> Berth | None:
+    def see_snapshot(self, snapshot: SnapshotRecord, *, is_gone: bool = False) -> None:
+        """Follow what has become of a snapshot."""
+        wanted = 0 if is_gone else snapshot.fork_pool
+        # Of a snapshot that is forked all is as of an instance that runs and whose disk never changes.
+        identity = InstanceIdentity(InstanceId(snapshot.id), snapshot.id, None, "", snapshot.created_at)
+        spec = replace(snapshot.spec, fork_pool=wanted)
+        source = InstanceRecord(spec, identity, State.RUNNING, layer=snapshot.point.layer)
+        pool = self._pools.get(snapshot.id)
+        if pool is None:
+            capture = snapshot.point.capture
+            driver = self._site.drivers.get(snapshot.spec.hypervisor)
+            if not wanted or capture is None or not isinstance(driver, LiveFork):
+                return
+            pool = self._pools[snapshot.id] = _StoredPool(
+                self._site, source, self._group, self._drop, capture
+            )
+            self._group.start_soon(pool.run)
+        pool.see(source)
+
+    def claim(self, source: str, record: InstanceRecord) -> Berth | None:
         """Return a berth for `record`, about to be forked from `source`; None: there is none for it."""
         pool = self._pools.get(source)
         berth = None if pool is None else pool.claim(record)
@@ -74,10 +101,14 @@ class ForkPools:
             self._claimed[berth.id] = berth
         return berth
 
-    def unclaim(self, source: InstanceId, berth: Berth) -> None:
+    def unclaim(self, source: str, berth: Berth) -> None:
         """Take a berth back from a child that could not be minted."""
         del self._claimed[berth.id]
         self._pools[source].take_back(berth)
+
+    def claimed(self, child: InstanceId) -> Berth | None:
+        """Return the berth that was claimed for a child and not taken yet."""
+        return self._claimed.get(child)
 
     def take(self, child: InstanceId) -> Berth | None:
         """Return the berth that was claimed for a child, for it to use and to end."""
@@ -101,9 +132,9 @@ class ForkPools:
         if source in self._pools:
             self._pools[source].landed(capture)
 
-    def status(self, record: InstanceRecord) -> ForkPoolStatus | None:
-        """Return how full the pool of an instance is; None: it has none."""
-        pool = self._pools.get(record.id)
+    def status(self, source: str) -> ForkPoolStatus | None:
+        """Return how full the pool of a source is; None: it has none."""
+        pool = self._pools.get(source)
         return None if pool is None else pool.status()
 
     def berths(self) -> list[Berth]:
@@ -113,7 +144,7 @@ class ForkPools:
             *(berth for pool in self._pools.values() for berth in pool.berths()),
         ]
 
-    def _drop(self, source: InstanceId) -> None:
+    def _drop(self, source: str) -> None:
         self._pools.pop(source, None)
 
 
@@ -121,7 +152,7 @@ class _Pool:
     """The berths of one source. `run` makes and ends them, one after the other."""
 
     def __init__(
-        self, site: Site, source: InstanceRecord, group: TaskGroup, on_over: Callable[[InstanceId], None]
+        self, site: Site, source: InstanceRecord, group: TaskGroup, on_over: Callable[[str], None]
     ) -> None:
         self._site, self._source, self._group, self._on_over = site, source, group, on_over
         self._generation: _Generation | None = None
@@ -165,7 +196,7 @@ class _Pool:
     def take_back(self, berth: Berth) -> None:
         self._taken -= 1
         for generation in (*self._airborne, self._generation):
-            if generation is not None and generation.capture is berth.capture and generation.is_boarding:
+            if generation is not None and generation.below == berth.below and generation.is_boarding:
                 generation.waiting.append(berth)
                 BERTHS_WAITING.inc()
                 return
@@ -250,6 +281,10 @@ class _Pool:
         return source.spec.fork_pool > 0 and source.state is State.RUNNING and not source.is_deleting
 
     @property
+    def _is_there(self) -> bool:
+        return self._source.id in self._site.rigs
+
+    @property
     def _is_over(self) -> bool:
         source = self._source
         is_asked_for = source.spec.fork_pool > 0 and not source.is_deleting
@@ -257,8 +292,7 @@ class _Pool:
 
     @property
     def _needs_one(self) -> bool:
-        is_ready = self._is_wanted and self._source.id in self._site.rigs
-        if not is_ready or self._is_resting or self._airborne:
+        if not (self._is_wanted and self._is_there) or self._is_resting or self._airborne:
             return False
         count = 0 if self._generation is None else len(self._generation.waiting)
         return count < self._source.spec.fork_pool
@@ -267,7 +301,7 @@ class _Pool:
         """Make one berth; returns False if that failed."""
         try:
             generation = self._generation = self._generation or self._begin()
-            berth = reserve_berth(self._site, self._source, generation.capture)
+            berth = reserve_berth(self._site, self._source, generation.below, generation.capture)
             await self._start(berth, generation)
         except Exception as error:
             self._fail(error)
@@ -279,7 +313,7 @@ class _Pool:
         is_waiting = False
         try:
             with anyio.CancelScope() as self._making:
-                await start_berth(self._site, berth, generation.below)
+                await self._fill(berth)
                 is_waiting = generation is self._generation
         finally:
             self._making = None
@@ -304,6 +338,10 @@ class _Pool:
         except OSError as error:
             raise Broken(f"no file can be opened for a capture: {error.strerror}") from error
         return _Generation(capture, layer, chain)
+
+    async def _fill(self, berth: Berth) -> None:
+        assert berth.capture is not None, "it is for a capture to come"
+        await start_berth(self._site, berth, berth.capture)
 
     async def _watch(self, berth: Berth) -> None:
         """Do without a berth whose VMM ends while it waits."""
@@ -340,7 +378,8 @@ class _Pool:
             self._stop_making()
             self._discard(*generation.waiting)
             generation.waiting.clear()
-            generation.capture.close()
+            if generation.capture is not None:
+                generation.capture.close()
 
     def _discard(self, *berths: Berth) -> None:
         self._retired += berths
@@ -374,3 +413,31 @@ class _Pool:
         if self._is_wanted and not self._airborne and not self._is_resting and self._until_idle_s() <= 0:
             self._is_resting = True
             self._retire()
+
+
+class _StoredPool(_Pool):
+    """The berths of a snapshot, of which any number of forks can be made at any time."""
+
+    def __init__(
+        self,
+        site: Site,
+        source: InstanceRecord,
+        group: TaskGroup,
+        on_over: Callable[[str], None],
+        capture: CaptureId,
+    ) -> None:
+        super().__init__(site, source, group, on_over)
+        self._stored = capture
+
+    @property
+    def _is_there(self) -> bool:
+        return True
+
+    def _begin(self) -> _Generation:
+        assert self._source.layer is not None, "a snapshot has a disk"
+        return _Generation(None, self._source.layer, self._site.layers.chain(self._source.layer))
+
+    async def _fill(self, berth: Berth) -> None:
+        berth.stored = self._stored
+        async with self._site.captures.opened(self._stored) as capture:
+            await start_berth(self._site, berth, capture)

@@ -15,6 +15,7 @@ from ramet.core.compression import CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, InstanceSpec, RestorePoint, State
+from ramet.effects.berth import leave_berth
 from ramet.effects.boot import boot
 from ramet.effects.captures import Look, SourceCaptures, Tell
 from ramet.effects.copy import copy
@@ -87,8 +88,8 @@ class SitePerformer:
     def __init__(self, site: Site, group: TaskGroup) -> None:
         self._site, self._group = site, group
         self._operations = Operations(site.folder.instances)
-        self._pools = ForkPools(site, group)
-        self._captures = SourceCaptures(site, group, self._tell, self._look, self._pools)
+        self.pools = ForkPools(site, group)
+        self._captures = SourceCaptures(site, group, self._tell, self._look, self.pools)
         self._points = RestorePoints(
             site, self._captures, group, self._tell, self._look, lambda instance: self._turns[instance]
         )
@@ -114,9 +115,9 @@ class SitePerformer:
 
     # What the fleet asks
 
-    def mint(self, record: InstanceRecord, fork_of: InstanceId | None = None) -> InstanceRecord:
-        berth = None if fork_of is None else self._pools.claim(fork_of, record)
-        if fork_of is None or berth is None:
+    def mint(self, record: InstanceRecord, pool: str | None = None) -> InstanceRecord:
+        berth = None if pool is None else self.pools.claim(pool, record)
+        if pool is None or berth is None:
             with self._site.admission.minting(record, self._running_parent(record)):
                 return self._mint(record)
         try:
@@ -124,7 +125,7 @@ class SitePerformer:
             with self._site.admission.minting(record, self._running_parent(record)):
                 self._begin(record, berth.entry)
         except BaseException:
-            self._pools.unclaim(fork_of, berth)
+            self.pools.unclaim(pool, berth)
             raise
         return record
 
@@ -160,7 +161,7 @@ class SitePerformer:
         self._site.captures.hold_only(record.capture, record.id)
         self._keep_spec(record)
         self._operations.tell(record)
-        self._pools.see(record)
+        self.pools.see(record)
 
     def _running_parent(self, record: InstanceRecord) -> InstanceRecord | None:
         """Return whom a new instance is forked from, if that takes a capture."""
@@ -197,7 +198,7 @@ class SitePerformer:
         return self._site.network.degraded(record.id)
 
     def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
-        return self._pools.status(record)
+        return self.pools.status(record.id)
 
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         timings = self._timings.pop(instance, None)
@@ -246,14 +247,14 @@ class SitePerformer:
 
     async def perform(self, record: InstanceRecord, action: Action, emit: Emit) -> None:
         site = self._site
-        self._pools.see(record)  # What has happened need not have been written down.
+        self.pools.see(record)  # What has happened need not have been written down.
         match action:
             case Boot():
                 await self._boot(record, emit)
             case Fork(source):
                 await self._fork(record, source, emit)
             case Copy(point, becoming):
-                layer = await copy(site, record, point)
+                layer = await self._copy(record, point)
                 emit(Copied(layer, point.capture, becoming, time.time()))
             case Start():
                 await self._start(record, emit)
@@ -289,6 +290,7 @@ class SitePerformer:
                     await release(site, record)
             case Destroy():
                 async with self._turns[record.id]:
+                    await self._leave_claimed(record)
                     # A capture that the release waited for may have told a new layer since we were asked.
                     await destroy(site, replace(record, layer=self._layer_of(record.id)))
                 with site.database.transaction():
@@ -300,6 +302,22 @@ class SitePerformer:
                     memory.pop(record.id, None)
                 self._operations.forget(record.id)
                 site.admission.forget(record.id)
+
+    async def _copy(self, record: InstanceRecord, point: RestorePoint) -> LayerId:
+        try:
+            return await copy(self._site, record, point, self.pools.claimed(record.id))
+        except BaseException:
+            berth = self.pools.take(record.id)
+            if berth is not None and berth.layer is not None:
+                self._site.layers.release(berth.layer)
+            raise
+
+    async def _leave_claimed(self, record: InstanceRecord) -> None:
+        """Give up the place in which a copy was to be woken that never was."""
+        berth = self.pools.claimed(record.id)
+        if berth is not None:
+            await leave_berth(self._site, record, berth)
+            self.pools.take(record.id)
 
     async def _boot(self, record: InstanceRecord, emit: Emit) -> None:
         try:
@@ -340,7 +358,7 @@ class SitePerformer:
         ) as timings:
             self._timings[record.id] = timings
             async with self._turns[record.id]:
-                rig, layer = await wake(self._site, record)
+                rig, layer = await wake(self._site, record, self.pools.take(record.id))
         emit(Woken(rig.vm.runtime, layer, time.time()))
         former = record.layer
         assert former is not None, "it woke on it"
@@ -363,7 +381,7 @@ class SitePerformer:
             ) as timings:
                 self._timings[record.id] = timings
                 rig, layer = await fork(
-                    self._site, self._captures.live, record, source, timings, self._pools.take(record.id)
+                    self._site, self._captures.live, record, source, timings, self.pools.take(record.id)
                 )
         except RametError as error:
             emit(Failed(error, time.time()))

@@ -14,12 +14,19 @@ from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceRecord, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
 from ramet.disks.layers import LayerBroken
+from ramet.effects.fork_pools import ForkPools
 from ramet.effects.restore_point import kept
 from ramet.effects.site import Site
 from ramet.effects.snapshot_files import SnapshotFiles
 from ramet.instance import remedies
 from ramet.instance.fleet import Fleet
-from ramet.instance.fleet_types import ForkOutcome, InstanceNotFound, InstanceView, WrongState
+from ramet.instance.fleet_types import (
+    ForkOutcome,
+    ForkPoolStatus,
+    InstanceNotFound,
+    InstanceView,
+    WrongState,
+)
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.manifest import MANIFEST_FILE
 from ramet.snapshots.store import CaptureBroken
@@ -39,9 +46,11 @@ class ForeignSnapshot(Conflict):
 class NamedSnapshots:
     """The snapshots of a site's instances. `ref` is a snapshot's id, its name or a beginning of its id."""
 
-    def __init__(self, site: Site, catalog: SnapshotCatalog, fleet: Fleet) -> None:
-        self._site, self._catalog, self._fleet = site, catalog, fleet
+    def __init__(self, site: Site, catalog: SnapshotCatalog, fleet: Fleet, pools: ForkPools) -> None:
+        self._site, self._catalog, self._fleet, self._pools = site, catalog, fleet, pools
         self._files = SnapshotFiles(site, catalog)
+        for snapshot in catalog.list():
+            pools.see_snapshot(snapshot)
 
     def list(
         self,
@@ -135,7 +144,32 @@ class NamedSnapshots:
         Raises:
             SnapshotUnwritable: the disk refuses; it is still there.
         """
-        self._catalog.delete(self._catalog.get(ref).id)
+        snapshot = self._catalog.get(ref)
+        self._catalog.delete(snapshot.id)
+        self._pools.see_snapshot(snapshot, is_gone=True)
+
+    def set_fork_pool(self, ref: str, size: int) -> SnapshotRecord:
+        """Have `size` children of a snapshot made ahead of its next forks, from here on.
+
+        Raises:
+            Invalid: it has no memory that a VMM could wait for.
+            SnapshotUnwritable: the disk refuses; nothing was changed.
+        """
+        snapshot = self._catalog.get(ref)
+        if size and snapshot.point.capture is None:
+            raise Invalid(
+                "A snapshot of kind Stopped has no memory, and what is forked from it boots",
+                remedy="take one of kind Standby",
+                field="size",
+            )
+        snapshot = replace(snapshot, fork_pool=size)
+        self._catalog.replace(snapshot)
+        self._pools.see_snapshot(snapshot)
+        return snapshot
+
+    def fork_pool(self, snapshot: SnapshotRecord) -> ForkPoolStatus | None:
+        """Return how full the pool of a snapshot is; None: it has none."""
+        return self._pools.status(snapshot.id)
 
     def export(self, ref: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """Read a snapshot as a stream; errors as of `SnapshotFiles.reading`."""
@@ -178,7 +212,10 @@ class NamedSnapshots:
         if target is State.STOPPED:
             point = replace(point, capture=None)
         with kept(self._site, point):
-            return await self._fleet.copy(point, snapshot.spec, snapshot.source, names, target=target)
+            pool = snapshot.id if target is State.RUNNING else None
+            return await self._fleet.copy(
+                point, snapshot.spec, snapshot.source, names, target=target, pool=pool
+            )
 
     async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
         """Put an instance back to one of its own snapshots; it keeps its id, its name and its address.

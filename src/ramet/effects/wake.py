@@ -8,9 +8,10 @@ from contextlib import AsyncExitStack
 
 from anyio import to_thread
 
-from ramet.core.ids import LayerId
+from ramet.core.ids import CaptureId, LayerId
 from ramet.core.spec import InstanceRecord
-from ramet.effects.awaken import awaken, waking_driver
+from ramet.effects.awaken import awaken, awaken_waiting, waking_driver
+from ramet.effects.berth import Berth, leave_berth
 from ramet.effects.boot import attached
 from ramet.effects.end import end_unheld, release
 from ramet.effects.folder import prepare_folder_again
@@ -19,8 +20,8 @@ from ramet.effects.start import ended_on_failure
 from ramet.telemetry.timings import phase
 
 
-async def wake(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
-    """Have a sleeping instance run again, as itself.
+async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -> tuple[Rig, LayerId]:
+    """Have a sleeping instance run again, as itself; in `berth`, where its VMM waits, if there is one.
 
     Raises:
         RametError: it did not work; it sleeps, as before.
@@ -28,6 +29,11 @@ async def wake(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
     assert record.capture is not None, "it sleeps"
     assert record.layer is not None, "what sleeps has a disk"
     waking_driver(site, record)
+    if berth is not None:
+        # It never ran: its own layer is as empty as the one of the berth, over the same.
+        if record.capture == berth.stored and site.layers.is_directly_on(record.layer, berth.below):
+            return await _wake_waiting(site, record, record.capture, berth)
+        await leave_berth(site, record, berth)
     with phase("clear"):
         await end_unheld(site, record)  # A VMM may have outlived the failure of its end.
         await release(site, record)
@@ -43,3 +49,18 @@ async def wake(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
             site.layers.release(layer)
             raise
     return rig, layer
+
+
+async def _wake_waiting(
+    site: Site, record: InstanceRecord, stored: CaptureId, berth: Berth
+) -> tuple[Rig, LayerId]:
+    assert berth.vm is not None, "it waits"
+    assert berth.layer is not None, "it waits on a disk"
+    rig = site.rigs[record.id] = Rig(record.id, berth.vm, berth.layer)
+    try:
+        async with ended_on_failure(site, record), site.captures.opened(stored) as capture:
+            await awaken_waiting(site, record, rig, berth.vm, capture)
+    except BaseException:
+        site.layers.release(rig.layer)
+        raise
+    return rig, rig.layer

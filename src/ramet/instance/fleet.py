@@ -359,12 +359,14 @@ class Fleet:
         names: Sequence[str],
         *,
         target: State,
+        pool: str | None = None,
     ) -> Outcomes:
         """Make one child of a restore point for each of `names`; outcomes in their order.
 
-        `point` must stay whole until this returns; `spec` and `source` are those of whom it is a moment.
+        `point` must stay whole until this returns; `spec` and `source` are those of whom it is a moment;
+        `pool` is the id of the snapshot that it is, if some of its children may have been made ahead.
         """
-        return await _outcomes(names, lambda name: self._copy_one(point, spec, source, name, target))
+        return await _outcomes(names, lambda name: self._copy_one(point, spec, source, name, target, pool))
 
     async def tell(self, instance: InstanceId, event: Event) -> None:
         """Tell an instance what happened to it; returns when its record, if it needs to, says so durably.
@@ -388,14 +390,22 @@ class Fleet:
         await actor.wait_until(lambda record: record.state in _ENDED)
 
     async def _fork_one(self, source: Actor, name: str) -> Forked:
-        actor = self._mint(name, source.record.spec.for_fork(), parent=source.record.id, is_live=True)
+        actor = self._mint(
+            name, source.record.spec.for_fork(), parent=source.record.id, pool=source.record.id
+        )
         actor.tell(BeginFork(source.record.id))
         return await self.see_through(lambda: self._finish_child(actor, State.RUNNING))
 
     async def _copy_one(
-        self, point: RestorePoint, spec: InstanceSpec, source: InstanceId, name: str, target: State
+        self,
+        point: RestorePoint,
+        spec: InstanceSpec,
+        source: InstanceId,
+        name: str,
+        target: State,
+        pool: str | None,
     ) -> Forked:
-        actor = self._mint(name, spec.for_fork(), parent=source)
+        actor = self._mint(name, spec.for_fork(), parent=source, pool=pool)
         actor.tell(BeginCopy(point, becoming=target))
         return await self.see_through(lambda: self._finish_child(actor, target))
 
@@ -471,7 +481,7 @@ class Fleet:
             # It was being put to sleep, and too far gone to go on: now it sleeps.
 
     def _mint(
-        self, name: str, spec: InstanceSpec, parent: InstanceId | None, *, is_live: bool = False
+        self, name: str, spec: InstanceSpec, parent: InstanceId | None, *, pool: str | None = None
     ) -> Actor:
         if not is_name(name):
             raise Invalid(
@@ -483,7 +493,7 @@ class Fleet:
             )
         instance = InstanceId(mint_id())
         identity = InstanceIdentity(instance, name, None, secrets.token_hex(16), time.time(), parent)
-        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED), parent if is_live else None)
+        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED), pool)
         return self._add(record)
 
     def _add(self, record: InstanceRecord) -> Actor:

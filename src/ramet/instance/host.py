@@ -15,11 +15,11 @@ LogSource = Literal["app", "vmm", "hypeman"]
 class Host(Performer, Protocol):
     """What the fleet needs of the host besides performing actions."""
 
-    def mint(self, record: InstanceRecord, fork_of: InstanceId | None = None) -> InstanceRecord:
+    def mint(self, record: InstanceRecord, pool: str | None = None) -> InstanceRecord:
         """Hold an endpoint for a new instance and journal it; returns the record with its slot.
 
-        One that is about to be forked from the running instance `fork_of` may be given the place of a child
-        made ahead, and with it another id.
+        One that is about to be forked from the running instance or the snapshot `pool` (an id) may be given
+        the place of a child made ahead, and with it another id.
 
         Raises:
             Exhausted: a limit of the host was reached; nothing is held.

@@ -164,6 +164,20 @@ class SnapshotCatalog:
             raise
         self._records[record.id] = record
 
+    def replace(self, record: SnapshotRecord) -> None:
+        """Write a snapshot down that has changed in nothing it needs. Durable when this returns.
+
+        Raises:
+            SnapshotNotFound
+            SnapshotUnwritable: the disk is full; nothing was changed.
+        """
+        self.get(record.id)
+        try:
+            write_whole(self._file(record), record.to_json().encode())
+        except OSError as error:
+            raise _unwritable(record, "written", error) from error
+        self._records[record.id] = record
+
     def delete(self, snapshot: SnapshotId) -> None:
         """Remove a snapshot; what only it needed goes with it. Instances that came from it need it no more.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final
 
 from ramet.wire_api.compression import SnapshotPolicy
 from ramet.wire_api.errors import Error
+from ramet.wire_api.pools import ForkPool
 
 API_VERSION: Final = "0.3.0"
 """Version of the compatible API, not of ramet."""
@@ -37,23 +38,6 @@ class InstanceNetwork:
     bandwidth_download: str | None = None
     bandwidth_upload: str | None = None
     degraded: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ForkPool:
-    """The children of an instance that are made ahead of their fork (additive).
-
-    `size` is what was asked for, `waiting` how many wait; of the forks since the server
-    started, `taken` found one and `missed` did not. `resting`: none wait, because nobody forks it. `error`:
-    why the last could not be made, null if it could.
-    """
-
-    size: int
-    waiting: int
-    taken: int
-    missed: int
-    resting: bool
-    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,15 +130,6 @@ class StartInstance:
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
-
-    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
-
-
-@dataclass(frozen=True, slots=True)
-class SetForkPool:
-    """The body of `PUT /instances/{id}/fork_pool` (additive): how many children are made ahead; 0: none."""
-
-    size: int
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
 

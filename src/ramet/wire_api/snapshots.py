@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from ramet.wire_api.compression import SnapshotCompression
+from ramet.wire_api.pools import ForkPool
 
 # Read by pydantic where the API parses requests; a plain mapping, so that nobody else needs pydantic.
 _FORBID_UNKNOWN: Final[Mapping[str, Any]] = {"extra": "forbid"}
@@ -27,6 +28,7 @@ class Snapshot:
     `size_bytes` is what memory and disk take on the host's disk, also of what others share;
     `uncompressed_size_bytes` the memory alone as it was stored, null without one. `compression_state` is
     none, compressing (from when it is asked for), compressed or error; `compression` how.
+    Additive: `fork_pool`, null without one.
     """
 
     id: str
@@ -43,16 +45,18 @@ class Snapshot:
     compression_error: str | None = None
     compressed_size_bytes: int | None = None
     uncompressed_size_bytes: int | None = None
+    fork_pool: ForkPool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class CreateSnapshot:
-    """The body of `POST /instances/{id}/snapshots`."""
+    """The body of `POST /instances/{id}/snapshots`. Additive: `fork_pool`, as of `SetForkPool`."""
 
     kind: str
     name: str | None = None
     tags: Mapping[str, str] | None = None
     compression: SnapshotCompression | None = None
+    fork_pool: int | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
 
