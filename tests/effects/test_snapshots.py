@@ -1,14 +1,17 @@
 """Snapshots keep an instant of an instance for as long as they are wanted, whatever becomes of it."""
 
+from typing import Any
 from unittest.mock import Mock
 
 import anyio
 import pytest
 
+from ramet.core.ids import LayerId
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.disks.layers import LayerBroken
 from ramet.effects.snapshots import ForeignSnapshot
+from ramet.instance.events import Rewound
 from ramet.instance.fleet_types import WrongState
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
 from ramet.vmm.port import VmmFailed
@@ -118,6 +121,39 @@ async def test_of_an_instance_that_cannot_be_put_back_no_memory_is_held(
                 await daemon.snapshots.restore("src", "then")
         await daemon.snapshots.delete(snapshot.id)
         assert daemon.site.captures.statistics() == {"held": 0}
+
+
+async def test_who_goes_back_to_a_snapshot_while_it_is_copied_is_there_and_the_copy_is_as_it_was(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.daemon() as daemon:
+        before = world.leftovers()
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.run("src", "write", "when", "then")
+        await daemon.fleet.stop("src")
+        snapshot = await daemon.snapshots.create("src", SnapshotKind.STOPPED, "then", {})
+        await daemon.fleet.start("src")
+        await daemon.run("src", "write", "when", "later")
+        record = (await daemon.fleet.stop("src")).record
+        layer = daemon.site.layers.create_on(snapshot.point.layer, record.spec.overlay_bytes)
+        create_on = daemon.site.layers.create_on
+
+        def go_back_meanwhile(*arguments: Any) -> LayerId:
+            """Tell of it after the copy has looked what to copy, and before it says what is written to."""
+            monkeypatch.undo()
+            daemon.fleet._actors[record.id].tell(Rewound(record.spec, layer, None))
+            return create_on(*arguments)
+
+        monkeypatch.setattr(daemon.site.layers, "create_on", go_back_meanwhile)
+        (outcome,) = await daemon.fleet.fork("src", ["child"])
+        assert outcome.error is None
+        assert daemon.fleet.get("src").record.layer == layer
+        for name, when in (("src", "then"), ("child", "later")):
+            await daemon.fleet.start(name)
+            assert await daemon.run(name, "read", "when") == when
+            await daemon.fleet.delete(name)
+        await daemon.snapshots.delete("then")
+        assert world.leftovers() == before
 
 
 async def test_names_are_unique_among_the_snapshots_of_one_instance(world: World) -> None:

@@ -142,7 +142,7 @@ async def test_a_request_whose_record_cannot_be_written_is_refused_and_an_outcom
         with pytest.raises(Broken, match="cannot be written"):
             await actor.ask(StopAsked())
         assert actor.record.state is State.RUNNING
-        actor.tell(LayerSwitched(LAYER))
+        actor.tell(LayerSwitched(LAYER, RUNNING.layer or LAYER))
         recorder.is_full = False
         assert (await actor.ask(StopAsked())).state is State.SHUTDOWN
 
@@ -166,7 +166,7 @@ async def test_what_happened_is_still_written_when_the_daemon_leaves() -> None:
     recorder = Recorder()
     async with running(RUNNING, recorder) as actor:
         pass
-    await actor.inform(LayerSwitched(LAYER))
+    await actor.inform(LayerSwitched(LAYER, RUNNING.layer or LAYER))
     assert recorder.saved[-1].layer == LAYER
 
 
@@ -176,5 +176,5 @@ async def test_nothing_is_written_of_an_instance_that_is_gone() -> None:
         await actor.ask(DeleteAsked())
         await actor.wait_until(lambda record: False)
     before = list(recorder.saved)
-    await actor.inform(LayerSwitched(LAYER))
+    await actor.inform(LayerSwitched(LAYER, RUNNING.layer or LAYER))
     assert recorder.saved == before

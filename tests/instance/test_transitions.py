@@ -97,7 +97,7 @@ EVENTS: list[Event] = [
     Ready(),
     Forked(RUNTIME, LAYER, 1.0),
     Failed(ERROR, 1.0),
-    LayerSwitched(LayerId("next")),
+    LayerSwitched(LayerId("next"), LAYER),
     Copied(LAYER, CAPTURE, State.RUNNING, 1.0),
     Copied(LAYER, None, State.STOPPED, 1.0),
     Completed(),
@@ -370,7 +370,20 @@ def test_an_instance_that_is_being_made_started_or_deleted_refuses_requests(aske
 
 
 def test_the_layer_a_capture_leaves_is_kept_even_while_the_instance_is_being_deleted() -> None:
-    assert after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked(), LayerSwitched(LayerId("next"))).layer == "next"
+    assert (
+        after(Booted(RUNTIME, LAYER, 1.0), DeleteAsked(), LayerSwitched(LayerId("next"), LAYER)).layer
+        == "next"
+    )
+
+
+def test_the_layer_a_capture_leaves_is_not_that_of_an_instance_put_back_to_a_snapshot_meanwhile() -> None:
+    rewound = step(STOPPED, Rewound(STOPPED.spec, LayerId("snapshot's"), None))[0]
+    switched = LayerSwitched(LayerId("next"), LAYER)
+    assert step(rewound, switched) == (rewound, ())
+    starting = step(rewound, StartAsked())[0]
+    assert step(starting, switched) == (starting, ())
+    deleting = step(rewound, DeleteAsked())[0]
+    assert step(deleting, switched) == (deleting, ())
 
 
 def test_a_silence_that_ended_takes_its_message_along() -> None:

@@ -175,8 +175,11 @@ class SourceCaptures:
         vm = _capturable(record, rig)
 
         async def record_switch(new_top: LayerId) -> None:
-            rig.layer = new_top
-            await self._tell(source, LayerSwitched(new_top))
+            before, rig.layer = rig.layer, new_top
+            await self._tell(source, LayerSwitched(new_top, before))
+            with suppress(InstanceNotFound):
+                if self._look(source).layer != new_top:  # It has ended, and was put back to a snapshot.
+                    site.layers.release(new_top)
 
         entry = site.database.begin(CAPTURE, source, layer=new_top)
         mistaken: list[LayerId] = []

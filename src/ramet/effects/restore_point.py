@@ -115,6 +115,7 @@ class RestorePoints:
             new_top = layers.create_on(now.layer, now.spec.overlay_bytes)
             layers.pin(now.layer)
             with anyio.CancelScope(shield=True):
-                await self._tell(instance, LayerSwitched(new_top))
-            layers.release(now.layer)
+                await self._tell(instance, LayerSwitched(new_top, now.layer))
+            for layer in {now.layer, new_top} - {self._look(instance).layer}:
+                layers.release(layer)  # Both, if it was put back to a snapshot meanwhile.
             return _Frozen(now.layer, layers)

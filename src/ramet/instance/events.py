@@ -83,9 +83,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class LayerSwitched:
-    """A capture froze its disk's top layer; it writes to `layer` now."""
+    """A capture froze its disk's top layer, `before`; it writes to `layer` now."""
 
     layer: LayerId
+    before: LayerId
 
 
 @dataclass(frozen=True, slots=True)

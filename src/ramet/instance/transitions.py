@@ -31,6 +31,7 @@ clock, waits, or knows a feature.
 from dataclasses import replace
 from typing import Final
 
+from ramet.core.ids import LayerId
 from ramet.core.spec import InstanceRecord, State
 from ramet.instance import remedies
 from ramet.instance.actions import (
@@ -112,8 +113,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return _decide_making(record, event)
         case Ready() if record.state is State.INITIALIZING:
             return replace(record, state=State.RUNNING), (ShortenDisk(),)
-        case LayerSwitched(layer):
-            return replace(record, layer=layer), ()
+        case LayerSwitched(layer, before):
+            return _switched(record, layer, before), ()
         case Failed(error, at) if record.state is State.CREATED or is_starting(record):
             return replace(record, state=State.STOPPED, state_error=str(error), stopped_at=at), ()
         case Failed(error, at) if record.state is State.INITIALIZING:
@@ -288,12 +289,18 @@ def _starting(
     )
 
 
+def _switched(record: InstanceRecord, layer: LayerId, before: LayerId) -> InstanceRecord:
+    if record.runtime is None and record.layer != before:
+        return record  # It was put back to a snapshot meanwhile.
+    return replace(record, layer=layer)
+
+
 def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple[Action, ...]]:
     match event:
         case DestroyFailed(error):
             return replace(record, state=State.UNKNOWN, is_deleting=False, state_error=str(error)), ()
-        case LayerSwitched(layer):
-            return replace(record, layer=layer), ()
+        case LayerSwitched(layer, before):
+            return _switched(record, layer, before), ()
         case (
             PoolAsked()
             | StartAsked()
