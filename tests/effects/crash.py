@@ -34,11 +34,13 @@ Operation = Literal[
     "snapshot_restore",
     "pool",
     "pooled_fork",
+    "snapshot_pooled_fork",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept".
 
-"pool" has a berth of "src" made and ended, and "pooled_fork" makes "new" in one.
+"pool" has a berth of "src" made and ended, "pooled_fork" makes "new" in one, "snapshot_pooled_fork" in one of
+"kept".
 """
 
 
@@ -54,13 +56,16 @@ async def limits_settled(daemon: Daemon) -> None:
             await anyio.lowlevel.checkpoint()
 
 
-async def pool_settled(daemon: Daemon, size: int) -> None:
-    """Have the pool of "src" be of that size; returns when it is, having taken no step to look."""
-    record = (await daemon.fleet.set_fork_pool("src", size)).record
+async def pool_settled(daemon: Daemon, size: int, snapshot: str = "") -> None:
+    """Have the pool of "src", or of a snapshot, be of a size; returns when it is, without a step to look."""
+    if snapshot:
+        source: str = daemon.snapshots.set_fork_pool(snapshot, size).id
+    else:
+        source = (await daemon.fleet.set_fork_pool("src", size)).record.id
     pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
     with anyio.fail_after(SETTLE_TIMEOUT_S):
         while True:
-            status = pools.status(record.id)
+            status = pools.status(source)
             if status is None if size == 0 else status is not None and status.waiting_count == size:
                 return
             await anyio.lowlevel.checkpoint()
@@ -86,6 +91,8 @@ class Mortal:
             await limits_settled(daemon)
             if operation == "pooled_fork":
                 await pool_settled(daemon, 1)
+            elif operation == "snapshot_pooled_fork":
+                await pool_settled(daemon, 1, "kept")
             self.steps.begin()
             match operation:
                 case "create":
@@ -121,6 +128,9 @@ class Mortal:
                 case "pooled_fork":
                     assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
                     await pool_settled(daemon, 1)
+                case "snapshot_pooled_fork":
+                    assert (await daemon.snapshots.fork("kept", ["new"]))[0].error is None
+                    await pool_settled(daemon, 1, "kept")
         if not self.deadly:
             (self.folder / "steps").write_text("\n".join(self.taken))
 

@@ -232,7 +232,7 @@ class Life:
                 self.say(f"step cancel {self._flying[task]}")
                 task.cancel()
                 return
-            case "snapshot fork" | "snapshot restore" | "snapshot delete":
+            case "snapshot fork" | "snapshot restore" | "snapshot delete" | "snapshot pool":
                 act = self._act_on_snapshot(daemon, what, fresh)
             case "exec" | "write" | "end" | "arm":
                 act = self._act_inside(daemon, what, name)
@@ -275,6 +275,7 @@ class Life:
             weights |= {
                 "snapshot fork": 3 if free else 0,
                 "snapshot restore": 2,
+                "snapshot pool": 2,
                 "snapshot delete": 2 if len(snapshots) <= SNAPSHOT_COUNT_HIGH else 8,
             }
         return weights
@@ -323,6 +324,8 @@ class Life:
                 return partial(snapshots.fork, snapshot.id, fresh, target=target)
             case "snapshot restore":
                 return partial(snapshots.restore, snapshot.source, snapshot.id, target=target)
+            case "snapshot pool":
+                return partial(_set_pool, daemon, snapshot, self.rng.choice((0, 1, 2)))
             case _:
                 return partial(snapshots.delete, snapshot.id)
 
@@ -336,6 +339,10 @@ class Life:
             self.say(f"  {text}: {type(error).__name__}: {error}")
         except Exception:
             self._raised.append(f"{text}: {traceback.format_exc()}")
+
+
+async def _set_pool(daemon: Daemon, snapshot: SnapshotRecord, size: int) -> None:
+    daemon.snapshots.set_fork_pool(snapshot.id, size)
 
 
 def live_in_child(

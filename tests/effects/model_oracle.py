@@ -84,11 +84,13 @@ def check_pools(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -> No
     pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
     wanted = {i for i, record in records.items() if record.spec.fork_pool and record.state is State.RUNNING}
     demand(pools._pools.keys() >= wanted, "a pool is not there", pools._pools.keys() ^ wanted)
-    for source in wanted:
+    kept = {snapshot.id: snapshot.fork_pool for snapshot in daemon.snapshots.list() if snapshot.fork_pool}
+    for source, size in [*((i, records[i].spec.fork_pool) for i in wanted), *kept.items()]:
         status = pools.status(source)
-        demand(status.waiting_count == records[source].spec.fork_pool, "a pool is not full", status)
+        demand(status is not None and status.waiting_count == size, "a pool is not full", source, status)
     demand(not pools._claimed, "berths are claimed by nobody", pools._claimed)
-    strays = [berth for berth in pools.berths() if berth.record.identity.parent not in wanted]
+    parents = {*wanted, *kept}
+    strays = [berth for berth in pools.berths() if berth.record.identity.parent not in parents]
     demand(not strays, "berths of nobody", strays)
 
 
@@ -346,7 +348,8 @@ def check_descriptors(daemon: Daemon) -> None:
     kinds = descriptors()
     memory = {kind: count for kind, count in kinds.items() if kind.startswith("/memfd:")}
     pools = daemon.fleet._host.pools  # type: ignore[attr-defined]
-    to_come = sum(pool._generation is not None for pool in pools._pools.values())
+    generations = [pool._generation for pool in pools._pools.values() if pool._generation is not None]
+    to_come = sum(generation.capture is not None for generation in generations)
     demand(sum(memory.values()) == 2 * to_come, "captures are still open", memory, to_come)
     demand(not kinds["/dev/net/tun"], "TAPs are still open", kinds)
     layers = {kind: count for kind, count in kinds.items() if str(daemon.site.folder.instances) in kind}

@@ -18,7 +18,16 @@ from tests.effects.world import Daemon, World
 pytestmark = [pytest.mark.anyio, pytest.mark.netns, pytest.mark.timeout(600)]
 
 SETTLE_TIMEOUT_S = 20.0
-MAKING: tuple[Operation, ...] = ("create", "fork", "copy", "snapshot", "snapshot_fork", "pool", "pooled_fork")
+MAKING: tuple[Operation, ...] = (
+    "create",
+    "fork",
+    "copy",
+    "snapshot",
+    "snapshot_fork",
+    "pool",
+    "pooled_fork",
+    "snapshot_pooled_fork",
+)
 
 
 @contextmanager
@@ -75,7 +84,7 @@ async def check_old(world: World, daemon: Daemon, boot_ids: dict[str, str]) -> N
 
 async def prepare(daemon: Daemon, operation: Operation) -> None:
     """Have "new" be there as an operation needs it: it has written something to its disk."""
-    if operation == "snapshot_fork":
+    if operation in ("snapshot_fork", "snapshot_pooled_fork"):
         await daemon.snapshots.create("src", SnapshotKind.STANDBY, "kept", {})
     if operation in MAKING:
         return
@@ -122,6 +131,7 @@ async def check_new(daemon: Daemon, operation: Operation) -> None:
             "snapshot_restore": (State.STANDBY, State.RUNNING),
             "pool": (None,),
             "pooled_fork": (None, State.RUNNING),
+            "snapshot_pooled_fork": (None, State.RUNNING),
         }[operation]
     )
     await check_snapshot(daemon)
@@ -155,6 +165,8 @@ async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_lea
                 assert len(world.processes()) >= len(boot_ids)
             async with world.daemon() as daemon:
                 await pool_settled(daemon, 0)
+                for snapshot in daemon.snapshots.list():
+                    await pool_settled(daemon, 0, snapshot.id)
                 await check_new(daemon, operation)
                 await check_old(world, daemon, boot_ids)
                 await prepare(daemon, operation)

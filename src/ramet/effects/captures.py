@@ -140,8 +140,7 @@ class SourceCaptures:
 
         def give_back() -> None:
             counted.close(new_top)
-            if pooled is not None:
-                self._pools.landed(source, pooled)
+            self._pools.landed(source, pooled)
 
         try:
             taken = await self._take(source, new_top, close_all_doors, open_capture)

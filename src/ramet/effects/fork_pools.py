@@ -41,13 +41,15 @@ log = structlog.get_logger(__name__)
 class _Generation:
     """The berths of one capture: one to come, or that of a snapshot.
 
-    `chain` is what is below their disks; `is_handed`: it is being taken.
+    `chain` is what is below their disks; `is_handed`: it is being taken. `claimed_count` children have taken
+    a berth of it and are about to ask for that.
     """
 
     capture: Capture | None
     below: LayerId
     chain: tuple[tuple[Path, str], ...]
     waiting: list[Berth] = field(default_factory=list)
+    claimed_count: int = 0
     is_handed: bool = False
     is_boarding: bool = True
 
@@ -127,8 +129,11 @@ class ForkPools:
         if source in self._pools:
             self._pools[source].close_doors()
 
-    def landed(self, source: InstanceId, capture: Capture) -> None:
-        """Learn that a capture is over, or failed: what waits for it waits in vain. Harmless for others'."""
+    def landed(self, source: InstanceId, capture: Capture | None) -> None:
+        """Learn that a capture is over, or failed: what waits for it waits in vain.
+
+        `capture` is what was handed over for it, None if nothing was.
+        """
         if source in self._pools:
             self._pools[source].landed(capture)
 
@@ -188,6 +193,7 @@ class _Pool:
                 self._taken += 1
                 BERTHS.labels("taken").inc()
                 BERTHS_WAITING.dec()
+                generation.claimed_count += 1
                 return generation.waiting.pop()
         self._missed += 1
         BERTHS.labels("missed").inc()
@@ -198,6 +204,7 @@ class _Pool:
         for generation in (*self._airborne, self._generation):
             if generation is not None and generation.below == berth.below and generation.is_boarding:
                 generation.waiting.append(berth)
+                generation.claimed_count -= 1
                 BERTHS_WAITING.inc()
                 return
         self._retired.append(berth)
@@ -220,7 +227,10 @@ class _Pool:
         for generation in self._airborne:
             generation.is_boarding = False
 
-    def landed(self, capture: Capture) -> None:
+    def landed(self, capture: Capture | None) -> None:
+        if capture is None and self._generation is not None:
+            self._generation.claimed_count = 0  # Whoever has claimed of it went aboard without.
+            self._changed.set()
         for generation in self._airborne:
             if generation.capture is capture:
                 self._airborne.remove(generation)
@@ -294,8 +304,11 @@ class _Pool:
     def _needs_one(self) -> bool:
         if not (self._is_wanted and self._is_there) or self._is_resting or self._airborne:
             return False
-        count = 0 if self._generation is None else len(self._generation.waiting)
-        return count < self._source.spec.fork_pool
+        generation = self._generation
+        if generation is None:
+            return True
+        is_about_to_go = generation.capture is not None and generation.claimed_count > 0
+        return not is_about_to_go and len(generation.waiting) < self._source.spec.fork_pool
 
     async def _make_one(self) -> bool:
         """Make one berth; returns False if that failed."""
