@@ -133,3 +133,12 @@ def test_the_official_client_works_unmodified_over_tcp(
     done = run_session(folder, commands)
     assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
     assert "official client: done" in done.stdout
+
+
+def test_the_examples_of_pools_work(tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / "docs/forking.md").read_text())
+    folder = tmp_path_factory.mktemp("p")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    done = run_session(folder, commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert "warm\n" in done.stdout
