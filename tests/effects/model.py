@@ -29,9 +29,11 @@ from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceRecord, State
-from ramet.effects import fork_pools
+from ramet.effects import captures, fork_pools, hold, thaw
 from ramet.effects.performer import SitePerformer
 from ramet.images import Catalog, ImageLimits
+from ramet.instance import actor
+from ramet.snapshots import store
 from ramet.vmm.fake.driver import MARK
 from ramet.vmm.fake.nursery import Nursery
 from tests.effects import model_oracle
@@ -48,10 +50,20 @@ IN_FLIGHT_MAX = 4
 LIFE_TIMEOUT_S = 150
 RETURN_TIMEOUT_S = 60.0
 LIVES_PER_WORLD = 5
-POOL_RETRY_S = 0.1
+RETRY_S = 0.3
+"""How soon a daemon here tries again what failed: long enough to die meanwhile, short enough to wait for."""
 MUTANT_SETTLE_TIMEOUT_S = 2.0
+MUTANT_RETURN_TIMEOUT_S = 10.0
 """What stays wrong need not be waited for."""
 
+RETRIES = (
+    (actor, "SAVE_RETRY_S"),
+    (captures, "END_RETRY_S"),
+    (fork_pools, "RETRY_S"),
+    (hold, "REACH_INTERVAL_S"),
+    (store, "DELETE_RETRY_S"),
+    (thaw, "RETRY_S"),
+)
 
 Act = Callable[[], Awaitable[Any]]
 
@@ -67,6 +79,7 @@ class Life:
         self._unrecorded.touch()
         self._flying: dict[asyncio.Task[None], str] = {}
         self._raised: list[str] = []
+        self.return_timeout_s = RETURN_TIMEOUT_S
 
     def say(self, text: str) -> None:
         self._trace.write(text + "\n")
@@ -169,18 +182,22 @@ class Life:
         self.chaos.arm(kind, after=after)
 
     async def _settle(self, daemon: Daemon) -> None:
-        """Let all come to rest, and look whether it is as it must be."""
+        """Let all come to rest, and look whether it is as it must be; if not, this process ends here."""
         self.chaos.calm()
-        if self._flying:
-            _, pending = await asyncio.wait(self._flying, timeout=RETURN_TIMEOUT_S)
-            demand(not pending, "an operation does not return", [self._flying[task] for task in pending])
-        demand(not self._raised, "an error without a type", *self._raised)
         try:
+            if self._flying:
+                _, pending = await asyncio.wait(self._flying, timeout=self.return_timeout_s)
+                unreturned = [self._flying[task] for task in pending]
+                demand(not pending, "an operation does not return", unreturned)
+            demand(not self._raised, "an error without a type", *self._raised)
             await check_until_well(self.world, daemon)
         except Violation:
             self.say(f"struck before: {dict(self.chaos.struck)}")
+            for view in daemon.fleet.list():
+                self.say(f"record {view.record}")
             self._show_tasks()
-            raise
+            traceback.print_exc()
+            os._exit(1)  # What stands still might keep a daemon from leaving for long.
         self.say("well")
 
     def _show_tasks(self) -> None:
@@ -361,11 +378,14 @@ def live_in_child(
         faulthandler.dump_traceback_later(LIFE_TIMEOUT_S, exit=True)
         world = World(folder, images)
         world.nursery = nursery
-        fork_pools.RETRY_S = POOL_RETRY_S  # type: ignore[misc]
+        for module, name in RETRIES:
+            setattr(module, name, RETRY_S)
         life = Life(world, random.Random(key), steps, trace)
         if mutation is not None:
             MUTATIONS[mutation]()
             model_oracle.SETTLE_TIMEOUT_S = MUTANT_SETTLE_TIMEOUT_S
+            model_oracle.ANSWER_TIMEOUT_S = MUTANT_SETTLE_TIMEOUT_S
+            life.return_timeout_s = MUTANT_RETURN_TIMEOUT_S
         anyio.run(lambda: life.run(last=last))
         with (folder / "coverage").open("a") as file:
             for point in life.chaos.points:

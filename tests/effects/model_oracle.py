@@ -20,6 +20,7 @@ from tests.effects.model_chaos import ChaosFaults
 from tests.effects.world import Daemon, World
 
 SETTLE_TIMEOUT_S = 20.0
+ANSWER_TIMEOUT_S = 60.0
 POLL_INTERVAL_S = 0.02
 SETTLED = {State.RUNNING, State.STOPPED, State.STANDBY, State.UNKNOWN}
 AT_REST = {State.STOPPED, State.STANDBY}
@@ -305,10 +306,11 @@ async def check_running(daemon: Daemon, record: InstanceRecord) -> None:
     """It answers, is itself, and neither its processors nor its workload stand still."""
     rig = daemon.site.rigs[record.id]
     try:
-        health = await (await rig.channel(5)).health()
-        is_paused = await rig.vm.is_paused()
-        top = daemon.site.layers.id_of(await rig.vm.top_layer())  # type: ignore[attr-defined]
-        memory = await daemon.memory(record.name)
+        with anyio.fail_after(ANSWER_TIMEOUT_S):
+            health = await (await rig.channel(5)).health()
+            is_paused = await rig.vm.is_paused()
+            top = daemon.site.layers.id_of(await rig.vm.top_layer())  # type: ignore[attr-defined]
+            memory = await daemon.memory(record.name)
     except Exception as error:
         raise Violation(f"running, but does not answer: {record}: {error!r}") from error
     demand(not is_paused, "left paused", record)
