@@ -34,21 +34,30 @@ ONLY_LOOKING: Final = frozenset(
         "CaptureStore.manifest",
         "Channel.judging",
         "DataFolder.instance",
+        "FakeVm.wait_exited",
         "HeldProcess.wait_exited",
         "LayerStore.chain",
+        "LayerStore.disk_bytes",
         "LayerStore.id_of",
         "LayerStore.path",
+        "LinkRemovals.fileno",
         "LinkRemovals.read",
         "Network.degraded",
         "Network.endpoint",
+        "RateLimits.or_else",
+        "ShapingQueue.degraded",
         "SnapshotCatalog.get",
         "SnapshotCatalog.list",
         "SlotPool.endpoint",
+        "Vm.unless_starved",
         "Vm.when_starved",
         "interface_exists",
         "interface_index",
+        "list_command_lines",
         "node_name",
         "pack_memory",
+        "read_start_ticks",
+        "shaping_requests",
     }
 )
 """Calls that change nothing: to die before one of them is to die before what follows it."""
@@ -74,6 +83,10 @@ class Steps:
     def begin(self) -> None:
         """Tell, and count, from here on."""
         self._counts = Counter()
+
+    def end(self) -> None:
+        """Tell no more."""
+        self._counts = None
 
     def take(self, name: str) -> None:
         """Tell a step."""

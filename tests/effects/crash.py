@@ -14,6 +14,7 @@ from typing import Literal, cast, get_args
 import anyio
 import anyio.lowlevel
 
+from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from tests.effects.world import Daemon, World
@@ -43,6 +44,9 @@ OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 "kept".
 """
 
+LEAVING: tuple[Operation, ...] = ("create", "pooled_fork", "snapshot_pooled_fork")
+"""Those after which the steps of a daemon that leaves count, too: one leaves like another, but for a pool."""
+
 
 async def limits_settled(daemon: Daemon) -> None:
     """Return when the limits of all TAPs found at the start have been looked at: no operation does that."""
@@ -69,6 +73,13 @@ async def pool_settled(daemon: Daemon, size: int, snapshot: str = "") -> None:
             if status is None if size == 0 else status is not None and status.waiting_count == size:
                 return
             await anyio.lowlevel.checkpoint()
+
+
+async def released(daemon: Daemon, instance: InstanceId) -> None:
+    """Return when all that only a run of an instance needed has been given back."""
+    turn = daemon.fleet._host._turns[instance]  # type: ignore[attr-defined]
+    while instance in daemon.site.rigs or turn.locked():
+        await anyio.lowlevel.checkpoint()
 
 
 class Mortal:
@@ -100,22 +111,19 @@ class Mortal:
                 case "fork":
                     assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
                 case "stop":
-                    view = await daemon.fleet.stop("new")
-                    while view.record.id in daemon.site.rigs:  # What only its run needed.
-                        await anyio.lowlevel.checkpoint()
+                    await released(daemon, (await daemon.fleet.stop("new")).record.id)
                 case "start":
                     await daemon.fleet.start("new")
                 case "delete":
                     await daemon.fleet.delete("new")
                 case "standby":
-                    view = await daemon.fleet.standby("new")
-                    while view.record.id in daemon.site.rigs:
-                        await anyio.lowlevel.checkpoint()
+                    await released(daemon, (await daemon.fleet.standby("new")).record.id)
                 case "restore":
                     await daemon.fleet.restore("new")
                 case "copy":
                     (outcome,) = await daemon.fleet.fork("src", ["new"], target=State.STANDBY)
-                    assert outcome.error is None
+                    assert outcome.view is not None, outcome.error
+                    await released(daemon, outcome.view.record.id)
                 case "snapshot":
                     await daemon.snapshots.create("src", SnapshotKind.STANDBY, "kept", {})
                 case "snapshot_fork":
@@ -131,6 +139,8 @@ class Mortal:
                 case "snapshot_pooled_fork":
                     assert (await daemon.snapshots.fork("kept", ["new"]))[0].error is None
                     await pool_settled(daemon, 1, "kept")
+            if operation not in LEAVING:
+                self.steps.end()
         if not self.deadly:
             (self.folder / "steps").write_text("\n".join(self.taken))
 

@@ -22,22 +22,24 @@ class Crashes:
                 argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
             )
 
-    def _operate(self, operation: Operation, step: str, expected: int) -> None:
+    def _operate(self, operation: Operation, step: str) -> int:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{operation};{step}\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        assert answer.strip() == str(expected), (self._folder / "crash.log").read_text()[-4000:]
+        code = int(answer)
+        assert code in (0, -signal.SIGKILL), (self._folder / "crash.log").read_text()[-4000:]
+        return code
 
     def find_steps(self, operation: Operation) -> list[str]:
         """Have a daemon do an operation, and return the steps it took."""
-        self._operate(operation, "", 0)
+        assert self._operate(operation, "") == 0
         return (self._folder / "steps").read_text().splitlines()
 
-    def die(self, operation: Operation, step: str) -> None:
-        """Have a daemon killed when it is about to take a step."""
-        self._operate(operation, step, -signal.SIGKILL)
+    def die(self, operation: Operation, step: str) -> bool:
+        """Have a daemon killed when it is about to take a step; returns False if it never was."""
+        return self._operate(operation, step) != 0
 
     def close(self) -> None:
         self._process.communicate()

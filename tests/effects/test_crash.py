@@ -18,6 +18,8 @@ from tests.effects.world import Daemon, World
 pytestmark = [pytest.mark.anyio, pytest.mark.netns, pytest.mark.timeout(600)]
 
 SETTLE_TIMEOUT_S = 20.0
+LIVED_SHARE = 10
+"""One daemon in so many at most may come to its end without the step it was to be killed at."""
 MAKING: tuple[Operation, ...] = (
     "create",
     "fork",
@@ -158,10 +160,11 @@ async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_lea
     steps = crashes.find_steps(operation)
     assert {"Database.save 1", "end of Database.transaction 1"} <= set(steps)
     assert [step for step in steps if step.startswith(("FakeVm.", "FakeDriver."))]
+    lived = 0
     for step in ["", *steps]:
         with noted(step):
             if step:
-                crashes.die(operation, step)
+                lived += not crashes.die(operation, step)
                 assert len(world.processes()) >= len(boot_ids)
             async with world.daemon() as daemon:
                 await pool_settled(daemon, 0)
@@ -170,6 +173,8 @@ async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_lea
                 await check_new(daemon, operation)
                 await check_old(world, daemon, boot_ids)
                 await prepare(daemon, operation)
+    # What is done in the background, such as filling a pool, does not take the same steps each time.
+    assert lived * LIVED_SHARE < len(steps), lived
 
 
 @pytest.mark.parametrize("step", ["FakeVm.switch_disk 1", "FakeVm.save_devices 1", "end of FakeVm.paused 1"])
@@ -178,7 +183,7 @@ async def test_a_guest_that_was_paused_runs_again_before_anything_else_is_done(
 ) -> None:
     async with world.daemon() as daemon:
         await daemon.fleet.create("src", daemon.spec)
-    crashes.die("fork", step)
+    assert crashes.die("fork", step)
     faults = Faults()
     async with world.daemon(faults):
         # Of other guests, held at the same time, "top_layer" may be asked first.

@@ -119,7 +119,7 @@ async def test_what_a_capture_that_was_cut_short_left_is_kept_until_the_silence_
 ) -> None:
     async with world.daemon() as daemon:
         await daemon.fleet.create("src", daemon.spec)
-    crashes.die("fork", "FakeVm.save_devices 1")  # It has switched its disk.
+    assert crashes.die("fork", "FakeVm.save_devices 1")  # It has switched its disk.
     world.vmm_timeout_s = PATIENCE_S
     for pid in world.processes():
         os.kill(pid, signal.SIGSTOP)
