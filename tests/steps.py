@@ -47,6 +47,7 @@ ONLY_LOOKING: Final = frozenset(
         "RateLimits.or_else",
         "ShapingQueue.degraded",
         "SnapshotCatalog.get",
+        "base_of",
         "SnapshotCatalog.list",
         "SlotPool.endpoint",
         "Vm.unless_starved",

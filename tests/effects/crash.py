@@ -17,6 +17,9 @@ import anyio.lowlevel
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
+from ramet.effects import performer
+from ramet.effects.site import Rig
+from ramet.effects.thaw import thaw
 from tests.effects.world import Daemon, World
 from tests.steps import watch_steps
 
@@ -90,6 +93,20 @@ class Mortal:
         self.taken: list[str] = []
         self.deadly = ""
         self.steps = watch_steps(self.reach)
+        self._thawed_count = 0
+
+        async def counted(rig: Rig) -> None:
+            await thaw(rig)
+            self._thawed_count += 1
+
+        vars(performer)["thaw"] = counted
+
+    async def thaws_settled(self, daemon: Daemon) -> None:
+        """Return when all guests found at the start have been thawed: no operation does that."""
+        found_count = len(daemon.site.rigs)
+        with anyio.fail_after(SETTLE_TIMEOUT_S):
+            while self._thawed_count < found_count:
+                await anyio.lowlevel.checkpoint()
 
     def reach(self, step: str) -> None:
         self.taken.append(step)
@@ -99,6 +116,7 @@ class Mortal:
 
     async def operate(self, operation: Operation) -> None:
         async with World(self.folder, self.images).daemon() as daemon:
+            await self.thaws_settled(daemon)
             await limits_settled(daemon)
             if operation == "pooled_fork":
                 await pool_settled(daemon, 1)

@@ -96,8 +96,12 @@ async def prepare(daemon: Daemon, operation: Operation) -> None:
         view = await daemon.fleet.stop("new")
         while view.record.id in daemon.site.rigs:
             await anyio.lowlevel.checkpoint()
-    elif operation == "restore":
+    elif operation in ("standby", "restore"):
+        # It has slept before, so that a sleep is a difference, and a wake is one from such.
         await daemon.fleet.standby("new")
+        await daemon.fleet.restore("new")
+        if operation == "restore":
+            await daemon.fleet.standby("new")
     elif operation == "snapshot_restore":
         await daemon.snapshots.create("new", SnapshotKind.STANDBY, "kept", {})
         await daemon.run("new", "write", "kept", "no")

@@ -9,6 +9,7 @@ from ramet.core.compression import Compression, CompressionAlgorithm, Compressio
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.instance.fleet_types import StandbyInterrupted
+from ramet.snapshots.manifest import Manifest
 from ramet.vmm.port import MEMORY_FILE_NAME
 from tests.vm.site import Children, Site, vmm_pids
 
@@ -25,16 +26,24 @@ head -c $((RANDOM * 8 + 4096)) /dev/urandom >/dev/shm/data.$1
 SUMS = "cd / && sha256sum var/data.* dev/shm/data.* 2>/dev/null | sort"
 
 
+def stored(site: Site, name: str) -> Manifest:
+    capture = site.fleet.get(name).record.capture
+    assert capture is not None
+    return site.effects.captures.manifest(capture)
+
+
 async def test_what_is_written_before_a_sleep_is_there_after_it_and_nobody_elses(
     site: Site, source: str, children: Children
 ) -> None:
     """Twenty rounds: write, sleep, copy in the sleep, wake, compare; copies write, and nobody sees it."""
     await children.fork(source, "sleeper")
     kept: list[tuple[str, str]] = []
+    is_difference: list[bool] = []
     for number in range(ROUND_COUNT):
         await site.sh("sleeper", WRITE.replace("$1", str(number)))
         sums = await site.sh("sleeper", SUMS)
         await site.fleet.standby("sleeper")
+        is_difference.append(stored(site, "sleeper").changes is not None)
         names = [f"copy-{number}-{index}" for index in range(2)]
         children.names.extend(names)
         outcomes = await site.fleet.fork("sleeper", names, target=State.RUNNING)
@@ -51,6 +60,8 @@ async def test_what_is_written_before_a_sleep_is_there_after_it_and_nobody_elses
         for name in names:
             assert await site.sh(name, f"cat /var/data.{number} /dev/shm/data.{number}") == f"{name}\n" * 2
             await site.fleet.delete(name)
+    # At first it was the child of a live fork, and stood on no file; of later sleeps only changes are stored.
+    assert (is_difference[0], any(is_difference[1:])) == (False, True)
     for snapshot_id, sums in kept:
         children.names.append("from-snapshot")
         (outcome,) = await site.parts.snapshots.fork(snapshot_id, ["from-snapshot"])

@@ -122,8 +122,9 @@ class Bench(ABC):
         target.seal()
         return target
 
-    def new_capture(self) -> Capture:
-        return Capture(SealableFile("ramet-memory", self.memory_bytes), SealableFile("ramet-devices"))
+    def new_capture(self, base: FilledOnce | None = None) -> Capture:
+        memory = SealableFile("ramet-memory", self.memory_bytes)
+        return Capture(memory, SealableFile("ramet-devices"), base=base)
 
     async def start_waiting(self, capture: Capture, frozen: LayerId) -> LiveVm:
         layer = self.layers.create_on(frozen, self.overlay_bytes)

@@ -112,6 +112,38 @@ class ForkContract:
         capture.close()
         await bench.end(sibling)
 
+    async def test_of_a_child_that_stands_on_a_known_memory_only_the_changes_are_captured(
+        self, bench: Bench, source: LiveVm
+    ) -> None:
+        await bench.run(source, bench.remember("first", "1"))
+        frozen = bench.tops[source.runtime.pid]
+        capture = await bench.capture(source)
+        child = await bench.child(capture, frozen)
+        await bench.run(child, bench.remember("second", "2"))
+        frozen = bench.tops[child.runtime.pid]
+        base = capture.memory
+        before = digest(base)
+        second = await bench.capture(child, bench.new_capture(base))
+        await bench.run(child, bench.remember("third", "3"))
+        third = await bench.capture(child, bench.new_capture(base))
+        await bench.end(child)
+        for taken, third_is in ((second, ""), (third, "3")):
+            assert taken.changes is not None
+            assert taken.mapped is base
+            assert 0 < sum(length for _, length in taken.changes) <= base.resident_bytes
+            grandchild = await bench.child(taken, frozen, "grandchild")
+            assert await bench.run(grandchild, bench.recall("first")) == "1"
+            assert await bench.run(grandchild, bench.recall("second")) == "2"
+            if third_is:
+                assert await bench.run(grandchild, bench.recall("third")) == third_is
+            # It stands on the same memory, however often it was captured.
+            again = await bench.capture(grandchild, bench.new_capture(base))
+            assert again.mapped is base
+            await bench.end(grandchild)
+            again.memory.close()
+        assert digest(base) == before
+        second.close()
+
     async def test_the_guest_stands_still_inside_paused_and_runs_afterwards(
         self, bench: Bench, source: LiveVm
     ) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ramet.linux import writewatch
 from ramet.linux.memfd import SealableFile
 from ramet.linux.pagemap import PAGE_BYTES, copy_pages
-from ramet.vmm.qemu.memory import CATCH_UP_BYTES, Copier, GuestMemory
+from ramet.vmm.qemu.memory import CATCH_UP_BYTES, Copier, GuestMemory, lay_over
 from tests.linux.writer import PAGE_COUNT, Writer
 
 pytestmark = [
@@ -37,6 +37,65 @@ def copy_all(writer: Writer) -> bytes:
     for offset in range(0, len(real), PAGE_BYTES):
         copy_pages(writer.pid, [(writer.start + offset, PAGE_BYTES)], address - writer.start)
     return bytes(real)
+
+
+@pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "not watched"])
+@settings(max_examples=40, deadline=None)
+@given(st.lists(step, max_size=8), st.lists(step, max_size=8))
+def test_the_changes_over_the_base_are_the_memory_at_the_end(
+    is_watched: bool, before: list[tuple[str, set[int]]], between: list[tuple[str, set[int]]]
+) -> None:
+    size_bytes = PAGE_COUNT * PAGE_BYTES
+    base, target = SealableFile("base", size_bytes), SealableFile("changes", size_bytes)
+    os.pwrite(base.fd, b"x" * size_bytes, 0)
+    writer = Writer(base.fd, mmap.MADV_NOHUGEPAGE)
+    other = Writer(base.fd, mmap.MADV_NOHUGEPAGE)
+    try:
+        if is_watched:
+            writewatch.install(writer.pid)
+        guest = GuestMemory(writer.pid, writer.start, size_bytes, base.path)
+        copier = Copier(guest, target, base)
+        for what, pages in before:
+            if what != "catch up":
+                writer.do(what, *pages)
+        copier.copy_ahead()
+        for what, pages in between:
+            if what == "catch up":
+                copier.catch_up()
+            else:
+                writer.do(what, *pages)
+        copier.copy_rest()
+        assert copier.changes is not None
+        lay_over(GuestMemory(other.pid, other.start, size_bytes, base.path), target, copier.changes)
+        assert copy_all(other) == copy_all(writer)
+        assert os.pread(base.fd, size_bytes, 0) == b"x" * size_bytes
+    finally:
+        writer.close()
+        other.close()
+        target.close()
+        base.close()
+
+
+@pytest.mark.parametrize("reason", ["another base", "much has changed"])
+def test_what_cannot_be_a_difference_is_copied_as_a_whole(reason: str) -> None:
+    size_bytes = PAGE_COUNT * PAGE_BYTES
+    base, target = SealableFile("base", size_bytes), SealableFile("whole", size_bytes)
+    other = SealableFile("other", size_bytes)
+    for file in (base, other):
+        os.pwrite(file.fd, b"x" * TOUCHED_COUNT * PAGE_BYTES, 0)
+    writer = Writer(base.fd, mmap.MADV_NOHUGEPAGE)
+    try:
+        writer.do("write", *range(1 if reason == "another base" else TOUCHED_COUNT))
+        guest = GuestMemory(writer.pid, writer.start, size_bytes, base.path)
+        copier = Copier(guest, target, other if reason == "another base" else base)
+        copier.copy_ahead()
+        copier.copy_rest()
+        assert copier.changes is None
+        assert os.pread(target.fd, TOUCHED_COUNT * PAGE_BYTES, 0) == copy_all(writer)
+    finally:
+        writer.close()
+        for file in (target, base, other):
+            file.close()
 
 
 @pytest.mark.parametrize("is_watched", [True, False], ids=["watched", "not watched"])

@@ -18,6 +18,7 @@ from ramet.core.compression import CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
 from ramet.core.spec import InstanceRecord, RestorePoint
+from ramet.effects.folder import base_of
 from ramet.effects.fork_pools import ForkPools
 from ramet.effects.site import Rig, Site
 from ramet.effects.thaw import thaw
@@ -97,9 +98,11 @@ class SourceCaptures:
 
         try:
             async with rig.capturing:
-                with captures.draft(capture, record.spec.memory_bytes, holder) as draft:
-                    ask = compression.over(record.spec.compression)
-                    how = ask.resolve(self._site.compression)
+                ask = compression.over(record.spec.compression)
+                how = ask.resolve(self._site.compression)
+                # What is compressed is compressed as a whole, so it is stored as one.
+                base = base_of(self._site.instance_folder(source)) if how is None else None
+                with captures.draft(capture, record.spec.memory_bytes, holder, base) as draft:
                     if how is not None:
                         draft.compress_later(how, ask.delay_s or 0.0)
                     try:

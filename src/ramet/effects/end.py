@@ -12,7 +12,7 @@ from anyio import to_thread
 
 from ramet.core.errors import RametError
 from ramet.core.spec import Exit, InstanceRecord
-from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, remove_folder
+from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, drop_base, remove_folder
 from ramet.effects.site import Rig, Site
 from ramet.effects.starvation import keep_fed
 from ramet.instance.events import VmmExited
@@ -91,6 +91,7 @@ async def release(site: Site, record: InstanceRecord) -> None:
                 await _end_stored(site, rig)
         finally:
             site.rigs.pop(record.id, None)
+    drop_base(site.instance_folder(record.id))
     if record.identity.slot is not None:
         await site.network.detach(record.id)
 

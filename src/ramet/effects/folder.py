@@ -15,9 +15,11 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.machine import write_config_disk
 from ramet.effects.site import Site
 from ramet.logs.rotation import held
-from ramet.store.paths import write_whole
+from ramet.store.paths import PART_SUFFIX, write_whole
 
 SPEC_FILE: Final = "spec.json"
+BASE_FILE: Final = "base-memory"
+"""The memory file that a running instance woke from, by another name: its VMM maps it anyway."""
 CONSOLE_FILE: Final = "console.log"
 STARTED_LINE: Final = b"RAMET-HOST started again"
 """What stands in a console's log between two runs; what is before it is of an earlier one."""
@@ -90,6 +92,21 @@ def write_spec(folder: Path, record: InstanceRecord) -> None:
         OSError: the disk is full.
     """
     write_whole(folder / SPEC_FILE, record.to_json().encode(), durable=False)
+
+
+def base_of(folder: Path) -> Path | None:
+    """Return the memory file that the instance woke from, if it is kept."""
+    base = folder / BASE_FILE
+    return base if base.exists() else None
+
+
+def drop_base(folder: Path) -> None:
+    """Keep the memory file that an instance woke from no longer; its VMM keeps what it maps. Never fails."""
+    try:
+        for name in (BASE_FILE, BASE_FILE + PART_SUFFIX):
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:  # It takes room until the next end, or the deletion.
+        log.warning("base_not_dropped", folder=str(folder), error=str(error))
 
 
 def remove_folder(folder: Path) -> None:

@@ -42,6 +42,7 @@ from ramet.snapshots.export_file import (
     packed,
     padding,
     runs_of,
+    runs_of_memory,
 )
 from ramet.snapshots.store import CaptureBroken, Draft
 from ramet.vmm.port import Capture
@@ -306,7 +307,7 @@ def _describe(
 
 def _sources_of(capture: Capture) -> dict[str, Runs]:
     try:
-        return {"memory": runs_of(capture.memory), "devices": runs_of(capture.devices)}
+        return {"memory": runs_of_memory(capture), "devices": runs_of(capture.devices)}
     except OSError as error:
         raise _unreadable(error) from error
 

@@ -14,7 +14,7 @@ from ramet.effects.awaken import awaken, awaken_waiting, waking_driver
 from ramet.effects.berth import Berth, leave_berth
 from ramet.effects.boot import attached
 from ramet.effects.end import end_unheld, release
-from ramet.effects.folder import prepare_folder_again
+from ramet.effects.folder import BASE_FILE, prepare_folder_again
 from ramet.effects.site import Rig, Site
 from ramet.effects.start import ended_on_failure
 from ramet.telemetry.timings import phase
@@ -45,10 +45,17 @@ async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -
                     await to_thread.run_sync(prepare_folder_again, site, record)
                 tap_fd = await until_started.enter_async_context(attached(site, record))
                 rig = await awaken(site, record, layer, capture, tap_fd, until_started=until_started)
+                _keep_base(site, record)
         except BaseException:
             site.layers.release(layer)
             raise
     return rig, layer
+
+
+def _keep_base(site: Site, record: InstanceRecord) -> None:
+    """Have the memory file outlive the capture: the next sleep stores only what differs from it."""
+    assert record.capture is not None, "it has woken from one"
+    site.captures.link_memory(record.capture, site.instance_folder(record.id) / BASE_FILE)
 
 
 async def _wake_waiting(
@@ -60,6 +67,7 @@ async def _wake_waiting(
     try:
         async with ended_on_failure(site, record), site.captures.opened(stored) as capture:
             await awaken_waiting(site, record, rig, berth.vm, capture)
+            _keep_base(site, record)
     except BaseException:
         site.layers.release(rig.layer)
         raise

@@ -42,6 +42,9 @@ _libc = ctypes.CDLL(None, use_errno=True)
 Run = tuple[int, int]
 """A run of pages: (address, length), both in bytes and multiples of PAGE_BYTES."""
 
+PageRuns = tuple[Run, ...]
+"""Runs of pages in a guest's memory, by their offset there, in order and without overlap."""
+
 
 def find_own_pages(
     pid: int, start: int, end: int, *, has_file: bool = True, protect: bool = False
@@ -223,6 +226,23 @@ def copy_pages(
     Raises:
         OSError: the process is gone, or a page cannot be read.
     """
+    return _move(_libc.process_vm_readv, pid, runs, shift, is_wanted)
+
+
+def write_pages(pid: int, runs: Iterable[Run], shift: int) -> int:
+    """Write `runs` of process `pid` from our own memory, each from its address plus `shift`.
+
+    In a private mapping they become its own pages. Blocks, without the interpreter lock; returns the bytes.
+
+    Raises:
+        OSError: the process is gone, or a page cannot be written.
+    """
+    return _move(_libc.process_vm_writev, pid, runs, shift, lambda: True)
+
+
+def _move(
+    call: Callable[..., int], pid: int, runs: Iterable[Run], shift: int, is_wanted: Callable[[], bool]
+) -> int:
     copied = 0
     batch: list[Run] = []
     batch_bytes = 0
@@ -235,19 +255,19 @@ def copy_pages(
             if len(batch) == _IOV_MAX or batch_bytes == _BYTES_PER_CALL:
                 if not is_wanted():
                     return copied
-                copied += _copy_batch(pid, batch, shift, batch_bytes)
+                copied += _move_batch(call, pid, batch, shift, batch_bytes)
                 batch, batch_bytes = [], 0
     if batch:
-        copied += _copy_batch(pid, batch, shift, batch_bytes)
+        copied += _move_batch(call, pid, batch, shift, batch_bytes)
     return copied
 
 
-def _copy_batch(pid: int, batch: list[Run], shift: int, total: int) -> int:
+def _move_batch(call: Callable[..., int], pid: int, batch: list[Run], shift: int, total: int) -> int:
     # Two arrays of struct iovec: (address, length).
     there = array("Q", chain.from_iterable(batch))
     here = array("Q", chain.from_iterable([(address + shift, length) for address, length in batch]))
     count = ctypes.c_ulong(len(batch))
-    done = _libc.process_vm_readv(
+    done = call(
         ctypes.c_int(pid),
         ctypes.c_void_p(here.buffer_info()[0]),
         count,
@@ -257,5 +277,5 @@ def _copy_batch(pid: int, batch: list[Run], shift: int, total: int) -> int:
     )
     if done != total:
         number = ctypes.get_errno() if done < 0 else errno.EFAULT
-        raise OSError(number, f"process_vm_readv: {os.strerror(number)}")
+        raise OSError(number, f"memory of process {pid}: {os.strerror(number)}")
     return total

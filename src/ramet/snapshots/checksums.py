@@ -7,6 +7,7 @@ As a program it reads a stored capture at the lowest priority: `python -m ramet.
 PARENT`. A process of its own for the reason that compressing has one.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,7 +20,9 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ramet.core.verification import CHUNK_BYTES, Part
-from ramet.snapshots.compression import NICENESS, MemoryDamaged, data_extents, end_with, unpacked
+from ramet.linux.pagemap import PageRuns
+from ramet.linux.sparse import Run
+from ramet.snapshots.compression import NICENESS, MemoryDamaged, end_with, unpacked
 from ramet.snapshots.manifest import (
     DEVICES_FILE,
     MANIFEST_FILE,
@@ -27,6 +30,7 @@ from ramet.snapshots.manifest import (
     UNPACKED_FOLDER,
     Manifest,
 )
+from ramet.snapshots.whole_memory import CHANGES_FILE, whole_runs
 from ramet.vmm.port import MEMORY_FILE_NAME
 
 CHECKSUMS_FILE: Final = "checksums.json"
@@ -104,11 +108,19 @@ def look_at(folder: Path) -> list[Found]:
     with ExitStack() as stack:
         # Opened before the manifest is read: memory goes only after that tells of the compressed one.
         opened: list[tuple[str, FileIO]] = []
+        changes: FileIO | None = None
+        with suppress(FileNotFoundError):
+            changes = stack.enter_context((folder / CHANGES_FILE).open("rb", buffering=0))
         for name in (MEMORY_FILE_NAME, f"{UNPACKED_FOLDER}/{MEMORY_FILE_NAME}"):
             with suppress(FileNotFoundError):
                 opened.append((name, stack.enter_context((folder / name).open("rb", buffering=0))))
         manifest = Manifest.from_bytes((folder / MANIFEST_FILE).read_bytes())
-        found = [_look_at_file(Part.MEMORY, name, file) for name, file in opened]
+        found = []
+        for name, file in opened:
+            if name == MEMORY_FILE_NAME:
+                found.append(_look_at_file(Part.MEMORY, name, file, changes, manifest.changes))
+            else:
+                found.append(_look_at_file(Part.MEMORY, name, file))
         if manifest.compressed is not None:
             found.append(_look_at_packed(folder, manifest))
         elif not found:
@@ -122,11 +134,16 @@ def look_at(folder: Path) -> list[Found]:
     return found
 
 
-def _look_at_file(part: Part, name: str, file: FileIO) -> Found:
+def _look_at_file(
+    part: Part, name: str, file: FileIO, over: FileIO | None = None, changes: PageRuns | None = None
+) -> Found:
     chunks, damage = _Chunks(), ""
     try:
-        for offset, data in _data(file.fileno()):
-            chunks.add(offset, data)
+        if changes is not None and over is None:
+            raise OSError(errno.ENOENT, "its changes are gone")
+        for run in whole_runs(file.fileno(), None if over is None else over.fileno(), changes):
+            for offset, data in _data(run):
+                chunks.add(offset, data)
         chunks.end_at(os.fstat(file.fileno()).st_size)
     except OSError as error:
         damage = _words(error)
@@ -148,15 +165,14 @@ def _look_at_packed(folder: Path, manifest: Manifest) -> Found:
     return Found(Part.MEMORY, PACKED_FILE, chunks.read_bytes, tuple(chunks.sums), damage)
 
 
-def _data(fd: int) -> Iterator[tuple[int, bytes]]:
-    for offset, size_bytes in data_extents(fd):
-        end = offset + size_bytes
-        while offset < end:
-            data = os.pread(fd, min(CHUNK_BYTES, end - offset), offset)
-            if not data:
-                return  # It has been cut off meanwhile: its size will tell.
-            yield offset, data
-            offset += len(data)
+def _data(run: Run) -> Iterator[tuple[int, bytes]]:
+    offset, end = run.offset, run.offset + run.length_bytes
+    while offset < end:
+        data = os.pread(run.fd, min(CHUNK_BYTES, end - offset), offset)
+        if not data:
+            raise OSError(errno.EIO, "it is cut off")
+        yield offset, data
+        offset += len(data)
 
 
 class _Chunks:

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
@@ -22,6 +23,8 @@ from typing import Any, BinaryIO, Final, Self
 import lz4.frame
 
 from ramet.core.compression import Compression, CompressionAlgorithm
+from ramet.linux.pagemap import PageRuns
+from ramet.snapshots.whole_memory import open_whole
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -63,20 +66,29 @@ class Compressed:
         return cls(how, int(raw["size_bytes"]), str(raw["sha256"]), extents)
 
 
-def compress(raw: Path, packed: Path, how: Compression) -> Compressed:
+def compress(raw: Path, packed: Path, how: Compression, changes: PageRuns | None = None) -> Compressed:
     """Compress the data of the sparse file `raw` into the new file `packed`, durably. Blocks.
+
+    Args:
+        changes: where the file of changes beside `raw` is to be taken instead, as (offset, length) in bytes.
 
     Raises:
         OSError: one cannot be read, or the other not be written.
     """
-    digest, extents = hashlib.sha256(), []
-    with raw.open("rb", buffering=0) as source, packed.open("xb", buffering=0) as sink:
+    digest, extents = hashlib.sha256(), list[tuple[int, int]]()
+    with ExitStack() as stack:
+        runs = stack.enter_context(open_whole(raw, changes))
+        sink = stack.enter_context(packed.open("xb", buffering=0))
         stream, beginning = _compressor(how)
         _write_all(sink, beginning)
-        for offset, size_bytes in data_extents(source.fileno()):
-            extents.append((offset, size_bytes))
+        for run in runs:
+            offset, size_bytes = run.offset, run.length_bytes
+            if extents and sum(extents[-1]) == offset:
+                extents[-1] = (extents[-1][0], extents[-1][1] + size_bytes)
+            else:
+                extents.append((offset, size_bytes))
             for start in range(offset, offset + size_bytes, CHUNK_BYTES):
-                chunk = os.pread(source.fileno(), min(CHUNK_BYTES, offset + size_bytes - start), start)
+                chunk = os.pread(run.fd, min(CHUNK_BYTES, offset + size_bytes - start), start)
                 if not chunk:
                     raise OSError(errno.EIO, "the memory has been cut off")
                 digest.update(chunk)
@@ -196,7 +208,8 @@ def main(argv: list[str]) -> None:
     end_with(int(parent))
     os.nice(NICENESS)
     try:
-        done = compress(Path(raw), Path(packed), Compression(CompressionAlgorithm(algorithm), int(level)))
+        how = Compression(CompressionAlgorithm(algorithm), int(level))
+        done = compress(Path(raw), Path(packed), how, json.load(sys.stdin))
     except OSError as error:
         sys.exit(error.strerror)
     json.dump(asdict(done), sys.stdout)

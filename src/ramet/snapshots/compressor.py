@@ -1,7 +1,7 @@
 """Which stored memory is compressed, and when; and how it becomes memory again.
 
 ```
-captures/<id>/ramet-memory               the memory, as it was stored; it wins over all others
+captures/<id>/ramet-memory, changes      the memory, as it was stored; it wins over all others
               memory.packed.part         being compressed
               memory.packed              compressed; it counts once the manifest tells of it
               unpacked/ramet-memory      made of it again, by this daemon: not durable, and gone with it
@@ -15,8 +15,8 @@ manifest that says what was wanted of it; the next begins again.
 
 import json
 import math
+import os
 import shutil
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -24,7 +24,6 @@ from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from os import getpid
 from pathlib import Path
 from typing import Final
 
@@ -34,8 +33,16 @@ from anyio import to_thread
 
 from ramet.core.compression import Compression, MemoryState
 from ramet.core.ids import CaptureId
+from ramet.linux.pagemap import PageRuns
 from ramet.snapshots.compression import Compressed, MemoryDamaged, decompress
-from ramet.snapshots.manifest import MANIFEST_FILE, PACKED_FILE, UNPACKED_FOLDER, Manifest, Wanted
+from ramet.snapshots.manifest import (
+    MANIFEST_FILE,
+    PACKED_FILE,
+    UNPACKED_FOLDER,
+    Manifest,
+    Wanted,
+)
+from ramet.snapshots.whole_memory import CHANGES_FILE
 from ramet.store.paths import PART_SUFFIX, sync_folder, write_whole
 from ramet.vmm.port import MEMORY_FILE_NAME
 
@@ -162,6 +169,22 @@ class Compressor:
                 if capture in self._states:
                     self._see_at(capture, max(time.monotonic() + REST_S, self._due.get(capture, 0)))
 
+    def link_raw(self, capture: CaptureId, name: Path) -> bool:
+        """Give the memory of a capture that is left alone another name; tells whether there is any.
+
+        Raises:
+            OSError: the file system refuses.
+        """
+        raw = self._find_raw(capture)
+        if raw is None:
+            return False
+        part = name.with_name(name.name + PART_SUFFIX)
+        part.unlink(missing_ok=True)
+        os.link(raw, part)
+        part.rename(name)
+        part.unlink(missing_ok=True)  # Left where both were names of one file.
+        return True
+
     def _note_compressed(self, capture: CaptureId, compressed: Compressed) -> None:
         self._states[capture] = MemoryState("compressed", compressed.how, compressed.size_bytes)
 
@@ -206,7 +229,7 @@ class Compressor:
         part = folder / (PACKED_FILE + PART_SUFFIX)
         part.unlink(missing_ok=True)
         try:
-            compressed = await _compress_apart(folder / MEMORY_FILE_NAME, part, how)
+            compressed = await _compress_apart(folder / MEMORY_FILE_NAME, part, how, manifest.changes)
             manifest = replace(manifest, compressed=compressed)
             await to_thread.run_sync(self._commit, manifest, part)
         finally:
@@ -227,6 +250,7 @@ class Compressor:
         for path in (folder / UNPACKED_FOLDER / MEMORY_FILE_NAME, folder / MEMORY_FILE_NAME):
             with suppress(FileNotFoundError):
                 path.rename(gone)
+        (folder / CHANGES_FILE).unlink(missing_ok=True)
         # Freeing much of a disk takes a while.
         await to_thread.run_sync(partial(gone.unlink, missing_ok=True))
 
@@ -263,15 +287,19 @@ class Compressor:
         part.rename(unpacked)
 
 
-async def _compress_apart(raw: Path, packed: Path, how: Compression) -> Compressed:
+async def _compress_apart(
+    raw: Path, packed: Path, how: Compression, changes: PageRuns | None = None
+) -> Compressed:
     """Compress in a process of its own, which ends with us, or when this is cancelled.
+
+    `changes` are of the file beside `raw`.
 
     Raises:
         OSError: it could not.
     """
-    arguments = [str(raw), str(packed), how.algorithm.value, str(how.level), str(getpid())]
+    arguments = [str(raw), str(packed), how.algorithm.value, str(how.level), str(os.getpid())]
     command = [sys.executable, "-P", "-m", "ramet.snapshots.compression", *arguments]
-    done = await anyio.run_process(command, check=False, stdin=subprocess.DEVNULL)
+    done = await anyio.run_process(command, check=False, input=json.dumps(changes).encode())
     if done.returncode != 0:
         words = done.stderr.decode(errors="replace").strip()
         raise OSError(None, words.splitlines()[-1] if words else f"it ended with {done.returncode}")

@@ -26,7 +26,8 @@ from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import InstanceSpec
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.sparse import DataMap, Run
-from ramet.vmm.port import CaptureFormat
+from ramet.snapshots.whole_memory import whole_runs
+from ramet.vmm.port import Capture, CaptureFormat
 
 SCHEMA: Final = 1
 MANIFEST: Final = "manifest.json"
@@ -112,6 +113,16 @@ def runs_of(file: FilledOnce) -> Runs:
         OSError: the file system cannot tell.
     """
     return DataMap(file.fd, PAGE_BYTES).runs
+
+
+def runs_of_memory(capture: Capture) -> Runs:
+    """Return where the memory of a stored capture is, also of one that is a difference.
+
+    Raises:
+        OSError: the file system cannot tell.
+    """
+    runs = list(whole_runs(capture.mapped.fd, capture.memory.fd, capture.changes))
+    return lambda: iter(runs)
 
 
 def entry_header(name: str, size_bytes: int) -> bytes:

@@ -6,6 +6,7 @@ from typing import Any, Final, Self
 
 from ramet.core.compression import Compression, CompressionAlgorithm
 from ramet.core.ids import CaptureId
+from ramet.linux.pagemap import PageRuns
 from ramet.snapshots.compression import Compressed
 from ramet.vmm.port import CaptureFormat
 
@@ -39,6 +40,7 @@ class Manifest:
     """What a stored capture is: by whom it can be loaded, and how large it is.
 
     `memory_bytes` is the guest's memory, `resident_bytes` what of it takes room; `created_at` Unix seconds.
+    `changes` says which pages of its memory are to be taken from the file of changes; None: there is none.
     `compressed` is there once its memory is there compressed, whether or not the other is there, too.
     """
 
@@ -49,6 +51,7 @@ class Manifest:
     created_at: float
     wanted: Wanted | None = None
     compressed: Compressed | None = None
+    changes: PageRuns | None = None
 
     def to_bytes(self) -> bytes:
         return json.dumps({"schema": SCHEMA, **asdict(self)}, separators=(",", ":")).encode() + b"\n"
@@ -67,4 +70,6 @@ class Manifest:
         for name, kind in (("wanted", Wanted), ("compressed", Compressed)):
             if raw.get(name) is not None:
                 raw[name] = kind.from_dict(raw[name])
+        if raw.get("changes") is not None:
+            raw["changes"] = tuple((int(offset), int(length)) for offset, length in raw["changes"])
         return cls(**raw)

@@ -3,13 +3,15 @@
 ```
 captures/<id>/manifest.json      written last: without it there is no capture
               ramet-memory       the guest's memory, sparse; or compressed, see `compressor`
+              changes            pages that differ from that file, where it is of an earlier instant
               devices            the state of its devices
               checksums.json     of both, made later: see `verifier`
 captures/<id>.gone/              given up, to be deleted
 ```
 
 A stored capture never changes. Whoever may wake from it *holds* it by a name of his own; with the last
-holder it goes. VMMs that were started from it keep what they map. Who holds what is not written down here:
+holder it goes. VMMs that were started from it keep what they map. A memory file may have several names, one
+in each capture that stands on it: the file system counts them. Who holds what is not written down here:
 records say it, and a starting daemon asks them.
 """
 
@@ -19,7 +21,7 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -36,6 +38,7 @@ from ramet.linux.stored_file import StoredFile
 from ramet.snapshots.compressor import Compressor, UnpackingFailed
 from ramet.snapshots.manifest import DEVICES_FILE, MANIFEST_FILE, Manifest, Wanted
 from ramet.snapshots.verifier import Verifier
+from ramet.snapshots.whole_memory import CHANGES_FILE
 from ramet.store.paths import sync_folder, write_whole
 from ramet.vmm.port import MEMORY_FILE_NAME, Capture
 
@@ -105,7 +108,8 @@ class Draft:
 
     async def _sync(self) -> None:
         # Cancelled, this leaves a thread behind that syncs what is deleted by then, by its own descriptor.
-        fds = [os.dup(file.fd) for file in (self.capture.memory, self.capture.devices)]
+        files = (self.capture.memory, self.capture.devices, self.capture.base)
+        fds = [os.dup(file.fd) for file in files if file is not None]
         try:
             await to_thread.run_sync(_sync_all, fds, abandon_on_cancel=True)
         finally:
@@ -116,11 +120,22 @@ class Draft:
         assert capture.format is not None, "it was filled"
         capture.seal()
         memory, now, wanted = capture.memory, time.time(), None
+        resident_bytes = memory.resident_bytes
+        if capture.changes is not None:
+            resident_bytes += capture.mapped.resident_bytes
+        elif capture.base is not None:  # Too much has changed: it is a whole.
+            (self.folder / CHANGES_FILE).rename(self.folder / MEMORY_FILE_NAME)
         if self._compression is not None:
             how, delay_s = self._compression
             wanted = Wanted(how, now + delay_s)
         manifest = Manifest(
-            self.id, capture.format, memory.size_bytes, memory.resident_bytes, now, wanted=wanted
+            self.id,
+            capture.format,
+            memory.size_bytes,
+            resident_bytes,
+            now,
+            wanted=wanted,
+            changes=capture.changes,
         )
         write_whole(self.folder / MANIFEST_FILE, manifest.to_bytes())
         sync_folder(self.folder.parent)
@@ -160,8 +175,13 @@ class CaptureStore:
                 await self._given_up.wait()
 
     @contextmanager
-    def draft(self, capture_id: CaptureId, memory_bytes: int, holder: str) -> Iterator[Draft]:
+    def draft(
+        self, capture_id: CaptureId, memory_bytes: int, holder: str, base: Path | None = None
+    ) -> Iterator[Draft]:
         """Make a capture inside, for a guest of `memory_bytes`, held by `holder`. Uncommitted, it is dropped.
+
+        Args:
+            base: the memory of the guest at an earlier instant; only what differs from it need be stored.
 
         Raises:
             CaptureBroken: the disk is full, or failing.
@@ -169,7 +189,7 @@ class CaptureStore:
         folder = self._folder / capture_id
         self._note(capture_id, holder)
         try:
-            capture = _create_files(folder, memory_bytes)
+            capture = _create_files(folder, memory_bytes, base)
         except OSError as error:
             self.release(capture_id, holder)
             raise _unwritable(error) from error
@@ -229,6 +249,17 @@ class CaptureStore:
         except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
             raise CaptureBroken(f"{file} cannot be read: {error}", capture=capture) from error
 
+    def link_memory(self, capture: CaptureId, name: Path) -> bool:
+        """Give the memory file of an opened capture another name, so that it outlives the capture.
+
+        Tells whether it could: a file has so many names, and those on one file system.
+        """
+        try:
+            return self.compressor.link_raw(capture, name)
+        except OSError as error:
+            log.info("memory_not_linked", capture=capture, error=str(error))
+            return False
+
     def compress(self, capture: CaptureId, how: Compression) -> None:
         """Have the memory of a capture be compressed, unless it is. Durable.
 
@@ -281,7 +312,14 @@ class CaptureStore:
             memory.close()
             raise _unreadable(capture, error) from error
         opened = Capture(memory, devices, manifest.format)
-        if memory.size_bytes != manifest.memory_bytes:
+        if manifest.changes is not None and memory_file.parent.name == capture:
+            try:
+                opened.memory = StoredFile.open(memory_file.with_name(CHANGES_FILE))
+            except OSError as error:
+                opened.close()
+                raise _unreadable(capture, error) from error
+            opened.base, opened.changes = memory, manifest.changes
+        if {opened.memory.size_bytes, opened.mapped.size_bytes} != {manifest.memory_bytes}:
             opened.close()
             raise CaptureBroken(f"the stored memory {capture} is cut off", capture=capture)
         return opened
@@ -333,14 +371,29 @@ class CaptureStore:
         return is_done
 
 
-def _create_files(folder: Path, memory_bytes: int) -> Capture:
+def _create_files(folder: Path, memory_bytes: int, base: Path | None) -> Capture:
     folder.mkdir(mode=0o700)
-    memory = StoredFile.create(folder / MEMORY_FILE_NAME, memory_bytes)
+    with ExitStack() as stack:
+        below = None
+        if base is not None and _is_linked(base, folder / MEMORY_FILE_NAME):
+            below = StoredFile.open(folder / MEMORY_FILE_NAME)
+            stack.callback(below.close)
+        name = MEMORY_FILE_NAME if below is None else CHANGES_FILE
+        memory = StoredFile.create(folder / name, memory_bytes)
+        stack.callback(memory.close)
+        devices = StoredFile.create(folder / DEVICES_FILE)
+        stack.pop_all()
+    return Capture(memory, devices, base=below)
+
+
+def _is_linked(base: Path, name: Path) -> bool:
+    """Give a file another name, if it may have one more; without, all is stored."""
     try:
-        return Capture(memory, StoredFile.create(folder / DEVICES_FILE))
-    except OSError:
-        memory.close()
-        raise
+        os.link(base, name)
+    except OSError as error:
+        log.info("base_not_linked", base=str(base), error=str(error))
+        return False
+    return True
 
 
 def _sync_all(fds: list[int]) -> None:

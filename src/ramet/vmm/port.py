@@ -23,6 +23,7 @@ from ramet.core.errors import Broken, Conflict, Unsupported
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.filled_once import FilledOnce
+from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess
 
 AGENT_PORT_NAME: Final = "ramet.agent"
@@ -131,12 +132,24 @@ class CaptureFormat:
 class Capture:
     """The memory and the device state of a guest at one instant: filled once, then sealed for ever.
 
-    `format` is told by `save_devices`.
+    `format` is told by `save_devices`. A `base` is the whole memory of an earlier instant of the same guest.
+    Where there is one, `memory` may be filled with nothing but the pages that differ from it: `copy_rest`
+    tells them then, as `changes`. None: `memory` is the whole.
     """
 
     memory: FilledOnce
     devices: FilledOnce
     format: CaptureFormat | None = None
+    base: FilledOnce | None = None
+    changes: PageRuns | None = None
+
+    @property
+    def mapped(self) -> FilledOnce:
+        """What a VMM maps to start from it; `changes` are laid over it before it is there."""
+        if self.changes is None:
+            return self.memory
+        assert self.base is not None, "changes are of something"
+        return self.base
 
     def demand_format(self, loader: CaptureFormat) -> None:
         """Check that `loader` can load it.
@@ -160,6 +173,8 @@ class Capture:
         """Close our descriptors; children that map the memory keep it. Idempotent."""
         self.memory.close()
         self.devices.close()
+        if self.base is not None:
+            self.base.close()
 
 
 class Vm(ABC):

@@ -6,6 +6,7 @@ to fail at any call (`Faults`). It keeps the contract of the port, by the same s
 
 import asyncio
 import json
+import os
 import signal
 import socket
 import sys
@@ -18,6 +19,8 @@ import anyio
 
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
+from ramet.linux.filled_once import FilledOnce
+from ramet.linux.pagemap import PAGE_BYTES, PageRuns
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
@@ -235,14 +238,30 @@ class FakeVm(LiveCapture, Restored):
     async def _copy(self, target: Capture) -> int:
         content = pack_memory((await self._do("query"))["memory"])
         mapped, _ = target.memory.map_for_fill()
-        mapped[: len(content)] = content
-        return len(content)
+        if target.base is None:
+            mapped[: len(content)] = content
+            return len(content)
+        target.changes = _difference(content, target.base)
+        for offset, length in target.changes:
+            mapped[offset : offset + length] = content[offset : offset + length].ljust(length, b"\0")
+        return sum(length for _, length in target.changes)
 
     async def _do(self, command: str, **arguments: object) -> Any:
         return await self._monitor.execute(command, self._timeout_s, **arguments)
 
     def last_words(self) -> str:
         return (self._folder / "vmm.log").read_text().strip()
+
+
+def _difference(content: bytes, base: FilledOnce) -> PageRuns:
+    """Return which pages of `content` are not those of `base`."""
+    before = os.pread(base.fd, base.size_bytes, 0)
+    pages = range(0, len(content), PAGE_BYTES)
+    return tuple(
+        (at, PAGE_BYTES)
+        for at in pages
+        if not before[at : at + PAGE_BYTES].startswith(content[at : at + PAGE_BYTES])
+    )
 
 
 class FakeDriver(LiveFork):
@@ -337,13 +356,15 @@ class FakeDriver(LiveFork):
 
     def _spawn(self, machine: Machine, capture: Capture | None) -> FakeVm:
         listeners = [_listen(machine.folder / f"{name}.sock") for name in ("monitor", "agent")]
-        memory_fd = None if capture is None else capture.memory.fd
+        memory_fd = None if capture is None else capture.mapped.fd
         options = {
             "folder": str(machine.folder),
             "layers": [str(path) for path, _ in machine.overlay.layers],
             "monitor_fd": listeners[0].fileno(),
             "agent_fd": listeners[1].fileno(),
             "memory_fd": memory_fd,
+            "changes": capture.memory.path if capture is not None and capture.changes else None,
+            "runs": () if capture is None else capture.changes or (),
         }
         argv = [sys.executable, "-I", "-S", "-c", _START, MARK, json.dumps(options)]
         passed = [listener.fileno() for listener in listeners]

@@ -50,6 +50,10 @@ class FakeVmm:
         self._memory: mmap.mmap | None = None
         if options["memory_fd"] is not None:
             self._memory = mmap.mmap(options["memory_fd"], 0, mmap.MAP_PRIVATE)
+            if options["changes"] is not None:
+                over = Path(options["changes"]).read_bytes()
+                for offset, length in options["runs"]:
+                    self._memory[offset : offset + length] = over[offset : offset + length]
         layers = [Path(layer) for layer in options["layers"]]
         self._guest = Guest(new_memory(), layers, self._print)
         self._paused = self._memory is not None

@@ -29,6 +29,8 @@ from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux import writewatch
+from ramet.linux.filled_once import FilledOnce
+from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.port import (
     Capture,
@@ -53,7 +55,7 @@ from ramet.vmm.qemu.command import (
     file_node,
     node_name,
 )
-from ramet.vmm.qemu.memory import Copier, find_guest_memory
+from ramet.vmm.qemu.memory import Copier, find_guest_memory, lay_over
 from ramet.vmm.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 
 log = structlog.get_logger(__name__)
@@ -183,7 +185,7 @@ class QemuVm(LiveCapture, Restored):
 
     async def copy_ahead(self, target: Capture) -> int:
         guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._built.memory_bytes)
-        self._copier = copier = Copier(guest, target.memory)
+        self._copier = copier = Copier(guest, target.memory, target.base)
         copied = await self._copy(copier, copier.copy_ahead)
         for _ in range(WRITE_OUT_COUNT):
             await self._write_out_disks()
@@ -239,7 +241,9 @@ class QemuVm(LiveCapture, Restored):
     async def copy_rest(self, target: Capture) -> int:
         assert self._copier is not None, "copy_ahead comes first"
         copier, self._copier = self._copier, None
-        return await self._copy(copier, copier.copy_rest)
+        copied = await self._copy(copier, copier.copy_rest)
+        target.changes = copier.changes
+        return copied
 
     async def top_layer(self) -> Path:
         for block in await self._blocks():
@@ -313,6 +317,18 @@ class QemuVm(LiveCapture, Restored):
         }
 
     # Restore
+
+    async def lay_over(self, changes: FilledOnce, runs: PageRuns) -> None:
+        """Have changes be in the memory of a VMM that waits.
+
+        Raises:
+            VmmFailed: it is gone.
+        """
+
+        def write() -> int:
+            return lay_over(find_guest_memory(self._process.pid, self._built.memory_bytes), changes, runs)
+
+        await self._in_thread(write)
 
     async def load(self, capture: Capture) -> None:
         try:
@@ -478,11 +494,11 @@ class QemuDriver(LiveFork):
                 machine,
                 sockets,
                 accelerator=self.accelerator,
-                memory_path=None if capture is None else f"/proc/self/fd/{capture.memory.fd}",
+                memory_path=None if capture is None else f"/proc/self/fd/{capture.mapped.fd}",
             )
             passed += [sockets.monitor_fd, sockets.agent_fd]
             if capture is not None:
-                passed.append(capture.memory.fd)
+                passed.append(capture.mapped.fd)
             process = HeldProcess.start(argv, output=folder / "vmm.log", cwd=folder, pass_fds=passed)
         except OSError as error:
             raise VmmFailed(f"QEMU cannot be started: {error}") from error
@@ -494,6 +510,9 @@ class QemuDriver(LiveFork):
         try:
             await vm.connect(self._timeouts.start_s)
             await vm.make_watchable()
+            if capture is not None and capture.changes:
+                # At once: who loads later may have the same memory in another form, without changes.
+                await vm.lay_over(capture.memory, capture.changes)
         except BaseException as error:
             await vm.kill()
             if isinstance(error, VmmFailed):

@@ -5,6 +5,8 @@ root may read that (process_vm_readv(2)). Content is the own pages, over the bas
 is itself the child of a capture (see `ramet.linux.pagemap`).
 """
 
+import ctypes
+import mmap
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,12 +14,14 @@ from typing import Final
 
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import (
+    PageRuns,
     Run,
     copy_pages,
     find_own_and_changed_pages,
     find_own_pages,
     find_written_pages,
     subtract,
+    write_pages,
 )
 from ramet.linux.process import read_maps
 from ramet.linux.writewatch import WriteWatch
@@ -27,6 +31,8 @@ CATCH_UP_BYTES: Final = 1 << 20
 """So little is copied in the pause: some 0.2 ms."""
 COPY_BYTES: Final = 64 << 20
 """How much is copied between two looks whether it is still wanted."""
+DIFFERENCE_RATIO_MAX: Final = 0.25
+"""What differs from the base by more of its bytes than this is stored as a whole: a wake would pay for it."""
 CATCH_UP_ROUNDS_MAX: Final = 8
 """A guest that writes faster than it can be copied is not waited for."""
 
@@ -54,6 +60,10 @@ class GuestMemory:
         finally:
             watch.close()
         return True
+
+    def stands_on(self, base: FilledOnce) -> bool:
+        """Tell whether the file below the mapping is `base`."""
+        return self.base is not None and os.path.samestat(os.stat(self.base), os.fstat(base.fd))
 
     def find_own_pages(self, *, protect: bool = False) -> list[Run]:
         return find_own_pages(self.pid, self.start, self.end, has_file=self.base is not None, protect=protect)
@@ -94,11 +104,16 @@ class Copier:
 
     Where writes can be noted (`ramet.linux.writewatch`), the rest is what was written since it was last
     copied, otherwise all of it. Calls block, without the interpreter lock; OSError if the VMM is gone.
+
+    Of a guest that stands on `base` only its own pages are copied, unless they are too many; `changes` says
+    which they are, once all is copied.
     """
 
-    def __init__(self, guest: GuestMemory, target: FilledOnce) -> None:
+    def __init__(self, guest: GuestMemory, target: FilledOnce, base: FilledOnce | None = None) -> None:
         assert guest.size_bytes == target.size_bytes
-        self._guest, self._target = guest, target
+        self._guest, self._target, self._known_base = guest, target, base
+        self._is_difference = False
+        self.changes: PageRuns | None = None
         self._copied: list[list[Run]] = []
         self._is_watched = False
         self._is_wanted = True
@@ -111,11 +126,20 @@ class Copier:
         """Copy the base, which cannot change, and the own pages as they are now; returns the bytes copied."""
         guest = self._guest
         mapped, here = self._target.map_for_fill()
-        copied = _copy_base(guest.base, memoryview(mapped), self._goes_on) if guest.base else 0
         self._is_watched = guest.watch_writes()
         own = guest.find_own_pages(protect=self._is_watched)
+        self._is_difference = self._is_little(own)
+        copied = 0
+        if guest.base and not self._is_difference:
+            copied = _copy_base(guest.base, memoryview(mapped), self._goes_on)
         self._copied = [own]
         return copied + copy_pages(guest.pid, own, here - guest.start, self._goes_on)
+
+    def _is_little(self, own: list[Run]) -> bool:
+        base = self._known_base
+        if base is None or not self._guest.stands_on(base):
+            return False
+        return sum(length for _, length in own) <= base.resident_bytes * DIFFERENCE_RATIO_MAX
 
     def _goes_on(self) -> bool:
         return self._is_wanted
@@ -143,12 +167,28 @@ class Copier:
         else:
             own = changed = guest.find_own_pages()
         copied = copy_pages(guest.pid, changed, here - guest.start, self._goes_on)
+        if self._is_difference:
+            self.changes = tuple((address - guest.start, length) for address, length in own)
+            return copied
         # Pages given back since they were copied read as the base again, or as zeros.
         for runs in self._copied:
             for address, length in subtract(runs, own):
                 offset = address - guest.start
                 mapped[offset : offset + length] = _read_base(guest.base, offset, length)
         return copied
+
+
+def lay_over(guest: GuestMemory, changes: FilledOnce, runs: PageRuns) -> int:
+    """Write the pages of `changes` that `runs` tells over the memory of a guest; returns the bytes.
+
+    Raises:
+        OSError: the VMM is gone.
+    """
+    with mmap.mmap(changes.fd, changes.size_bytes, flags=mmap.MAP_PRIVATE) as mapped:
+        # The temporary export is dropped here, so the mapping can be closed.
+        here = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
+        there = ((guest.start + offset, length) for offset, length in runs)
+        return write_pages(guest.pid, there, here - guest.start)
 
 
 def _copy_base(base: str, target: memoryview, is_wanted: Callable[[], bool]) -> int:
