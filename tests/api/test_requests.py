@@ -196,6 +196,35 @@ def test_an_image_is_not_ready_before_it_has_its_name(http: httpx.Client, served
     assert [answer["name"] for answer in answers] == [name, name]
 
 
+def test_a_pull_whose_image_has_its_name_is_not_listed_beside_it(
+    http: httpx.Client, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = served.catalog.put("docker.io/library/same:1")
+    done = PullView(
+        parse_reference(found.name),
+        LINUX_AMD64,
+        PullStatus.CONVERTING,
+        found.digest,
+        None,
+        None,
+        found.created_at,
+        {},
+        1,
+        1,
+        10,
+        10,
+    )
+    other = replace(done, reference=parse_reference("docker.io/library/same:2"))
+    failed = replace(done, error=NotInRegistry("No such image"), status=PullStatus.FAILED)
+    monkeypatch.setattr(served.catalog.pulls, "list", lambda: [done, other, failed])
+    listed = [(each["name"], each["status"]) for each in http.get("/images").json()]
+    assert listed == [
+        (found.name, "ready"),
+        ("docker.io/library/same:2", "converting"),
+        (found.name, "failed"),
+    ]
+
+
 @pytest.mark.parametrize(("wait_s", "header"), [(30.0, "30"), (0.2, "1"), (7, "7")])
 def test_a_registrys_wish_to_be_left_alone_is_passed_on(
     http: httpx.Client, served: Served, wait_s: float, header: str

@@ -42,7 +42,11 @@ def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> 
             to_image(image, name) for image in catalog.list() for name in image.tags or (str(image.digest),)
         ]
         wanted = tag_filter(request)
-        found = (*ready, *map(_pull_to_wire, catalog.pulls.list()))
+        named = {(image.name, image.digest) for image in ready}
+        pulls = [_pull_to_wire(view) for view in catalog.pulls.list()]
+        # One that has made its image, and named it, is there still for as long as it takes to forget it.
+        current = (pull for pull in pulls if pull.error or (pull.name, pull.digest) not in named)
+        found = (*ready, *current)
         return tuple(image for image in found if wanted.items() <= (image.tags or {}).items())
 
     @routes.post("", status_code=HTTPStatus.ACCEPTED)
