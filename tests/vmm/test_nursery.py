@@ -31,6 +31,7 @@ def test_a_vmm_can_be_found_as_soon_as_it_is_said_to_be_there(tmp_path: Path) ->
             "monitor_fd": fds[1],
             "agent_fd": fds[2],
             "memory_fd": memory_fd,  # It waits.
+            "changes": None,
         }
         pid = nursery.start(options, output=tmp_path / "vmm.log", fds=fds)
         stack.callback(os.kill, pid, signal.SIGKILL)
