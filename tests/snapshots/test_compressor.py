@@ -170,7 +170,7 @@ async def test_memory_that_is_needed_when_it_has_just_been_compressed_stays(
         await written.wait()
         async with store.opened(CAPTURE) as capture:
             go_on.set()
-            await until(lambda: store.compressor._job is None)
+            await until(lambda: store.compressor._backlog.current is None)
             assert Path(capture.memory.path).samefile(folder / MEMORY_FILE_NAME)
 
 

@@ -41,8 +41,8 @@ log = structlog.get_logger(__name__)
 class _Generation:
     """The berths of one capture: one to come, or that of a snapshot.
 
-    `chain` is what is below their disks; `is_handed`: it is being taken. `claimed_count` children have taken
-    a berth of it and are about to ask for that.
+    `chain` is what is below their disks. `claimed_count` children have taken a berth of it and are about to
+    ask for the capture; they can as long as it `is_boarding`.
     """
 
     capture: Capture | None
@@ -50,7 +50,6 @@ class _Generation:
     chain: tuple[tuple[Path, str], ...]
     waiting: list[Berth] = field(default_factory=list)
     claimed_count: int = 0
-    is_handed: bool = False
     is_boarding: bool = True
 
 
@@ -218,7 +217,6 @@ class _Pool:
             self._retire()
             return None
         self._generation = None
-        generation.is_handed = True
         self._airborne.append(generation)
         self._stop_making()
         return generation.capture

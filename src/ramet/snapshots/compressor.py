@@ -14,7 +14,6 @@ manifest that says what was wanted of it; the next begins again.
 """
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -34,6 +33,7 @@ from anyio import to_thread
 from ramet.core.compression import Compression, MemoryState
 from ramet.core.ids import CaptureId
 from ramet.linux.pagemap import PageRuns
+from ramet.snapshots.backlog import Backlog
 from ramet.snapshots.compression import Compressed, MemoryDamaged, decompress
 from ramet.snapshots.manifest import (
     MANIFEST_FILE,
@@ -71,31 +71,14 @@ class Compressor:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._due: dict[CaptureId, float] = {}
-        """When to see to a capture, in seconds of the monotonic clock."""
+        self._backlog = Backlog()
         self._states: dict[CaptureId, MemoryState] = {}
         self._uses: Counter[CaptureId] = Counter()
         self._unpacking: dict[CaptureId, _Unpacking] = {}
-        self._job: tuple[CaptureId, anyio.CancelScope] | None = None
-        self._has_news = anyio.Event()
 
     async def run(self) -> None:
         """Compress what is due, until cancelled."""
-        while True:
-            self._has_news = anyio.Event()
-            now = time.monotonic()
-            capture = min(self._due, key=self._due.__getitem__, default=None)
-            if capture is None or self._due[capture] > now:
-                with anyio.move_on_after(math.inf if capture is None else self._due[capture] - now):
-                    await self._has_news.wait()
-                continue
-            del self._due[capture]
-            with anyio.CancelScope() as scope:
-                self._job = capture, scope
-                try:
-                    await self._see_to(capture)
-                finally:
-                    self._job = None
+        await self._backlog.run(self._see_to)
 
     def state(self, capture: CaptureId) -> MemoryState:
         """Return how the memory of a capture lies on the disk."""
@@ -105,10 +88,10 @@ class Compressor:
         """Have a new or a found capture be compressed when its manifest says so."""
         if manifest.compressed is not None:
             self._note_compressed(manifest.id, manifest.compressed)
-            self._see_at(manifest.id, time.monotonic())
+            self._backlog.see_at(manifest.id, time.monotonic())
         elif manifest.wanted is not None:
             self._states[manifest.id] = MemoryState("compressing", manifest.wanted.how)
-            self._see_at(manifest.id, time.monotonic() + manifest.wanted.not_before - time.time())
+            self._backlog.see_at(manifest.id, time.monotonic() + manifest.wanted.not_before - time.time())
 
     def want(self, manifest: Manifest, how: Compression) -> None:
         """Have a capture that is there be compressed at once, unless it is or is just being. Durable.
@@ -116,8 +99,7 @@ class Compressor:
         Raises:
             OSError: the disk refuses; nothing was changed.
         """
-        is_at_it = self._job is not None and self._job[0] == manifest.id
-        if manifest.compressed is None and not is_at_it:
+        if manifest.compressed is None and self._backlog.current != manifest.id:
             manifest = replace(manifest, wanted=Wanted(how, time.time()))
             self._write(manifest)
             self.note(manifest)
@@ -140,9 +122,8 @@ class Compressor:
 
     def forget(self, capture: CaptureId) -> None:
         """Have nothing to do with a capture any more: it is about to be deleted."""
-        self._due.pop(capture, None)
         self._states.pop(capture, None)
-        self._interrupt(capture)
+        self._backlog.forget(capture)
 
     @asynccontextmanager
     async def raw(self, manifest: Manifest) -> AsyncIterator[Path]:
@@ -159,7 +140,7 @@ class Compressor:
     def left_alone(self, capture: CaptureId) -> Iterator[None]:
         """Have the files of a capture stay, inside; if it is just being compressed, that is ended."""
         self._uses[capture] += 1
-        self._interrupt(capture)
+        self._backlog.interrupt(capture)
         try:
             yield
         finally:
@@ -167,7 +148,8 @@ class Compressor:
             if not self._uses[capture]:
                 del self._uses[capture]
                 if capture in self._states:
-                    self._see_at(capture, max(time.monotonic() + REST_S, self._due.get(capture, 0)))
+                    due_at = self._backlog.due_at(capture) or 0.0
+                    self._backlog.see_at(capture, max(time.monotonic() + REST_S, due_at))
 
     def link_raw(self, capture: CaptureId, name: Path) -> bool:
         """Give the memory of a capture that is left alone another name; tells whether there is any.
@@ -187,14 +169,6 @@ class Compressor:
 
     def _note_compressed(self, capture: CaptureId, compressed: Compressed) -> None:
         self._states[capture] = MemoryState("compressed", compressed.how, compressed.size_bytes)
-
-    def _see_at(self, capture: CaptureId, when: float) -> None:
-        self._due[capture] = when
-        self._has_news.set()
-
-    def _interrupt(self, capture: CaptureId) -> None:
-        if self._job is not None and self._job[0] == capture:
-            self._job[1].cancel()
 
     def _find_raw(self, capture: CaptureId) -> Path | None:
         folder = self._folder / capture

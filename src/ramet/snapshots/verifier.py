@@ -10,7 +10,6 @@ killed leaves all of them or none; the next makes those that are missing.
 """
 
 import json
-import math
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ import structlog
 
 from ramet.core.ids import CaptureId
 from ramet.core.verification import CheckedPart, Part, Proof
+from ramet.snapshots.backlog import Backlog
 from ramet.snapshots.checksums import CHECKSUMS_FILE, Checksums, Found, first_difference
 from ramet.snapshots.compressor import Compressor
 from ramet.store.paths import write_whole
@@ -42,28 +42,11 @@ class Verifier:
 
     def __init__(self, folder: Path, compressor: Compressor) -> None:
         self._folder, self._compressor = folder, compressor
-        self._due: dict[CaptureId, float] = {}
-        """When to make those of a capture, in seconds of the monotonic clock."""
-        self._job: tuple[CaptureId, anyio.CancelScope] | None = None
-        self._has_news = anyio.Event()
+        self._backlog = Backlog()
 
     async def run(self) -> None:
         """Make what is due, until cancelled."""
-        while True:
-            self._has_news = anyio.Event()
-            now = time.monotonic()
-            capture = min(self._due, key=self._due.__getitem__, default=None)
-            if capture is None or self._due[capture] > now:
-                with anyio.move_on_after(math.inf if capture is None else self._due[capture] - now):
-                    await self._has_news.wait()
-                continue
-            del self._due[capture]
-            with anyio.CancelScope() as scope:
-                self._job = capture, scope
-                try:
-                    await self._make(capture)
-                finally:
-                    self._job = None
+        await self._backlog.run(self._make)
 
     def note(self, capture: CaptureId) -> None:
         """Have checksums be made of a new capture."""
@@ -77,15 +60,13 @@ class Verifier:
 
     def put_off(self, capture: CaptureId) -> None:
         """Leave a capture alone for a while: somebody is about to wake from it."""
-        is_at_it = self._job is not None and self._job[0] == capture
-        if is_at_it or capture in self._due:
+        if self._backlog.current == capture or self._backlog.due_at(capture) is not None:
             self._see_at(capture, REST_S)
-        self._interrupt(capture)
+        self._backlog.interrupt(capture)
 
     def forget(self, capture: CaptureId) -> None:
         """Have nothing to do with a capture any more: it is about to be deleted."""
-        self._due.pop(capture, None)
-        self._interrupt(capture)
+        self._backlog.forget(capture)
 
     async def verify(self, capture: CaptureId) -> tuple[CheckedPart, ...]:
         """Read a whole capture, and compare it with its checksums; without any, they are made.
@@ -133,12 +114,7 @@ class Verifier:
         write_whole(self._folder / capture / CHECKSUMS_FILE, Checksums(memory, devices).to_bytes())
 
     def _see_at(self, capture: CaptureId, after_s: float) -> None:
-        self._due[capture] = time.monotonic() + after_s
-        self._has_news.set()
-
-    def _interrupt(self, capture: CaptureId) -> None:
-        if self._job is not None and self._job[0] == capture:
-            self._job[1].cancel()
+        self._backlog.see_at(capture, time.monotonic() + after_s)
 
 
 def _compared(found: Found, expected: Checksums | None) -> CheckedPart:
