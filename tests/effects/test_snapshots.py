@@ -1,7 +1,7 @@
 """Snapshots keep an instant of an instance for as long as they are wanted, whatever becomes of it."""
 
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import anyio
 import pytest
@@ -13,6 +13,7 @@ from ramet.disks.layers import LayerBroken
 from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance.events import Rewound
 from ramet.instance.fleet_types import WrongState
+from ramet.net.errors import FirewallFailed
 from ramet.snapshots.catalog import SnapshotAmbiguous, SnapshotNameTaken, SnapshotNotFound
 from ramet.vmm.port import VmmFailed
 from tests.effects.test_standby import settled
@@ -154,6 +155,34 @@ async def test_who_goes_back_to_a_snapshot_while_it_is_copied_is_there_and_the_c
             await daemon.fleet.delete(name)
         await daemon.snapshots.delete("then")
         assert world.leftovers() == before
+
+
+@pytest.mark.parametrize("left", ["VMM", "admission"])
+async def test_what_a_sleeper_left_on_the_host_goes_when_it_is_put_back(
+    world: World, monkeypatch: pytest.MonkeyPatch, left: str
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.fleet.stop("src")
+        await daemon.snapshots.create("src", SnapshotKind.STOPPED, "cold", {})
+        await daemon.fleet.start("src")
+        with monkeypatch.context() as patch:
+            if left == "VMM":
+                for _ in range(2):  # When its memory is stored, and when what it held is given back.
+                    daemon.faults.fail("kill", VmmFailed("no"))
+            else:
+                revoke = AsyncMock(side_effect=FirewallFailed("no"))
+                patch.setattr(daemon.site.network._firewall, "revoke", revoke)
+            await daemon.fleet.standby("src")
+            while not daemon.fleet.get("src").record.state_error:
+                await anyio.lowlevel.checkpoint()
+        left_count = {kind: len(world.leftovers()[kind]) for kind in ("processes", "admissions")}
+        assert left_count == {"processes": int(left == "VMM"), "admissions": 1}
+        view = await daemon.snapshots.restore("src", "cold")
+        assert (view.record.state, view.record.state_error) == (State.STOPPED, "")
+        await settled(world, processes=0, taps=0, admissions=0, captures=0)
+        await daemon.fleet.start("src")
+        assert await daemon.is_well("src")
 
 
 async def test_names_are_unique_among_the_snapshots_of_one_instance(world: World) -> None:

@@ -80,7 +80,11 @@ async def shut_down(rig: Rig) -> None:
 
 
 async def release(site: Site, record: InstanceRecord) -> None:
-    """Give back what only a running instance needs: TAP and channel. Slot, disk and logs stay. Idempotent."""
+    """Give back what only a running instance needs: TAP and channel. Slot, disk and logs stay. Idempotent.
+
+    Raises:
+        RametError: a part of it is still there; to be tried again.
+    """
     rig = site.rigs.get(record.id)
     if rig is not None:
         await rig.close()
@@ -91,6 +95,8 @@ async def release(site: Site, record: InstanceRecord) -> None:
                 await _end_stored(site, rig)
         finally:
             site.rigs.pop(record.id, None)
+    elif record.id in site.unended:
+        await end_unheld(site, record)
     drop_base(site.instance_folder(record.id))
     if record.identity.slot is not None:
         await site.network.detach(record.id)

@@ -255,7 +255,9 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             back = replace(
                 record, spec=spec, state=state, layer=layer, capture=capture, exit=None, state_error=""
             )
-            return back, () if record.layer is None else (DropLayer(record.layer),)
+            drop = () if record.layer is None else (DropLayer(record.layer),)
+            # What `state_error` told may still have something on the host.
+            return back, (*drop, Release()) if record.state_error else drop
         case _:
             return record, ()
 
