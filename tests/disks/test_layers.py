@@ -1,6 +1,7 @@
 """Layers are there as long as somebody needs them, and no longer."""
 
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,26 @@ def test_nothing_is_swept_while_somebody_holds_a_damaged_layer(tmp_path: Path) -
         assert later.chain(top) == store.chain(top)
     store.release(top)
     assert not store.path(top).exists()
+
+
+def test_what_could_not_be_swept_goes_when_all_can_be_read_again(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    bottom, stray, short = store.create(SIZE), store.create(SIZE), store.create(SIZE)
+    top = store.create_on(bottom, SIZE)
+    whole = store.path(top).read_bytes()
+    store.path(top).write_bytes(b"damaged")
+    later = LayerStore(tmp_path)
+    for layer in (top, short):
+        with suppress(LayerBroken):
+            later.hold(layer)
+    assert later.sweep() == []
+    assert later.statistics()["undeleted"] == 2  # The stray, and what the damaged one may stand on.
+    store.path(top).write_bytes(whole)
+    assert later.chain(top) == store.chain(top)
+    later.release(short)
+    assert set(tmp_path.glob("*.qcow2")) == {store.path(top), store.path(bottom)}
+    assert later.statistics()["undeleted"] == 0
+    assert not store.path(stray).exists()
 
 
 def test_a_release_deletes_nothing_that_a_damaged_layer_may_stand_on(tmp_path: Path) -> None:

@@ -191,11 +191,7 @@ def check_files(
         needed |= {path.name for path, form in layers.chain(layer) if form == "qcow2"}
     strays = found["layers"] - needed
     held_strays = {name for name in strays if layers.id_of(Path(name)) in layers._tops}
-    # Where one could not be read at the start, nobody knew what it needs: nothing was swept.
-    is_swept = None not in layers._backing.values()
-    demand(
-        not strays or not is_swept, "layers of nobody", strays, "of these held:", held_strays, layers._backing
-    )
+    demand(not strays, "layers of nobody", strays, "of these held:", held_strays, layers._backing)
     demand(needed <= found["layers"], "layers are missing", needed - found["layers"], broken)
     parts = list((daemon.site.folder.layers).glob("*.part"))
     demand(not parts, "half-made files", parts)

@@ -9,7 +9,7 @@ A live fork freezes its source's top layer and puts a new one above it; children
 frozen one. A layer names its backing in its own header, so the chain needs no record beside the files. A
 layer is *held* while it is some instance's top, or *pinned* as somebody's restore point, or below such a one;
 the rest is deleted. Where one that is needed is damaged, nobody can tell any more what it stands on, and
-nothing is deleted.
+nothing is deleted until it can tell again.
 """
 
 import subprocess
@@ -250,8 +250,7 @@ class LayerStore:
         """Delete what nobody holds, such as a crash left it; returns the files deleted."""
         before = set(self._backing)
         if not self._is_told_by_all():
-            log.warning("layers_not_swept")
-            return []
+            log.warning("layers_not_swept")  # Tried again with the next that is deleted.
         for layer in before:
             self._delete_unneeded(layer)
         parts = list(self._folder.glob(f"*{_PART_SUFFIX}"))
@@ -307,6 +306,8 @@ class LayerStore:
     def _count_above(self, backing: Path, change: int) -> None:
         if backing.suffix == _SUFFIX:
             self._above[self.id_of(backing)] += change
+            if change > 0:
+                self._undeleted.discard(self.id_of(backing))
 
     def _create_on(
         self,
