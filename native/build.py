@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Builds the workspace's programs, static, and puts them where the Python package looks for them.
+"""Builds the workspace's programs, static, and its libraries, and puts them where the Python package looks.
 
 Standard library only: the wheel's build hook runs this before anything is installed, and `./run` runs
 it whenever a source changed; with `--check` it only tells whether there is a cargo that will do. Which
-programs there are, the workspace itself tells (`cargo metadata`).
+there are, the workspace itself tells (`cargo metadata`).
 """
 
 import json
@@ -60,24 +60,32 @@ def find_cargo() -> str:
 
 
 def build() -> list[Path]:
-    """Build every program of the workspace and return their paths in the Python package.
+    """Build every program and library of the workspace and return their paths in the Python package.
 
     Raises:
         BuildFailed: no cargo, or the compiler refused; its own words are on stderr.
     """
     cargo = find_cargo()
-    names = _program_names(cargo)
-    environment = dict(os.environ, RUSTFLAGS=RUSTFLAGS, CARGO_TARGET_DIR=str(NATIVE / "target"))
-    done = subprocess.run(
-        [cargo, "build", "--quiet", "--release", "--target", TARGET], cwd=NATIVE, env=environment, check=False
-    )
-    if done.returncode != 0:
+    programs, libraries = _target_names(cargo)
+    static = _build_release(cargo, NATIVE / "target", RUSTFLAGS)
+    # Of their own, as a static target knows no libraries that are loaded.
+    packages = [argument for package in libraries for argument in ("--package", package)]
+    shared = _build_release(cargo, NATIVE / "target" / "shared", "", *packages)
+    PROGRAMS.mkdir(exist_ok=True)
+    made = [static / name for name in programs]
+    made += [shared / f"lib{name.replace('-', '_')}.so" for name in libraries]
+    return [_install(file) for file in made]
+
+
+def _build_release(cargo: str, folder: Path, flags: str, *arguments: str) -> Path:
+    environment = dict(os.environ, RUSTFLAGS=flags, CARGO_TARGET_DIR=str(folder))
+    command = [cargo, "build", "--quiet", "--release", "--target", TARGET, *arguments]
+    if subprocess.run(command, cwd=NATIVE, env=environment, check=False).returncode != 0:
         raise BuildFailed(
             f"`cargo build` failed in {NATIVE}; a linker and a static libc are needed too "
             "(Debian: apt-get install gcc libc6-dev)"
         )
-    PROGRAMS.mkdir(exist_ok=True)
-    return [_install(NATIVE / "target" / TARGET / "release" / name) for name in names]
+    return folder / TARGET / "release"
 
 
 def build_example(package: str, name: str) -> Path:
@@ -96,7 +104,8 @@ def build_example(package: str, name: str) -> Path:
     return NATIVE / "target" / TARGET / "release" / "examples" / name
 
 
-def _program_names(cargo: str) -> list[str]:
+def _target_names(cargo: str) -> tuple[list[str], list[str]]:
+    """Return the names of the programs, and the packages of the libraries that others load."""
     told = subprocess.run(
         [cargo, "metadata", "--no-deps", "--format-version", "1"],
         cwd=NATIVE,
@@ -107,13 +116,19 @@ def _program_names(cargo: str) -> list[str]:
     if told.returncode != 0:
         raise BuildFailed(f"`cargo metadata` failed in {NATIVE}")
     workspace = json.loads(told.stdout)
-    return sorted(
+    programs = [
         target["name"]
         for package in workspace["packages"]
         if package["id"] in workspace["workspace_default_members"]  # Not the fuzz targets.
         for target in package["targets"]
         if "bin" in target["kind"]
-    )
+    ]
+    libraries = [
+        package["name"]
+        for package in workspace["packages"]
+        if any("cdylib" in target["kind"] for target in package["targets"])
+    ]
+    return sorted(programs), sorted(libraries)
 
 
 def _install(program: Path) -> Path:

@@ -3,8 +3,8 @@
 Each part of them is a process of its own (`tests.effects.model`), so a failure names the seed to begin again
 with. A seed says what is done, not in which order things that happen at once come to an end: so a failure
 that does not come again in `REPEATS` more runs of its seed is a bug to be found by soaking the model, and is
-warned of with its trace, but it says nothing about the change at hand. What the model would overlook is tried,
-too: each deliberate mistake is found.
+warned of with its trace, but it says nothing about the change at hand. What the model would overlook is
+tried, too: each deliberate mistake is found.
 """
 
 import subprocess

@@ -9,16 +9,13 @@ import pytest
 
 from ramet.linux import pagemap, writewatch
 from ramet.linux.pagemap import PAGE_BYTES
-from ramet.linux.ptrace import call_in
 from ramet.linux.writewatch import WriteWatch
 from tests.linux.writer import PAGE_COUNT, Writer
 
 pytestmark = [
-    pytest.mark.skipif(os.geteuid() != 0, reason="tracing another process is for root"),
+    pytest.mark.skipif(os.geteuid() != 0, reason="reading another process is for root"),
     pytest.mark.skipif(not writewatch.is_supported(), reason="needs Linux 6.7"),
 ]
-
-SYS_getpid, SYS_dup, SYS_kill = 39, 32, 62
 
 
 @pytest.fixture(params=["anonymous", "huge", "of a memfd", "of a stored file"])
@@ -30,47 +27,39 @@ def writer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Writer]:
         fd = os.open(tmp_path / "base", os.O_RDWR | os.O_CREAT)
     if fd is not None:
         os.pwrite(fd, b"x" * PAGE_COUNT * PAGE_BYTES, 0)
-    writer = Writer(fd, mmap.MADV_HUGEPAGE if request.param == "huge" else mmap.MADV_NOHUGEPAGE)
+    writer = Writer(
+        fd, mmap.MADV_HUGEPAGE if request.param == "huge" else mmap.MADV_NOHUGEPAGE, is_watchable=True
+    )
     yield writer
     writer.close()
     if fd is not None:
         os.close(fd)
 
 
-def test_a_process_makes_a_call_for_us_and_goes_on(writer: Writer) -> None:
-    assert call_in(writer.pid, SYS_getpid) == writer.pid
-    number = call_in(writer.pid, SYS_dup, 0)
-    assert os.readlink(f"/proc/{writer.pid}/fd/{number}") == os.readlink(f"/proc/{writer.pid}/fd/0")
-    with pytest.raises(OSError, match="Bad file descriptor"):
-        call_in(writer.pid, SYS_dup, 1000)
-    writer.do("write", 7)
-    assert 7 in writer.own()
-
-
-def test_a_signal_that_arrives_meanwhile_is_delivered(writer: Writer) -> None:
-    # To itself, by the very call: it is pending when the process is to go on.
-    assert call_in(writer.pid, SYS_kill, writer.pid, 0) == 0
-    assert call_in(writer.pid, SYS_kill, writer.pid, 15) == 0
-    assert writer._process.wait() == -15
-
-
 def test_a_process_that_is_gone_is_an_error(writer: Writer) -> None:
     writer.close()
-    for ask in (writewatch.install, WriteWatch.find):
-        with pytest.raises(OSError):
-            ask(writer.pid)
+    with pytest.raises(OSError):
+        WriteWatch.find(writer.pid)
 
 
-def test_a_process_that_was_not_prepared_cannot_be_watched(writer: Writer) -> None:
+def test_a_process_that_was_not_prepared_cannot_be_watched() -> None:
+    writer = Writer(None, mmap.MADV_NOHUGEPAGE)
     assert WriteWatch.find(writer.pid) is None
     with pytest.raises(OSError):
         writer.written()
     with pytest.raises(OSError):
         writer.own(protect=True)
+    writer.close()
+
+
+def test_what_the_environment_has_loaded_already_is_loaded_too() -> None:
+    library = Path("/our/library.so")
+    assert writewatch.prepared({"A": "1"}, library) == {"A": "1", "LD_PRELOAD": "/our/library.so"}
+    both = writewatch.prepared({"LD_PRELOAD": "/other.so"}, library)
+    assert both == {"LD_PRELOAD": "/our/library.so:/other.so"}
 
 
 def test_what_is_written_is_noted_until_it_is_protected_again(writer: Writer) -> None:
-    writewatch.install(writer.pid)
     writer.do("write", 1, 2, 600)
     writer.watch()
     own = writer.own(protect=True)
@@ -88,7 +77,6 @@ def test_what_is_written_is_noted_until_it_is_protected_again(writer: Writer) ->
 
 
 def test_a_restarted_daemon_finds_the_watch_and_what_it_noted(writer: Writer) -> None:
-    writewatch.install(writer.pid)
     writer.do("write", 1, 3)
     writer.watch()
     writer.own(protect=True)
@@ -101,7 +89,6 @@ def test_more_runs_than_one_scan_tells_are_all_told_and_protected(
     writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pagemap, "_REGION_COUNT", 5)
-    writewatch.install(writer.pid)
     writer.do("write", *range(0, 100, 2))
     writer.watch()
     assert writer.own(protect=True) >= set(range(0, 100, 2))

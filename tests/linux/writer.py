@@ -1,10 +1,12 @@
 """A process that writes, reads and gives back pages when told."""
 
+import os
 import subprocess
 import sys
 
+from ramet.boot.locate import WRITEWATCH_LIBRARY, native_program
 from ramet.linux.pagemap import PAGE_BYTES, Run, find_own_pages, find_written_pages
-from ramet.linux.writewatch import WriteWatch
+from ramet.linux.writewatch import WriteWatch, prepared
 
 PAGE_COUNT = 4096
 
@@ -31,7 +33,8 @@ for line in sys.stdin:
 class Writer:
     """A process with one mapping of PAGE_COUNT pages, anonymous or private of a file."""
 
-    def __init__(self, base_fd: int | None, advice: int) -> None:
+    def __init__(self, base_fd: int | None, advice: int, *, is_watchable: bool = False) -> None:
+        library = native_program(WRITEWATCH_LIBRARY)
         fd = -1 if base_fd is None else base_fd
         self.has_file = base_fd is not None
         self._process = subprocess.Popen(
@@ -40,6 +43,7 @@ class Writer:
             stdout=subprocess.PIPE,
             text=True,
             pass_fds=() if base_fd is None else (fd,),
+            env=prepared(os.environ, library) if is_watchable else None,
         )
         self.pid = self._process.pid
         assert self._process.stdout is not None

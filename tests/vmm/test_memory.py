@@ -48,11 +48,9 @@ def test_the_changes_over_the_base_are_the_memory_at_the_end(
     size_bytes = PAGE_COUNT * PAGE_BYTES
     base, target = SealableFile("base", size_bytes), SealableFile("changes", size_bytes)
     os.pwrite(base.fd, b"x" * size_bytes, 0)
-    writer = Writer(base.fd, mmap.MADV_NOHUGEPAGE)
+    writer = Writer(base.fd, mmap.MADV_NOHUGEPAGE, is_watchable=is_watched)
     other = Writer(base.fd, mmap.MADV_NOHUGEPAGE)
     try:
-        if is_watched:
-            writewatch.install(writer.pid)
         guest = GuestMemory(writer.pid, writer.start, size_bytes, base.path)
         copier = Copier(guest, target, base)
         for what, pages in before:
@@ -112,11 +110,10 @@ def test_a_copy_made_in_steps_is_the_memory_at_the_end(
     if has_file:
         base = SealableFile("base", PAGE_COUNT * PAGE_BYTES)
         os.pwrite(base.fd, b"x" * TOUCHED_COUNT * PAGE_BYTES, 0)
-    writer = Writer(None if base is None else base.fd, mmap.MADV_NOHUGEPAGE)
+    fd = None if base is None else base.fd
+    writer = Writer(fd, mmap.MADV_NOHUGEPAGE, is_watchable=is_watched)
     target = SealableFile("copy", PAGE_COUNT * PAGE_BYTES)
     try:
-        if is_watched:
-            writewatch.install(writer.pid)
         guest = GuestMemory(
             writer.pid, writer.start, PAGE_COUNT * PAGE_BYTES, None if base is None else base.path
         )
@@ -140,8 +137,7 @@ def test_a_copy_made_in_steps_is_the_memory_at_the_end(
 
 
 def test_only_what_was_written_since_is_copied_in_the_end() -> None:
-    writer = Writer(None, mmap.MADV_NOHUGEPAGE)
-    writewatch.install(writer.pid)
+    writer = Writer(None, mmap.MADV_NOHUGEPAGE, is_watchable=True)
     writer.do("write", *range(3000))
     target = SealableFile("copy", PAGE_COUNT * PAGE_BYTES)
     copier = Copier(GuestMemory(writer.pid, writer.start, PAGE_COUNT * PAGE_BYTES, None), target)

@@ -14,7 +14,13 @@ import pytest
 
 from examples.make_image import APPLETS
 from ramet.boot.kit import prepare_kit
-from ramet.boot.locate import GUEST_PROGRAM, KernelNotFound, ProgramNotBuilt, native_program
+from ramet.boot.locate import (
+    GUEST_PROGRAM,
+    WRITEWATCH_LIBRARY,
+    KernelNotFound,
+    ProgramNotBuilt,
+    native_program,
+)
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.linux import writewatch
@@ -48,7 +54,7 @@ class QemuBench(Bench):
 
     def open_driver(self, timeout_s: float | None = None) -> QemuDriver:
         timeouts = Timeouts() if timeout_s is None else Timeouts(*([timeout_s] * 4))
-        return QemuDriver.open(self.instances, timeouts, self.board)
+        return QemuDriver.open(self.instances, timeouts, self.board, native_program(WRITEWATCH_LIBRARY))
 
     def remember(self, name: str, value: str) -> tuple[str, ...]:
         return ("sh", "-c", f"echo {value} > /dev/shm/{name}")

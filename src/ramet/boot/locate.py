@@ -13,6 +13,7 @@ from ramet.core.errors import NotFound
 
 GUEST_PROGRAM: Final = "ramet-guest"
 PAGER_PROGRAM: Final = "ramet-pager"
+WRITEWATCH_LIBRARY: Final = "libramet_writewatch.so"
 
 _KERNEL_PATTERN: Final = "vmlinuz-*-cloud-amd64"
 _KERNEL_REMEDY: Final = (
@@ -33,7 +34,7 @@ class KernelNotFound(NotFound):
 
 
 def native_program(name: str) -> Path:
-    """Return the path of our program `name`, e.g. "ramet-guest".
+    """Return the path of our program or library `name`, e.g. "ramet-guest".
 
     Raises:
         ProgramNotBuilt: the package was installed without it.
@@ -41,7 +42,7 @@ def native_program(name: str) -> Path:
     path = Path(str(importlib.resources.files("ramet").joinpath("_native", name)))
     if not os.access(path, os.X_OK):
         raise ProgramNotBuilt(
-            f"the program {name} is not part of this installation",
+            f"{name} is not part of this installation",
             remedy="run ./run setup in a checkout, or install the wheel again",
             program=name,
         )

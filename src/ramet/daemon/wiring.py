@@ -11,7 +11,7 @@ from anyio import to_thread
 from ramet.admission.admission import Admission
 from ramet.admission.capacity import host_limits, network_limit
 from ramet.boot.kit import BootKit, prepare_kit
-from ramet.boot.locate import GUEST_PROGRAM, native_program
+from ramet.boot.locate import GUEST_PROGRAM, WRITEWATCH_LIBRARY, native_program
 from ramet.core.errors import Broken
 from ramet.daemon.config import Settings
 from ramet.disks.layers import LayerStore
@@ -116,11 +116,13 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
 
     Raises:
         Broken: that of the default hypervisor is not among them.
+        ProgramNotBuilt: a part of this installation is missing.
     """
     drivers: dict[str, Driver] = {}
+    library = native_program(WRITEWATCH_LIBRARY)
     for board in BOARDS:
         try:
-            drivers[board.name] = QemuDriver.open(folder.instances, board=board)
+            drivers[board.name] = QemuDriver.open(folder.instances, board=board, watch_library=library)
         except Broken as error:
             if board.name == settings.hypervisor.default:
                 raise

@@ -11,6 +11,7 @@ from ramet import __version__
 from ramet.boot.locate import (
     GUEST_PROGRAM,
     PAGER_PROGRAM,
+    WRITEWATCH_LIBRARY,
     KernelNotFound,
     ProgramNotBuilt,
     find_installed_kernel,
@@ -29,11 +30,12 @@ UNIT_PATH: Final = "/etc/systemd/system/ramet.service"
 def check_native_programs(_: Subject, __: HostView) -> Iterator[Finding]:
     """Look for our own programs in the package."""
     try:
-        names = [native_program(name).name for name in (GUEST_PROGRAM, PAGER_PROGRAM)]
+        parts = (GUEST_PROGRAM, PAGER_PROGRAM, WRITEWATCH_LIBRARY)
+        names = [native_program(name).name for name in parts]
     except ProgramNotBuilt as error:
         yield fail("programs_own", error.code, error.message, error.remedy)
     else:
-        yield ok("programs_own", "programs_own", f"{' and '.join(names)} are part of this installation")
+        yield ok("programs_own", "programs_own", f"{', '.join(names)} are part of this installation")
 
 
 def check_guest_kernel(subject: Subject, host: HostView) -> Iterator[Finding]:

@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import subprocess
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -114,9 +114,17 @@ class HeldProcess:
 
     @classmethod
     def start(
-        cls, argv: Sequence[str], *, output: Path, cwd: Path, pass_fds: Sequence[int] = ()
+        cls,
+        argv: Sequence[str],
+        *,
+        output: Path,
+        cwd: Path,
+        pass_fds: Sequence[int] = (),
+        environment: Mapping[str, str] | None = None,
     ) -> "HeldProcess":
         """Start `argv` in a session of its own; stdin null, stdout and stderr appended to `output`.
+
+        Without an `environment` it has ours.
 
         Raises:
             OSError: the program cannot be executed.
@@ -130,6 +138,7 @@ class HeldProcess:
                 stderr=sink,
                 cwd=cwd,
                 pass_fds=tuple(pass_fds),
+                env=environment,
                 start_new_session=True,
             )
         finally:

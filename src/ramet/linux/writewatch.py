@@ -2,19 +2,19 @@
 
 A userfaultfd(2) in its asynchronous write-protecting mode (Linux 6.7) makes the kernel itself note the first
 write to each protected page: nobody is woken, the writer loses about a microsecond. The process must open the
-descriptor, as it is bound to whose memory it is; from then on everything is done from outside: we borrow it
-(pidfd_getfd(2)), register the memory, and protect and ask by `ramet.linux.pagemap`. It stays open in the
-process, so a restarted daemon finds it.
+descriptor, as it is bound to whose memory it is: a small library of ours that is loaded before all else does
+that (`native/writewatch`). From then on everything is done from outside: we borrow it (pidfd_getfd(2)),
+register the memory, and protect and ask by `ramet.linux.pagemap`. It stays open in the process, so a
+restarted daemon finds it.
 """
 
 import ctypes
 import fcntl
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, Self
-
-from ramet.linux.ptrace import call_in
 
 _SYS_userfaultfd: Final = 323  # x86-64
 _SYS_pidfd_getfd: Final = 438
@@ -48,21 +48,18 @@ def is_supported() -> bool:
     return True
 
 
-def install(pid: int) -> None:
-    """Make process `pid` able to be watched. It must have nothing to lose yet: see `ramet.linux.ptrace`.
+def prepared(environment: Mapping[str, str], library: Path) -> dict[str, str]:
+    """Return the environment with which a dynamically linked program can be watched, where the kernel can.
 
-    Raises:
-        OSError: it is gone, or is not ours to trace, or the kernel cannot.
+    Args:
+        library: `libramet_writewatch.so`.
     """
-    fd = _borrow(pid, call_in(pid, _SYS_userfaultfd, _FLAGS))
-    try:
-        _negotiate(fd)
-    finally:
-        os.close(fd)
+    before = environment.get("LD_PRELOAD")
+    return {**environment, "LD_PRELOAD": f"{library}:{before}" if before else str(library)}
 
 
 class WriteWatch:
-    """The watch over the memory of a process that `install` has seen, open until `close`."""
+    """The watch over the memory of a process that was started `prepared`, open until `close`."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd

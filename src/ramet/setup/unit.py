@@ -68,8 +68,8 @@ DeviceAllow=char-* m
 DeviceAllow=block-* m
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6 AF_NETLINK AF_VSOCK AF_PACKET
 SystemCallArchitectures=native
-# Not @debug: a VMM is made to open the userfaultfd by which its writes are noted (ptrace, pidfd_getfd).
-SystemCallFilter=~@module @reboot @swap @clock @obsolete @cpu-emulation @mount @raw-io perf_event_open
+# Not @debug: the userfaultfd by which a VMM's writes are noted is borrowed from it (pidfd_getfd).
+SystemCallFilter=~@module @reboot @swap @clock @obsolete @cpu-emulation @mount @raw-io perf_event_open ptrace
 RestrictNamespaces=yes
 SystemCallErrorNumber=EPERM
 LockPersonality=yes

@@ -28,10 +28,10 @@ from anyio import to_thread
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
-from ramet.linux import writewatch
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
+from ramet.linux.writewatch import prepared
 from ramet.vmm.port import (
     Capture,
     CaptureFormat,
@@ -120,13 +120,6 @@ class QemuVm(LiveCapture, Restored):
                 raise VmmFailed(f"QEMU ended: {self.last_words()}") from error
             raise
 
-    async def make_watchable(self) -> None:
-        """Have its writes be noted when it is captured; without, its pause is longer."""
-        try:
-            await to_thread.run_sync(writewatch.install, self._process.pid)
-        except OSError as error:
-            log.warning("writes_not_watched", pid=self._process.pid, error=str(error))
-
     async def wait_exited(self) -> ExitReason:
         await self._process.wait_exited()
         await self._monitor.wait_ended()
@@ -187,6 +180,8 @@ class QemuVm(LiveCapture, Restored):
         guest = await to_thread.run_sync(find_guest_memory, self._process.pid, self._built.memory_bytes)
         self._copier = copier = Copier(guest, target.memory, target.base)
         copied = await self._copy(copier, copier.copy_ahead)
+        if not copier.is_watched:
+            log.info("writes_not_watched", pid=self._process.pid)  # `ramet doctor` tells why.
         for _ in range(WRITE_OUT_COUNT):
             await self._write_out_disks()
             copied += await self._copy(copier, copier.catch_up)
@@ -378,6 +373,8 @@ class QemuDriver(LiveFork):
     Args:
         board: what QEMU builds; the driver has its name and finds only processes of it.
         instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
+        watch_library: has what guests write be noted while they are captured, see `ramet.linux.writewatch`;
+            without, their pause is longer.
     """
 
     def __init__(
@@ -388,14 +385,20 @@ class QemuDriver(LiveFork):
         board: Board,
         instances_folder: Path,
         timeouts: Timeouts,
+        watch_library: Path | None = None,
     ) -> None:
         self.name, self._board = board.name, board
         self.version, self.accelerator, self._timeouts = version, accelerator, timeouts
         self._program, self._instances_folder = program, instances_folder
+        self._environment = None if watch_library is None else prepared(os.environ, watch_library)
 
     @classmethod
     def open(
-        cls, instances_folder: Path, timeouts: Timeouts | None = None, board: Board = Q35
+        cls,
+        instances_folder: Path,
+        timeouts: Timeouts | None = None,
+        board: Board = Q35,
+        watch_library: Path | None = None,
     ) -> "QemuDriver":
         """Find QEMU on this host.
 
@@ -418,6 +421,7 @@ class QemuDriver(LiveFork):
             board,
             instances_folder,
             timeouts or Timeouts(),
+            watch_library,
         )
 
     async def boot(self, machine: Machine) -> QemuVm:
@@ -499,7 +503,13 @@ class QemuDriver(LiveFork):
             passed += [sockets.monitor_fd, sockets.agent_fd]
             if capture is not None:
                 passed.append(capture.mapped.fd)
-            process = HeldProcess.start(argv, output=folder / "vmm.log", cwd=folder, pass_fds=passed)
+            process = HeldProcess.start(
+                argv,
+                output=folder / "vmm.log",
+                cwd=folder,
+                pass_fds=passed,
+                environment=self._environment,
+            )
         except OSError as error:
             raise VmmFailed(f"QEMU cannot be started: {error}") from error
         finally:
@@ -509,7 +519,6 @@ class QemuDriver(LiveFork):
         vm = QemuVm(process, self._board, folder, built, self._timeouts)
         try:
             await vm.connect(self._timeouts.start_s)
-            await vm.make_watchable()
             if capture is not None and capture.changes:
                 # At once: who loads later may have the same memory in another form, without changes.
                 await vm.lay_over(capture.memory, capture.changes)

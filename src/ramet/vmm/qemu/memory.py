@@ -115,7 +115,7 @@ class Copier:
         self._is_difference = False
         self.changes: PageRuns | None = None
         self._copied: list[list[Run]] = []
-        self._is_watched = False
+        self.is_watched = False
         self._is_wanted = True
 
     def give_up(self) -> None:
@@ -126,8 +126,8 @@ class Copier:
         """Copy the base, which cannot change, and the own pages as they are now; returns the bytes copied."""
         guest = self._guest
         mapped, here = self._target.map_for_fill()
-        self._is_watched = guest.watch_writes()
-        own = guest.find_own_pages(protect=self._is_watched)
+        self.is_watched = guest.watch_writes()
+        own = guest.find_own_pages(protect=self.is_watched)
         self._is_difference = self._is_little(own)
         copied = 0
         if guest.base and not self._is_difference:
@@ -149,7 +149,7 @@ class Copier:
         guest = self._guest
         _, here = self._target.map_for_fill()
         copied, latest = 0, CATCH_UP_BYTES + 1
-        for _ in range(CATCH_UP_ROUNDS_MAX if self._is_watched else 0):
+        for _ in range(CATCH_UP_ROUNDS_MAX if self.is_watched else 0):
             if latest <= CATCH_UP_BYTES:
                 break
             written = guest.protect_written_pages()
@@ -162,7 +162,7 @@ class Copier:
         """Make the target equal to the memory of the paused guest; returns the bytes copied."""
         guest = self._guest
         mapped, here = self._target.map_for_fill()
-        if self._is_watched:
+        if self.is_watched:
             own, changed = guest.find_own_and_changed_pages()
         else:
             own = changed = guest.find_own_pages()
