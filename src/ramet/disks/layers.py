@@ -12,6 +12,7 @@ the rest is deleted. Where one that is needed is damaged, nobody can tell any mo
 nothing is deleted until it can tell again.
 """
 
+import os
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
@@ -222,7 +223,7 @@ class LayerStore:
         """
         path, files = self.path(layer), list[tuple[Path, Literal["raw", "qcow2"]]]()
         while True:
-            if not path.exists():
+            if not os.path.exists(path):
                 raise LayerBroken(f"disk layer {path.name} is missing", layer=layer)
             if path.suffix != _SUFFIX:
                 return (*files, (path, "raw"))

@@ -5,6 +5,7 @@ qcow2 of four clusters that names its backing file. `qemu-img create` would take
 Format: docs/interop/qcow2.txt of QEMU, version 3.
 """
 
+import os
 import struct
 from pathlib import Path
 from typing import Final, Literal
@@ -37,13 +38,14 @@ def create_qcow2(path: Path, size_bytes: int, backing: Path, backing_format: Lit
         refcount_table=(CLUSTER_BYTES, 1),
     )
     clusters = 3 + l1_clusters
-    with path.open("xb") as file:
-        file.truncate(clusters * CLUSTER_BYTES)
-        file.write(head)
-        file.seek(CLUSTER_BYTES)
-        file.write(struct.pack(">Q", 2 * CLUSTER_BYTES))
-        file.seek(2 * CLUSTER_BYTES)
-        file.write(struct.pack(">H", 1) * clusters)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        os.ftruncate(fd, clusters * CLUSTER_BYTES)
+        os.pwrite(fd, head, 0)
+        os.pwrite(fd, struct.pack(">Q", 2 * CLUSTER_BYTES), CLUSTER_BYTES)
+        os.pwrite(fd, struct.pack(">H", 1) * clusters, 2 * CLUSTER_BYTES)
+    finally:
+        os.close(fd)
 
 
 def qcow2_head(

@@ -52,7 +52,7 @@ def write_config_disk(site: Site, record: InstanceRecord, path: Path) -> None:
         NoCommand, ConfigTooLarge, ImageNotFound: it cannot be told.
         OSError: the disk is full.
     """
-    image = site.images.resolve(record.spec.image_digest).config
+    image = site.images.config_of(record.spec.image_digest)
     config = BootConfig(
         argv=_command(record, image),
         env=_environment(record, image),
@@ -70,7 +70,9 @@ def write_config_disk(site: Site, record: InstanceRecord, path: Path) -> None:
             f"command and environment take {len(content)} bytes, {CONFIG_DISK_BYTES} fit",
             remedy="pass large values as files",
         )
-    path.write_bytes(content.ljust(CONFIG_DISK_BYTES, b"\0"))
+    with path.open("wb") as disk:
+        disk.write(content)
+        disk.truncate(CONFIG_DISK_BYTES)
 
 
 def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap_fd: int | None) -> Machine:

@@ -115,4 +115,4 @@ class Site:
         Raises:
             ImageNotFound: it was removed.
         """
-        return self.images.resolve(record.spec.image_digest).rootfs
+        return self.images.rootfs_of(record.spec.image_digest)

@@ -81,7 +81,7 @@ class SnapshotFiles:
             if record.point.capture is not None:
                 capture = await stack.enter_async_context(site.captures.opened(record.point.capture))
                 sources |= await to_thread.run_sync(_sources_of, capture)
-                rootfs = site.images.resolve(record.spec.image_digest).rootfs
+                rootfs = site.images.rootfs_of(record.spec.image_digest)
             manifest = await to_thread.run_sync(_describe, record, disk.size_bytes, capture, rootfs, sources)
             yield _in_threads(packed(manifest, sources))
 

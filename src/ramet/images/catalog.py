@@ -23,6 +23,7 @@ import anyio
 
 from ramet.core.ids import mint_id
 from ramet.images import steps
+from ramet.images.config import ImageConfig
 from ramet.images.convert import ImportProgress, Phase, open_source, unpack
 from ramet.images.documents import LINUX_AMD64, Platform
 from ramet.images.errors import (
@@ -186,6 +187,22 @@ class Catalog:
         """
         digest, name = self._resolve(ref)
         return self._image(digest, name)
+
+    def config_of(self, digest: str) -> ImageConfig:
+        """Return the configuration of one image.
+
+        Raises:
+            ImageNotFound: there is none of this digest.
+        """
+        return self._content_of(digest).config
+
+    def rootfs_of(self, digest: str) -> Path:
+        """Return the root image of one image.
+
+        Raises:
+            ImageNotFound: there is none of this digest.
+        """
+        return self._place(self._content_of(digest).digest) / ROOTFS_FILE
 
     def list(self) -> "list[Image]":
         """Return all images, oldest first."""
@@ -394,6 +411,12 @@ class Catalog:
             parse_reference(ref)  # Raises; and says why better than we could.
         raise _not_found(ref)
 
+    def _content_of(self, digest: str) -> Content:
+        try:
+            return self._contents[Digest(digest)]
+        except KeyError:
+            raise _not_found(digest) from None
+
     def _image(self, digest: Digest, name: str | None) -> Image:
         content = self._contents[digest]
         tags = self._tags_of(digest)
@@ -404,7 +427,7 @@ class Catalog:
             config=content.config,
             platform=content.config.platform,
             created_at=content.created_at,
-            rootfs=self._place(digest) / ROOTFS_FILE,
+            rootfs=self.rootfs_of(digest),
             tags=tags,
             labels={tag: self._names.labels[tag] for tag in tags if tag in self._names.labels},
         )

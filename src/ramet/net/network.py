@@ -75,6 +75,7 @@ class Network:
         self._tap_shaping = TapShaping(self._taps.limiter)
         self._shaping = ShapingQueue(self._tap_shaping)
         self._facts: BridgeFacts | None = None
+        self._told: NetworkFacts | None = None
         self._attached: dict[InstanceId, Endpoint] = {}
         self._open_taps: dict[InstanceId, Tap] = {}
         self._stuck: set[InstanceId] = set()
@@ -88,6 +89,10 @@ class Network:
             FirewallFailed: see `Firewall.open`.
         """
         self._facts = await self._bridge.ensure()
+        gateway = self.config.gateway
+        self._told = NetworkFacts(
+            gateway.ip, gateway.network.prefixlen, self.config.dns, self._facts.mtu_bytes
+        )
         await self._firewall.open(self._facts.uplink)
         self._taps.open(self._facts)
         self._tap_shaping.open(self._facts)
@@ -108,9 +113,8 @@ class Network:
     @property
     def facts(self) -> NetworkFacts:
         """What guests are told. After `open`."""
-        assert self._facts is not None, "open() comes first"
-        gateway = self.config.gateway
-        return NetworkFacts(gateway.ip, gateway.network.prefixlen, self.config.dns, self._facts.mtu_bytes)
+        assert self._told is not None, "open() comes first"
+        return self._told
 
     def reserve(self, instance: InstanceId) -> Endpoint:
         """Return the endpoint `instance` holds, or hold one for it. Arithmetic only, microseconds.

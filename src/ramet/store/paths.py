@@ -42,6 +42,13 @@ class DataFolder:
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.database = self.root / "state.db"
+        self.images = self.root / "images"
+        self.kits = self.root / "kits"
+        self.layers = self.root / "layers"
+        self.captures = self.root / "captures"
+        self.snapshots = self.root / "snapshots"
+        self.instances = self.root / "instances"
         for folder in (self.images, self.kits, self.layers, self.captures, self.snapshots, self.instances):
             folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -52,34 +59,6 @@ class DataFolder:
             raise FolderInUse(
                 f"{self.root} belongs to a running daemon", remedy="stop it, or choose another --data-dir"
             ) from None
-
-    @property
-    def database(self) -> Path:
-        return self.root / "state.db"
-
-    @property
-    def images(self) -> Path:
-        return self.root / "images"
-
-    @property
-    def kits(self) -> Path:
-        return self.root / "kits"
-
-    @property
-    def layers(self) -> Path:
-        return self.root / "layers"
-
-    @property
-    def captures(self) -> Path:
-        return self.root / "captures"
-
-    @property
-    def snapshots(self) -> Path:
-        return self.root / "snapshots"
-
-    @property
-    def instances(self) -> Path:
-        return self.root / "instances"
 
     def instance(self, instance: InstanceId) -> Path:
         """Return the folder of one instance, which need not exist."""
