@@ -125,6 +125,17 @@ class Vmm:
             for _ in pool.map(lambda page: self.read(page * PAGE_BYTES, 1), pages):
                 pass
 
+    def touch_pages(self, pages: list[int]) -> None:
+        """Read one byte of each."""
+        for page in pages:
+            self.read(page * PAGE_BYTES, 1)
+
+    def present(self, page_count: int) -> list[int]:
+        """Return which of the first pages are there, without touching them."""
+        with open("/proc/self/pagemap", "rb", buffering=0) as pagemap:
+            entries = os.pread(pagemap.fileno(), page_count * 8, self.address // PAGE_BYTES * 8)
+        return [page for page, (entry,) in enumerate(struct.iter_unpack("Q", entries)) if entry >> 63]
+
     def remove(self, at: int, size: int) -> None:
         """Give pages back; they read as zeroes from now on."""
         check(libc.madvise(self.address + at, size, MADV_DONTNEED))

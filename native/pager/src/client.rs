@@ -13,6 +13,8 @@ pub struct Client {
     connection: UnixStream,
     received: Vec<u8>,
     to_send: Vec<u8>,
+    /// The session whose completion is to be answered before anything else.
+    pub waits_for: Option<String>,
 }
 
 /// The connection is of no more use.
@@ -21,7 +23,7 @@ pub struct Gone;
 impl Client {
     pub fn new(connection: UnixStream) -> std::io::Result<Self> {
         connection.set_nonblocking(true)?;
-        Ok(Self { connection, received: Vec::new(), to_send: Vec::new() })
+        Ok(Self { connection, received: Vec::new(), to_send: Vec::new(), waits_for: None })
     }
 
     pub fn fd(&self) -> RawFd {
@@ -44,6 +46,9 @@ impl Client {
             Ok(0) => Err(Gone),
             Ok(count) => {
                 self.received.extend_from_slice(&piece[..count]);
+                if self.waits_for.is_some() && self.received.len() > REQUEST_LINE_BYTES_MAX {
+                    return Err(Gone); // It asks on and on without having been answered.
+                }
                 Ok(())
             }
             Err(error) if is_transient(&error) => Ok(()),
@@ -51,9 +56,9 @@ impl Client {
         }
     }
 
-    /// The next whole request, without its newline; none while an answer waits to be sent.
+    /// The next whole request, without its newline; none while an answer waits to be made or sent.
     pub fn next_line(&mut self) -> Result<Option<Vec<u8>>, Gone> {
-        if self.is_behind() {
+        if self.is_behind() || self.waits_for.is_some() {
             return Ok(None);
         }
         match self.received.iter().position(|byte| *byte == b'\n') {

@@ -18,6 +18,27 @@ pub const SESSION_ID_BYTES_MAX: usize = 64;
 /// Memory of one guest: 1 TiB.
 pub const SESSION_BYTES_MAX: u64 = 1 << 40;
 
+/// Pages that one session sees instead of the base's.
+pub const OVERLAY_PAGES_MAX: usize = 16;
+
+/// Bases that no session uses are kept this long, with what the cache has of them, for the next restore.
+pub const BASE_LINGER: Duration = Duration::from_secs(60);
+pub const BASES_LINGERING_MAX: usize = 16;
+
+/// Content of packed bases that is kept unpacked, unless the command line says otherwise: 1 GiB.
+pub const CACHE_BYTES_DEFAULT: usize = 1 << 30;
+pub const CACHE_SHARDS_MAX: usize = 16;
+/// A cache smaller than this for each shard has fewer shards.
+pub const CACHE_SHARD_BYTES_MIN: usize = 1 << 20;
+
+/// Working sets that are kept, and what all of them take; those used longest ago go first.
+pub const WORKING_SETS_MAX: usize = 256;
+pub const WORKING_SETS_BYTES_MAX: usize = 32 << 20;
+
+/// Working sets are replayed, and memory is completed, in steps of so many windows (256 KiB); between two steps
+/// faults are answered, and other sessions have their turns.
+pub const STEP_WINDOWS: usize = 4;
+
 pub const CONTROL_CONNECTIONS_MAX: usize = 32;
 pub const REQUEST_LINE_BYTES_MAX: usize = 16 * 1024;
 

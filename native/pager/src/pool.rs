@@ -12,11 +12,21 @@ use crate::log;
 use crate::served::{End, Served, Turn};
 use crate::sys::{Epoll, Wakeup, ONCE, READABLE};
 
+/// What a worker found of a session, for the control thread.
+pub enum Notice {
+    Ended(End),
+    /// It goes on, but what was to be done besides its faults was given up, for this reason.
+    GaveUp {
+        is_completion: bool,
+        reason: String,
+    },
+}
+
 pub struct Pool {
     epoll: Epoll,
     sessions: Mutex<HashMap<u64, Arc<Served>>>,
-    ended: Mutex<Vec<(u64, End)>>,
-    /// Readable when a session came to its end in a worker's hands.
+    notices: Mutex<Vec<(u64, Notice)>>,
+    /// Readable when there are notices.
     pub wakeup: Wakeup,
 }
 
@@ -25,7 +35,7 @@ impl Pool {
         let pool = Arc::new(Self {
             epoll: Epoll::new()?,
             sessions: Mutex::default(),
-            ended: Mutex::default(),
+            notices: Mutex::default(),
             wakeup: Wakeup::new()?,
         });
         for index in 0..worker_count {
@@ -38,8 +48,9 @@ impl Pool {
     /// Serves a session from now on, under a token of the caller's that no other session has.
     pub fn add(&self, token: u64, served: &Arc<Served>) -> Result<()> {
         lock(&self.sessions).insert(token, Arc::clone(served));
-        self.epoll.add(served.timer_fd(), ONCE, token)?;
-        self.epoll.add(served.uffd_fd(), READABLE | ONCE, token)
+        // The timer fires at once, and that turn sees to the faults that are there already.
+        self.epoll.add(served.uffd_fd(), ONCE, token)?;
+        self.epoll.add(served.timer_fd(), READABLE | ONCE, token)
     }
 
     /// Serves it no more; a turn that is under way comes to its end by itself.
@@ -52,10 +63,15 @@ impl Pool {
         }
     }
 
-    /// Sessions that came to their end by themselves since the last call.
-    pub fn take_ended(&self) -> Vec<(u64, End)> {
+    /// Has a session whose timer was armed by somebody else be looked at when it fires.
+    pub fn expect_timer(&self, token: u64, served: &Served) -> Result<()> {
+        self.epoll.modify(served.timer_fd(), READABLE | ONCE, token)
+    }
+
+    /// What has been found since the last call.
+    pub fn take_notices(&self) -> Vec<(u64, Notice)> {
         self.wakeup.clear();
-        std::mem::take(&mut *lock(&self.ended))
+        std::mem::take(&mut *lock(&self.notices))
     }
 
     fn work(&self) {
@@ -74,17 +90,28 @@ impl Pool {
     }
 
     fn take_turn(&self, token: u64, served: &Served) {
-        let armed = served.turn().map(|turn| match turn {
-            Turn::Idle => self.epoll.modify(served.uffd_fd(), READABLE | ONCE, token),
-            Turn::Deferred => self.epoll.modify(served.timer_fd(), READABLE | ONCE, token),
-        });
-        let end = match armed {
-            Ok(Ok(())) => return,
-            Ok(Err(_)) if !lock(&self.sessions).contains_key(&token) => return, // Removed meanwhile.
-            Ok(Err(error)) => End::Failed(format!("waiting for faults: {error}")),
-            Err(end) => end,
+        let turn = match served.turn() {
+            Ok(turn) => turn,
+            Err(end) => return self.notify(token, Notice::Ended(end)),
         };
-        lock(&self.ended).push((token, end));
+        let fd = match &turn {
+            Turn::Idle | Turn::GaveUp { .. } => served.uffd_fd(),
+            Turn::Deferred => served.timer_fd(),
+        };
+        if let Turn::GaveUp { is_completion, reason } = turn {
+            self.notify(token, Notice::GaveUp { is_completion, reason });
+        }
+        match self.epoll.modify(fd, READABLE | ONCE, token) {
+            Err(_) if !lock(&self.sessions).contains_key(&token) => {} // Removed meanwhile.
+            Err(error) => {
+                self.notify(token, Notice::Ended(End::Failed(format!("waiting for faults: {error}"))));
+            }
+            Ok(()) => {}
+        }
+    }
+
+    fn notify(&self, token: u64, notice: Notice) {
+        lock(&self.notices).push((token, notice));
         self.wakeup.wake();
     }
 }

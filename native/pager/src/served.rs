@@ -6,13 +6,16 @@
 use std::collections::BTreeSet;
 use std::io::Result;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
-use crate::base::Base;
+use crate::base::{Base, WindowContent};
+use crate::counters::{Counter, Counters};
+use crate::job::{Job, Step};
 use crate::limits::{AGAIN_DELAY, AGAIN_TRIES, PAGE_BYTES, PENDING_FAULTS_MAX};
-use crate::memory::{Memory, Window};
+use crate::memory::{Memory, Run, Source, Window, ALL_PAGES};
+use crate::pages::{PageSet, WorkingSet};
 use crate::sys::Timer;
 use crate::uffd::{Event, Filled, Uffd};
 
@@ -23,6 +26,8 @@ pub enum End {
     Closed,
     /// Its VMM is gone: the usual end.
     VmmExited,
+    /// All of its VMM's memory is there, and the kernel serves it from now on.
+    Completed,
     /// It cannot go on, for this reason.
     Failed(String),
 }
@@ -31,45 +36,97 @@ pub enum End {
 pub enum Turn {
     /// Every fault that was there has been served.
     Idle,
-    /// The VMM's memory map is changing; the timer tells when to try again.
+    /// There is more to do; the timer tells when.
     Deferred,
+    /// Every fault has been served, but what was to be done besides cannot be, for this reason.
+    GaveUp { is_completion: bool, reason: String },
 }
 
-#[derive(Default)]
-pub struct Counters {
-    pub faults: AtomicU64,
-    pub copied_bytes: AtomicU64,
-    pub zeroed_bytes: AtomicU64,
-    pub removed_bytes: AtomicU64,
-    pub deferrals: AtomicU64,
+/// Why memory could not be filled.
+#[derive(Debug)]
+pub enum Trouble {
+    /// The VMM is exiting.
+    Gone,
+    Failed(String),
+}
+
+impl From<Trouble> for End {
+    fn from(trouble: Trouble) -> Self {
+        match trouble {
+            Trouble::Gone => End::VmmExited,
+            Trouble::Failed(reason) => End::Failed(reason),
+        }
+    }
+}
+
+/// What a session begins with, beside its memory.
+pub enum Start {
+    Plain,
+    /// Faults are answered page by page and remembered.
+    Recording,
+    Replaying(Arc<WorkingSet>),
 }
 
 struct State {
     memory: Memory,
     /// Addresses of pages that threads sleep for.
     pending: BTreeSet<u64>,
+    /// The base's pages that were touched, while they are recorded.
+    touched: Option<PageSet>,
+    job: Option<Job>,
 }
 
 pub struct Served {
     uffd: Uffd,
     timer: Timer,
     base: Arc<Base>,
+    /// Pages of the base there can be.
+    page_count: u64,
     state: Mutex<State>,
     pub counters: Counters,
 }
 
 impl Served {
-    pub fn new(uffd: Uffd, memory: Memory, base: Arc<Base>) -> Result<Self> {
-        let state = Mutex::new(State { memory, pending: BTreeSet::new() });
-        Ok(Self { uffd, timer: Timer::new()?, base, state, counters: Counters::default() })
+    pub fn new(uffd: Uffd, memory: Memory, base: Arc<Base>, start: Start) -> Result<Self> {
+        let page_count = memory.mappings().iter().map(|m| (m.offset + m.size_bytes) / PAGE_BYTES).max();
+        let (touched, job) = match start {
+            Start::Plain => (None, None),
+            Start::Recording => (Some(PageSet::default()), None),
+            Start::Replaying(set) => (None, Some(Job::replay(set))),
+        };
+        let served = Self {
+            uffd,
+            timer: Timer::new()?,
+            base,
+            page_count: page_count.unwrap_or(0),
+            state: Mutex::new(State { memory, pending: BTreeSet::new(), touched, job }),
+            counters: Counters::default(),
+        };
+        served.timer.arm(NOW)?;
+        Ok(served)
     }
 
     pub fn uffd_fd(&self) -> RawFd {
         self.uffd.fd()
     }
 
+    /// Fires when there is something to do besides faults; at first, too.
     pub fn timer_fd(&self) -> RawFd {
         self.timer.fd()
+    }
+
+    /// Ends the recording and returns what was touched; none if nothing is recorded.
+    pub fn take_recorded(&self) -> Option<WorkingSet> {
+        self.lock().touched.take().map(|touched| WorkingSet::new(&touched))
+    }
+
+    /// Has all memory be filled and then given over to the kernel. The timer fires.
+    pub fn complete(&self) -> Result<()> {
+        let mut state = self.lock();
+        if !state.job.as_ref().is_some_and(Job::is_completion) {
+            state.job = Some(Job::completion());
+        }
+        self.timer.arm(NOW)
     }
 
     /// Serves what is there now; bounded, so that each session gets its turn.
@@ -80,14 +137,45 @@ impl Served {
             // memory that the guest gave away. The kernel helps: while a removal has not been read, and
             // until its caller woke up, nothing can be filled (EAGAIN).
             self.take_events(&mut state)?;
+            if state.job.as_ref().is_some_and(Job::is_settling) {
+                state.pending.clear(); // The kernel woke them, and serves them.
+            }
             self.serve_pending(&mut state)?;
             if state.pending.is_empty() {
-                return Ok(Turn::Idle);
+                return self.go_on(&mut state);
             }
-            self.counters.deferrals.fetch_add(1, Ordering::Relaxed);
+            self.counters.deferrals.add(1);
             thread::yield_now();
         }
-        self.timer.arm(AGAIN_DELAY).map_err(|error| End::Failed(format!("timer: {error}")))?;
+        self.defer(AGAIN_DELAY)
+    }
+
+    /// Does a step of what there is to do besides faults.
+    fn go_on(&self, state: &mut State) -> std::result::Result<Turn, End> {
+        let State { memory, job, .. } = state;
+        let Some(unfinished) = job else { return Ok(Turn::Idle) };
+        match unfinished.step(self, memory) {
+            Ok(Step::More) => self.defer(NOW),
+            Ok(Step::Later) => {
+                self.counters.deferrals.add(1);
+                self.defer(AGAIN_DELAY)
+            }
+            Ok(Step::Replayed) => {
+                *job = None;
+                Ok(Turn::Idle)
+            }
+            Ok(Step::Completed) => Err(End::Completed),
+            Err(Trouble::Gone) => Err(End::VmmExited),
+            Err(Trouble::Failed(reason)) => {
+                let is_completion = unfinished.is_completion();
+                *job = None;
+                Ok(Turn::GaveUp { is_completion, reason })
+            }
+        }
+    }
+
+    fn defer(&self, delay: Duration) -> std::result::Result<Turn, End> {
+        self.timer.arm(delay).map_err(|error| End::Failed(format!("timer: {error}")))?;
         Ok(Turn::Deferred)
     }
 
@@ -97,16 +185,14 @@ impl Served {
         for event in events {
             match event {
                 Event::Fault { address } => {
-                    self.counters.faults.fetch_add(1, Ordering::Relaxed);
+                    self.counters.faults.add(1);
                     state.pending.insert(address & !(PAGE_BYTES - 1));
                 }
                 Event::Remove { start, end } => {
-                    let bytes = state.memory.remove(start, end);
-                    self.counters.removed_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    self.counters.removed_bytes.add(state.memory.remove(start, end));
                 }
                 Event::Unmap { start, end } => {
-                    let bytes = state.memory.unmap(start, end);
-                    self.counters.removed_bytes.fetch_add(bytes, Ordering::Relaxed);
+                    self.counters.removed_bytes.add(state.memory.unmap(start, end));
                 }
                 Event::Foreign { what } => return Err(End::Failed(format!("the VMM caused {what}"))),
             }
@@ -118,64 +204,99 @@ impl Served {
     }
 
     fn serve_pending(&self, state: &mut State) -> std::result::Result<(), End> {
-        while let Some(address) = state.pending.first().copied() {
-            let Some(window) = state.memory.window(address) else {
+        let State { memory, pending, touched, .. } = state;
+        while let Some(address) = pending.first().copied() {
+            let began = Instant::now();
+            let Some(window) = memory.window(address) else {
                 return Err(End::Failed(format!("a fault at {address:#x}, outside the mappings")));
             };
-            if !self.fill(&state.memory, &window)? {
-                break;
+            // Only what is asked for is touched, not what comes with it.
+            let pages = if touched.is_some() { window.page_at(address) } else { ALL_PAGES };
+            let Some(filled_bytes) = self.fill(memory, &window, pages)? else { break };
+            if filled_bytes < u64::from((pages & window.pages()).count_ones()) * PAGE_BYTES {
+                // Somebody may sleep for a page that was there before, or that was unmapped: let it look again.
+                self.uffd
+                    .wake(window.start, window.size_bytes)
+                    .map_err(|error| End::Failed(format!("waking at {:#x}: {error}", window.start)))?;
+            }
+            self.counters.add_answer(began);
+            if let Some(touched) = touched {
+                let page = (window.offset + (address - window.start)) / PAGE_BYTES;
+                touched.insert(page..page + 1, self.page_count);
+                pending.pop_first();
+                continue;
             }
             // In order of address, so those of this window are the first.
-            while state.pending.first().is_some_and(|address| window.contains(*address)) {
-                state.pending.pop_first();
+            while pending.first().is_some_and(|address| window.contains(*address)) {
+                pending.pop_first();
             }
         }
         Ok(())
     }
 
-    /// True: every page of the window is there. False: not now.
-    fn fill(&self, memory: &Memory, window: &Window) -> std::result::Result<bool, End> {
-        let data_pages = self
+    /// Fills these pages of a window, where they are mapped. Returns how many bytes were not there before; none
+    /// if it cannot be done now.
+    pub fn fill(
+        &self,
+        memory: &Memory,
+        window: &Window,
+        pages: u16,
+    ) -> std::result::Result<Option<u64>, Trouble> {
+        let content = self
             .base
-            .data_pages(window.offset, window.page_count())
-            .map_err(|error| End::Failed(format!("the base cannot be read: {error}")))?;
-        let mut woken_bytes = 0;
-        for run in memory.runs(window, data_pages) {
+            .window(window.index())
+            .map_err(|error| Trouble::Failed(format!("the base cannot be read: {error}")))?;
+        let mut filled_bytes = 0;
+        for run in memory.runs(window, pages, content.data_pages) {
             let mut done = 0;
             while done < run.size_bytes {
-                let (start, size_bytes) = (run.start + done, run.size_bytes - done);
-                let (filled, counter) = match run.offset {
-                    Some(offset) => {
-                        let source = self.base.address_of(offset + done);
-                        (self.uffd.copy(start, source, size_bytes), &self.counters.copied_bytes)
-                    }
-                    None => (self.uffd.zero(start, size_bytes), &self.counters.zeroed_bytes),
-                };
-                match filled {
+                match self.fill_some(memory, &content, &run, done) {
                     Ok(Filled::Bytes(bytes)) => {
-                        counter.fetch_add(bytes, Ordering::Relaxed);
-                        woken_bytes += bytes;
+                        self.counter_of(run.source).add(bytes);
+                        filled_bytes += bytes;
                         done += bytes;
                     }
                     Ok(Filled::Present) => done += PAGE_BYTES,
-                    Ok(Filled::Later) => return Ok(false),
-                    Ok(Filled::Gone) => return Err(End::VmmExited),
+                    Ok(Filled::Later) => return Ok(None),
+                    Ok(Filled::Gone) => return Err(Trouble::Gone),
                     Err(error) => {
-                        return Err(End::Failed(format!("filling {size_bytes} bytes at {start:#x}: {error}")))
+                        let at = run.start + done;
+                        return Err(Trouble::Failed(format!("filling memory at {at:#x}: {error}")));
                     }
                 }
             }
         }
-        if woken_bytes < window.size_bytes {
-            // Somebody may sleep for a page that was there before, or that was unmapped: let it look again.
-            self.uffd
-                .wake(window.start, window.size_bytes)
-                .map_err(|error| End::Failed(format!("waking at {:#x}: {error}", window.start)))?;
+        Ok(Some(filled_bytes))
+    }
+
+    fn fill_some(&self, memory: &Memory, content: &WindowContent, run: &Run, done: u64) -> Result<Filled> {
+        let (start, size_bytes) = (run.start + done, run.size_bytes - done);
+        match run.source {
+            Source::Data { page } => self.uffd.copy(start, content.address_of(page) + done, size_bytes),
+            Source::Overlay { offset } => match memory.overlay(offset) {
+                Some(page) => self.uffd.copy(start, page.as_ptr() as u64, size_bytes),
+                None => unreachable!("a run is of an overlay page that there is"),
+            },
+            Source::Zeroes => self.uffd.zero(start, size_bytes),
         }
-        Ok(true)
+    }
+
+    fn counter_of(&self, source: Source) -> &Counter {
+        match source {
+            Source::Data { .. } => &self.counters.copied_bytes,
+            Source::Overlay { .. } => &self.counters.overlaid_bytes,
+            Source::Zeroes => &self.counters.zeroed_bytes,
+        }
+    }
+
+    pub fn uffd(&self) -> &Uffd {
+        &self.uffd
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+/// The shortest time a timer can be armed for.
+const NOW: Duration = Duration::from_nanos(1);

@@ -4,17 +4,18 @@ use std::io::{ErrorKind, Result};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::{json, Value};
 
 use crate::base::Base;
+use crate::counters::Counters;
 use crate::handshake::{self, Handshake};
 use crate::limits::{HANDSHAKE_BYTES_MAX, HANDSHAKE_PIECES_MAX, HANDSHAKE_TIMEOUT};
-use crate::memory::Memory;
-use crate::served::Served;
+use crate::memory::{Memory, Overlays};
+use crate::pages::WorkingSet;
+use crate::served::{Served, Start};
 use crate::sys::{self, Peer};
 use crate::uffd::{self, Uffd};
 
@@ -58,20 +59,51 @@ pub enum Step {
     VmmExited,
 }
 
+/// What a session is opened with.
+pub struct Plan {
+    pub base: Arc<Base>,
+    pub size_bytes: u64,
+    pub overlays: Overlays,
+    pub start: Start,
+}
+
 pub struct Session {
     base: Arc<Base>,
     size_bytes: u64,
+    /// What its memory begins with; taken when it does.
+    beginning: Option<(Overlays, Start)>,
+    is_recorder: bool,
     socket: PathBuf,
     phase: Phase,
 }
 
 impl Session {
     /// Opens a session whose VMM is to connect to `socket`.
-    pub fn open(base: Arc<Base>, size_bytes: u64, socket: PathBuf) -> Result<Self> {
+    pub fn open(plan: Plan, socket: PathBuf) -> Result<Self> {
         remove_socket(&socket)?;
         let listener = UnixListener::bind(&socket)?;
         listener.set_nonblocking(true)?;
-        Ok(Self { base, size_bytes, socket, phase: Phase::Waiting(listener) })
+        let Plan { base, size_bytes, overlays, start } = plan;
+        let is_recorder = matches!(start, Start::Recording);
+        let beginning = Some((overlays, start));
+        Ok(Self { base, size_bytes, beginning, is_recorder, socket, phase: Phase::Waiting(listener) })
+    }
+
+    pub fn base(&self) -> &Arc<Base> {
+        &self.base
+    }
+
+    /// Whether it records a working set, or will when its VMM is there.
+    pub fn is_recorder(&self) -> bool {
+        self.is_recorder
+    }
+
+    /// Its guest is ready: ends the recording and returns what it touched until now. None: nothing is recorded.
+    pub fn take_recorded(&mut self) -> Option<WorkingSet> {
+        let served = self.served()?;
+        let recorded = served.take_recorded();
+        self.is_recorder = false;
+        recorded
     }
 
     /// What to wait for: when it is readable, `advance`.
@@ -111,7 +143,7 @@ impl Session {
                 Err(error) if is_transient(&error) => Ok(Step::None),
                 Err(error) => Err(format!("accepting the VMM: {error}")),
             },
-            Phase::Linked(link) => link.advance(&self.base, self.size_bytes),
+            Phase::Linked(link) => link.advance(&self.base, self.size_bytes, &mut self.beginning),
         }
     }
 
@@ -137,20 +169,14 @@ impl Session {
             Phase::Linked(Link { stage: Stage::Greeting(_), peer, .. }) => ("greeting", Some(peer.pid)),
             Phase::Linked(Link { stage: Stage::Serving(_), peer, .. }) => ("serving", Some(peer.pid)),
         };
-        let count = |pick: fn(&Served) -> &AtomicU64| {
-            self.served().map_or(0, |served| pick(served).load(Ordering::Relaxed))
-        };
-        json!({
-            "id": id,
-            "phase": phase,
-            "vmm_pid": pid,
-            "size": self.size_bytes,
-            "faults": count(|served| &served.counters.faults),
-            "copied_bytes": count(|served| &served.counters.copied_bytes),
-            "zeroed_bytes": count(|served| &served.counters.zeroed_bytes),
-            "removed_bytes": count(|served| &served.counters.removed_bytes),
-            "deferrals": count(|served| &served.counters.deferrals),
-        })
+        let unserved = Counters::default();
+        let mut fields = self.served().map_or(&unserved, |served| &served.counters).describe();
+        fields["id"] = json!(id);
+        fields["phase"] = json!(phase);
+        fields["vmm_pid"] = json!(pid);
+        fields["size"] = json!(self.size_bytes);
+        fields["recording"] = json!(self.is_recorder);
+        fields
     }
 }
 
@@ -175,7 +201,12 @@ impl Link {
         Ok(Self { connection, peer, stage })
     }
 
-    fn advance(&mut self, base: &Arc<Base>, session_bytes: u64) -> std::result::Result<Step, String> {
+    fn advance(
+        &mut self,
+        base: &Arc<Base>,
+        session_bytes: u64,
+        beginning: &mut Option<(Overlays, Start)>,
+    ) -> std::result::Result<Step, String> {
         let Stage::Greeting(greeting) = &mut self.stage else { return Ok(Step::VmmExited) };
         let text = match greeting.receive(&self.connection)? {
             Some(text) => handshake::parse(text, session_bytes)?,
@@ -188,7 +219,8 @@ impl Link {
         // A copy, so that the greeting still tells on whom the VMM depends if this fails.
         let fd = greeting.fds[0].try_clone().map_err(|error| format!("its descriptor: {error}"))?;
         let uffd = Uffd::new(fd).map_err(|error| format!("its descriptor: {error}"))?;
-        let served = Served::new(uffd, Memory::new(mappings), Arc::clone(base))
+        let (overlays, start) = beginning.take().unwrap_or_else(|| unreachable!("a handshake is whole once"));
+        let served = Served::new(uffd, Memory::new(mappings, overlays), Arc::clone(base), start)
             .map_err(|error| format!("serving it: {error}"))?;
         self.stage = Stage::Serving(Arc::new(served));
         Ok(Step::Serving)

@@ -287,6 +287,49 @@ pub fn read_nowait(fd: RawFd, buffer: &mut [u8]) -> Result<usize> {
     }
 }
 
+/// A file, mapped to be read by the kernel alone.
+pub struct Mapped {
+    address: *mut libc::c_void,
+    size_bytes: usize,
+}
+
+// SAFETY: nobody reads or writes through the address but the kernel, as the source of copies.
+unsafe impl Send for Mapped {}
+// SAFETY: as above.
+unsafe impl Sync for Mapped {}
+
+impl Mapped {
+    pub fn new(file: &File, size_bytes: u64) -> Result<Self> {
+        let size_bytes = usize::try_from(size_bytes).map_err(Error::other)?;
+        if size_bytes == 0 {
+            return Ok(Self { address: std::ptr::null_mut(), size_bytes });
+        }
+        // Private, as a sealed memfd refuses shared mappings before Linux 6.7; the pages are the same.
+        let (protection, kind) = (libc::PROT_READ, libc::MAP_PRIVATE);
+        // SAFETY: a fresh mapping at an address the kernel chooses.
+        let address =
+            unsafe { libc::mmap(std::ptr::null_mut(), size_bytes, protection, kind, file.as_raw_fd(), 0) };
+        if address == libc::MAP_FAILED {
+            return Err(Error::last_os_error());
+        }
+        Ok(Self { address, size_bytes })
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address as u64
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        if self.size_bytes > 0 {
+            // SAFETY: our own mapping; nothing refers to it but addresses handed to the kernel.
+            let result = unsafe { libc::munmap(self.address, self.size_bytes) };
+            debug_assert_eq!(result, 0);
+        }
+    }
+}
+
 /// The first byte at or after `from` that is data; None: there is none.
 pub fn seek_data(file: &File, from: u64) -> Result<Option<u64>> {
     // SAFETY: no pointers.

@@ -3,7 +3,7 @@
 use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
-use crate::limits::EVENTS_PER_READ;
+use crate::limits::{EVENTS_PER_READ, PAGE_BYTES};
 use crate::sys;
 
 // linux/userfaultfd.h
@@ -13,6 +13,7 @@ const UFFD_EVENT_REMOVE: u8 = 0x15;
 const UFFD_EVENT_UNMAP: u8 = 0x16;
 const UFFD_PAGEFAULT_FLAG_WP: u64 = 1 << 1;
 const UFFD_PAGEFAULT_FLAG_MINOR: u64 = 1 << 2;
+const UFFDIO_UNREGISTER: libc::c_ulong = 0x8010_aa01;
 const UFFDIO_WAKE: libc::c_ulong = 0x8010_aa02;
 const UFFDIO_COPY: libc::c_ulong = 0xc028_aa03;
 const UFFDIO_ZEROPAGE: libc::c_ulong = 0xc020_aa04;
@@ -119,6 +120,28 @@ impl Uffd {
         // SAFETY: `call` outlives the call.
         let result = unsafe { libc::ioctl(self.fd(), UFFDIO_ZEROPAGE, &mut call) };
         filled(result, len, call.zeropage)
+    }
+
+    /// Has the kernel serve this range alone from now on, and wakes who waits in it. What is missing becomes
+    /// zeroes.
+    pub fn unregister(&self, start: u64, len: u64) -> Result<()> {
+        let mut range = UffdioRange { start, len };
+        // SAFETY: `range` outlives the call.
+        if unsafe { libc::ioctl(self.fd(), UFFDIO_UNREGISTER, &mut range) } < 0 {
+            return Err(Error::last_os_error());
+        }
+        Ok(())
+    }
+
+    /// Whether somebody is about to change the memory map and has not been heard. `start` is an address that
+    /// has been unregistered: nothing can be filled there, and before it says so the kernel looks for that.
+    pub fn is_changing(&self, start: u64) -> Result<bool> {
+        match self.zero(start, PAGE_BYTES) {
+            Ok(Filled::Later) => Ok(true),
+            Ok(Filled::Bytes(_) | Filled::Present | Filled::Gone) => Ok(false),
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// Wakes who waits for a page of this range.

@@ -1,6 +1,8 @@
 """The host side of `ramet-pager`: its client, and its supervision."""
 
 from ramet.pager.client import (
+    BaseFormat,
+    CacheStatistics,
     EndedSession,
     PagerClient,
     PagerHealth,
@@ -8,10 +10,14 @@ from ramet.pager.client import (
     PagerStatistics,
     SessionEnd,
     SessionPhase,
+    WorkingSetUse,
 )
 from ramet.pager.errors import (
     BaseUnusable,
+    CompletionFailed,
     NoSuchSession,
+    NotServing,
+    OverlayUnusable,
     PagerDraining,
     PagerFailed,
     PagerRequestInvalid,
@@ -19,12 +25,19 @@ from ramet.pager.errors import (
     SessionExists,
     SessionsExhausted,
 )
+from ramet.pager.packed import PackedMemory, pack
 from ramet.pager.supervisor import PagerSupervisor
 
 __all__ = (
+    "BaseFormat",
     "BaseUnusable",
+    "CacheStatistics",
+    "CompletionFailed",
     "EndedSession",
     "NoSuchSession",
+    "NotServing",
+    "OverlayUnusable",
+    "PackedMemory",
     "PagerClient",
     "PagerDraining",
     "PagerFailed",
@@ -38,4 +51,6 @@ __all__ = (
     "SessionExists",
     "SessionPhase",
     "SessionsExhausted",
+    "WorkingSetUse",
+    "pack",
 )

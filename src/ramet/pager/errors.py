@@ -29,6 +29,25 @@ class BaseUnusable(Invalid):
     remedy_default = "see that the file is there and can be read"
 
 
+class OverlayUnusable(Invalid):
+    """A file that should be an overlay page cannot be read, or is not one page long."""
+
+    code = "pager_overlay_unusable"
+    remedy_default = "see that the file is there, can be read and holds 4096 bytes"
+
+
+class NotServing(Conflict):
+    """The session's VMM has not handed its memory over yet."""
+
+    code = "pager_session_not_serving"
+
+
+class CompletionFailed(Broken):
+    """Not all of a session's memory can be filled; the session goes on serving."""
+
+    code = "pager_completion_failed"
+
+
 class SessionExists(Conflict):
     """The pager has a session of that id; close it first."""
 

@@ -38,11 +38,16 @@ class PagerSupervisor:
     """The pager that `program` is, in a folder of its version below `folder`.
 
     Closing lets go of the process, which goes on.
+
+    Args:
+        cache_bytes_max: what a pager that is started here keeps unpacked of packed bases at most; None: as
+            much as it does by itself. One that is adopted keeps what it was started with.
     """
 
-    def __init__(self, folder: Path, program: Path) -> None:
+    def __init__(self, folder: Path, program: Path, cache_bytes_max: int | None = None) -> None:
         self._folder = folder.absolute()
         self._program = program.absolute()
+        self._cache_bytes_max = cache_bytes_max
         self._process: HeldProcess | None = None
 
     async def start(self) -> PagerClient:
@@ -140,6 +145,8 @@ class PagerSupervisor:
             (own / _CONTROL_NAME).chmod(0o600)
             control.listen(_CONTROL_BACKLOG)
             argv = [str(self._program), "--folder", str(own), "--control-fd", str(control.fileno())]
+            if self._cache_bytes_max is not None:
+                argv += ["--cache-bytes", str(self._cache_bytes_max)]
             return HeldProcess.start(argv, output=log, cwd=own, pass_fds=(control.fileno(), lock))
 
 
