@@ -15,7 +15,14 @@ from native.build import find_cargo
 
 NATIVE: Final = Path(__file__).resolve().parent.parent / "native"
 CORPORA: Final = Path(__file__).parent / "corpus"
-TARGETS: Final = ("guest_frames", "guest_messages", "guest_archive", "pager_requests", "pager_handshake")
+TARGETS: Final = (
+    "guest_frames",
+    "guest_messages",
+    "guest_archive",
+    "pager_requests",
+    "pager_handshake",
+    "pager_packed",
+)
 INPUT_BYTES_MAX: Final = 8192
 INPUT_TIMEOUT_S: Final = 20
 

@@ -3,7 +3,9 @@
 import gzip
 import io
 import json
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 from typing import Any, Final
 
@@ -188,12 +190,33 @@ def _rust_seeds(to_guest: bytes, kinds: list[Any]) -> dict[str, list[bytes]]:
             text({"op": "health"}),
             text({"op": "open_session", "id": "a-1", "base": "/memory", "size": 4096}),
             text({"op": "close_session", "id": "a-1"}),
+            text(
+                {
+                    "op": "open_session",
+                    "id": "a",
+                    "base": "memory",
+                    "size": 8192,
+                    "format": "packed",
+                    "overlays": [{"offset": 4096, "path": "/page"}],
+                    "working_set": "auto",
+                }
+            ),
         ],
         "pager_handshake": [
             text([mapping, {**mapping, "base_host_virt_addr": 0}]),
             text({"mappings": [mapping]}),
         ],
+        "pager_packed": [_packed((0, 3, 1), (1, 4, 0xFFFF)), _packed()],
     }
+
+
+def _packed(*entries: tuple[int, int, int]) -> bytes:
+    """Return packed memory of 128 KiB with a table of (window, size of its frame, pages), without content."""
+    table = b"".join(struct.pack("<IIH", *entry) for entry in entries)
+    tail_bytes = len(table) + 28
+    footer = struct.pack("<IQII8s", len(entries), 1 << 17, zlib.crc32(table), tail_bytes, b"RAMETMP1")
+    header = struct.pack("<II", 0x184D2A5E, tail_bytes)
+    return bytes(sum(size for _, size, _ in entries)) + header + table + footer
 
 
 def _copied_seeds() -> list[bytes]:

@@ -112,13 +112,18 @@ RUST_BUGS: Final[dict[str, tuple[str, str, str]]] = {
     "guest_archive": ("guest/src/archive.rs", "block[156] = self.kind;", "block[156] = REGULAR;"),
     "pager_requests": (
         "pager/src/protocol.rs",
-        "    Ok(request)",
-        "    Ok(Request::OpenSession { id: String::new(), base: String::new(), size: 1 })",
+        "if !base.starts_with('/')",
+        "if base.starts_with('/')",
     ),
     "pager_handshake": (
         "pager/src/handshake.rs",
         "Ok(Mapping { start, size_bytes, offset })",
         "Ok(Mapping { start, size_bytes, offset: offset + session_bytes })",
+    ),
+    "pager_packed": (
+        "pager/src/packed.rs",
+        "offset += u64::from(size_bytes);",
+        "offset = footer.table_offset - HEADER_BYTES;",
     ),
 }
 
