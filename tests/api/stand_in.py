@@ -59,7 +59,8 @@ from tests.api.stand_in_files import StandInFiles
 from tests.api.stand_in_snapshots import StandInSnapshots
 
 SECRET = "a secret that is long enough for tests only"
-FACTS = HostFacts("0.1.0", "qemu", (RuntimeFacts("qemu", True),), "10.100.0.1", "10.100.0.0/16")
+RUNTIMES = (RuntimeFacts("qemu", True), RuntimeFacts("qemu-microvm", True))
+FACTS = HostFacts("0.1.0", "qemu", RUNTIMES, "10.100.0.1", "10.100.0.0/16")
 INSTANCE_COUNT_MAX = 1200
 
 

@@ -167,12 +167,19 @@ class StandInSnapshots:
         return record
 
     async def fork(
-        self, ref: str, names: Sequence[str], *, target: State | None = None
+        self,
+        ref: str,
+        names: Sequence[str],
+        *,
+        target: State | None = None,
+        hypervisor: str | None = None,
     ) -> Sequence[ForkOutcome]:
-        record = self.get(ref)
+        record = _on(self.get(ref), hypervisor)
         return self._fleet.copy(record.spec, record.source, names, _target(record, target))
 
-    async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
+    async def restore(
+        self, instance: str, ref: str, *, target: State | None = None, hypervisor: str | None = None
+    ) -> InstanceView:
         record, found = self.get(ref), self._fleet.get(instance).record
         if record.source != found.id:
             raise ForeignSnapshot(
@@ -182,6 +189,10 @@ class StandInSnapshots:
             raise WrongState(f"{found.name} is Running", remedy=f"ramet stop {found.name}")
         self._fleet.set(found.name, _target(record, target))
         return self._fleet.get(found.id)
+
+
+def _on(record: SnapshotRecord, hypervisor: str | None) -> SnapshotRecord:
+    return replace(record, spec=replace(record.spec, hypervisor=hypervisor or record.spec.hypervisor))
 
 
 def _target(record: SnapshotRecord, target: State | None) -> State:

@@ -104,6 +104,10 @@ def test_what_is_stopped_is_forked_and_put_back(served: Daemon, client: Hypeman)
     client.instances.standby("src")
     assert client.instances.snapshots.restore(cold.id, id="src").state == "Stopped"
     assert client.snapshots.fork(cold.id, name="from-cold").state == "Stopped"
-    for name in ("src", "from-cold"):
+    other = client.snapshots.fork(cold.id, name="on-another", target_hypervisor="qemu-microvm")
+    assert (other.state, other.hypervisor) == ("Stopped", "qemu-microvm")
+    with pytest.raises(hypeman.InternalServerError, match="own hypervisor"):
+        client.snapshots.fork(warm.id, name="warm-on-another", target_hypervisor="qemu-microvm")
+    for name in ("src", "from-cold", "on-another"):
         assert client.instances.start(name).state == "Running"
         assert served.sh(name, "cat /var/state; hostname; test ! -e /dev/shm/state") == f"second\n{name}\n"

@@ -162,13 +162,23 @@ class SnapshotsPort(Protocol):
         ...
 
     async def fork(
-        self, ref: str, names: Sequence[str], *, target: State | None = None
+        self,
+        ref: str,
+        names: Sequence[str],
+        *,
+        target: State | None = None,
+        hypervisor: str | None = None,
     ) -> Sequence[ForkOutcome]:
-        """Make one child per name, in their order; `target` None: Running with memory, Stopped without."""
+        """Make one child per name, in their order; `target` None: Running with memory, Stopped without.
+
+        `hypervisor`: of one without memory, another than its own.
+        """
         ...
 
-    async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
-        """Put an instance that does not run back to one of its own; `target` as of `fork`."""
+    async def restore(
+        self, instance: str, ref: str, *, target: State | None = None, hypervisor: str | None = None
+    ) -> InstanceView:
+        """Put an instance that does not run back to one of its own; `target`, `hypervisor` as of `fork`."""
         ...
 
 

@@ -9,11 +9,11 @@ from pydantic import TypeAdapter
 from ramet.api.facts import HostFacts
 from ramet.api.files_routes import ArchiveStream, body_of
 from ramet.api.forks import answer_many, answer_one, names_of
+from ramet.api.hypervisors import to_target_hypervisor
 from ramet.api.ports import FleetPort, SnapshotsPort
 from ramet.api.types import (
     check_name,
     check_tags,
-    check_target_hypervisor,
     tag_filter,
     to_compression,
     to_instance,
@@ -124,8 +124,9 @@ def _add_uses(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort, fac
         check_name(body.name)
         target = to_target(body.target_state)
         record = snapshots.get(snapshot_id)
-        check_target_hypervisor(body.target_hypervisor, record)
-        return answer_one(await snapshots.fork(record.id, [body.name], target=target), facts)
+        hypervisor = to_target_hypervisor(body.target_hypervisor, record, facts)
+        made = await snapshots.fork(record.id, [body.name], target=target, hypervisor=hypervisor)
+        return answer_one(made, facts)
 
     @routes.post(
         "/snapshots/{snapshot_id}/forks",
@@ -147,5 +148,6 @@ def _add_uses(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort, fac
         # What its own snapshot is called may be the name of another instance's, too.
         own = snapshots.list(source=instance, name=snapshot_id)
         record = own[0] if own else snapshots.get(snapshot_id)
-        check_target_hypervisor(body.target_hypervisor, record)
-        return to_instance(await snapshots.restore(instance, record.id, target=target), facts)
+        hypervisor = to_target_hypervisor(body.target_hypervisor, record, facts)
+        view = await snapshots.restore(instance, record.id, target=target, hypervisor=hypervisor)
+        return to_instance(view, facts)

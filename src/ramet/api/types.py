@@ -13,6 +13,7 @@ from fastapi import Request
 
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
+from ramet.api.hypervisors import to_hypervisor
 from ramet.core.compression import (
     COMPRESSION_DELAY_S_MAX,
     NOT_SAID,
@@ -40,7 +41,6 @@ from ramet.instance.fleet_types import (
     ExecCommand,
     ForkOutcome,
     ForkPoolStatus,
-    HypervisorUnavailable,
     InstanceView,
     WindowSize,
     shell_exit_code,
@@ -68,7 +68,6 @@ WINDOW_ROWS_DEFAULT: Final = 24
 WINDOW_COLS_DEFAULT: Final = 80
 NETWORK_NAME: Final = "default"
 TARGETS: Final = (State.RUNNING, State.STANDBY, State.STOPPED)
-HYPERVISORS: Final = frozenset({"cloud-hypervisor", "firecracker", "qemu", "qemu-microvm", "vz"})
 
 _TAG_KEY: Final = re.compile(r"[A-Za-z0-9 _.:/=+@-]{1,128}")
 _PLATFORM: Final = re.compile(r"linux/(amd64|arm64)(/v[0-9]+)?")
@@ -144,7 +143,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     if body.network is not None:
         _refuse(body.network, _UNSUPPORTED_NETWORK, "network.")
     _check_platform(body.platform, facts)
-    _hypervisor(body.hypervisor, facts)
+    to_hypervisor(body.hypervisor, facts)
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
 
@@ -168,7 +167,7 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
     return InstanceSpec(
         image=image.name,
         image_digest=image.digest,
-        hypervisor=_hypervisor(body.hypervisor, facts),
+        hypervisor=to_hypervisor(body.hypervisor, facts),
         vcpu_count=vcpu_count,
         memory_bytes=_size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
         overlay_bytes=_size(
@@ -296,29 +295,6 @@ def _shown_policy(ask: CompressionAsk) -> SnapshotPolicy | None:
 
 def _shown_compression(how: Compression | None) -> SnapshotCompression | None:
     return None if how is None else SnapshotCompression(True, how.algorithm.value, how.level)
-
-
-def check_target_hypervisor(name: str | None, snapshot: SnapshotRecord) -> None:
-    """Check which hypervisor a snapshot is to go on with: so far only its own.
-
-    Raises:
-        Invalid: there is no such hypervisor.
-        Unsupported: it is another one; what is in memory could never go on there.
-    """
-    own = snapshot.spec.hypervisor
-    if name is None or name == own:
-        return
-    if name not in HYPERVISORS:
-        raise Invalid(
-            f"{name[:40]!r} is no hypervisor", remedy=f"leave it out, or use {own}", field="target_hypervisor"
-        )
-    if snapshot.kind is SnapshotKind.STANDBY:
-        raise Unsupported(
-            f"A snapshot with memory goes on with its own hypervisor, {own}, only",
-            remedy="leave out target_hypervisor",
-            field="target_hypervisor",
-        )
-    raise _not_yet("target_hypervisor")
 
 
 def tag_filter(request: Request) -> dict[str, str]:
@@ -491,20 +467,6 @@ def _check_platform(platform: str | None, facts: HostFacts) -> None:
         raise InvalidPlatform(f"{platform[:60]!r} is no platform", remedy="write it like linux/amd64")
     raise Unsupported(
         f"This host does not run {platform}", remedy=f"use an image for {facts.platform}", field="platform"
-    )
-
-
-def _hypervisor(name: str | None, facts: HostFacts) -> str:
-    wanted = name or facts.default_hypervisor
-    available = [runtime.name for runtime in facts.runtimes if runtime.is_available]
-    if wanted in available:
-        return wanted
-    if wanted not in HYPERVISORS:
-        raise Invalid(f"{wanted[:40]!r} is no hypervisor", remedy=f"use one of {', '.join(available)}")
-    raise HypervisorUnavailable(
-        f"The hypervisor {wanted} is not available here",
-        remedy=f"use one of {', '.join(available)}" if available else "",
-        field="hypervisor",
     )
 
 

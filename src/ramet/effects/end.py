@@ -118,15 +118,15 @@ async def end_unheld(site: Site, record: InstanceRecord) -> None:
 
     Looked for on the host: a recorded pid may be another's now, and what failed may have recorded none.
     """
-    driver = site.drivers.get(record.spec.hypervisor)
     is_booting = is_starting(record) and not is_waking(record)
     is_unended = record.id in site.unended
     may_have_one = record.runtime is not None or record.state_error or is_unended or is_booting
-    if driver is None or not may_have_one:
+    if not may_have_one:
         return
-    runtime = (await driver.find()).get(record.id)
-    if runtime is not None:
-        await driver.end(runtime)
+    for driver in site.drivers.values():  # It may have been put back to a snapshot on another one.
+        runtime = (await driver.find()).get(record.id)
+        if runtime is not None:
+            await driver.end(runtime)
     site.unended.discard(record.id)
 
 

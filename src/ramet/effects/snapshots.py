@@ -30,6 +30,7 @@ from ramet.instance.fleet_types import (
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.manifest import MANIFEST_FILE
 from ramet.snapshots.store import CaptureBroken
+from ramet.vmm.port import SnapshotIncompatible
 
 _KIND_NEEDS: Mapping[SnapshotKind, frozenset[State]] = {
     SnapshotKind.STANDBY: frozenset({State.RUNNING, State.STANDBY}),
@@ -195,17 +196,24 @@ class NamedSnapshots:
         return await self._files.add(chunks, name)
 
     async def fork(
-        self, ref: str, names: Sequence[str], *, target: State | None = None
+        self,
+        ref: str,
+        names: Sequence[str],
+        *,
+        target: State | None = None,
+        hypervisor: str | None = None,
     ) -> Sequence[ForkOutcome]:
         """Make one child of a snapshot for each of `names`; outcomes in their order.
 
         Args:
             target: Running, Standby or Stopped; None: Running if it has memory, Stopped if it has not.
+            hypervisor: what its children are to run on, None: what it was taken on.
 
         Raises:
             LayerBroken, CaptureBroken: it has lost a part.
+            SnapshotIncompatible: it has memory, which goes on where it was taken only.
         """
-        snapshot = self._catalog.get(ref)
+        snapshot = _on(self._catalog.get(ref), hypervisor)
         if target is None:
             target = State.STOPPED if snapshot.kind is SnapshotKind.STOPPED else State.RUNNING
         point = snapshot.point
@@ -217,21 +225,24 @@ class NamedSnapshots:
                 point, snapshot.spec, snapshot.source, names, target=target, pool=pool
             )
 
-    async def restore(self, instance: str, ref: str, *, target: State | None = None) -> InstanceView:
+    async def restore(
+        self, instance: str, ref: str, *, target: State | None = None, hypervisor: str | None = None
+    ) -> InstanceView:
         """Put an instance back to one of its own snapshots; it keeps its id, its name and its address.
 
         What it was before is there until the record says otherwise, in one transaction.
 
         Args:
-            target: as of `fork`.
+            target, hypervisor: as of `fork`.
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
+            SnapshotIncompatible: as of `fork`.
             ForeignSnapshot: it is another instance's.
             WrongState: it runs.
             RametError: it was put back, and could not be brought to `target`.
         """
-        snapshot, record = self._catalog.get(ref), self._fleet.get(instance).record
+        snapshot, record = _on(self._catalog.get(ref), hypervisor), self._fleet.get(instance).record
         if snapshot.source != record.id:
             raise ForeignSnapshot(
                 f"the snapshot is of instance {snapshot.source_name}, not of {record.name}",
@@ -267,6 +278,22 @@ class NamedSnapshots:
         with suppress(InstanceNotFound):
             return self._fleet.get(instance).record.capture
         return None
+
+
+def _on(snapshot: SnapshotRecord, hypervisor: str | None) -> SnapshotRecord:
+    """Return a snapshot as one of another hypervisor; None: as it is.
+
+    Raises:
+        SnapshotIncompatible: it has memory.
+    """
+    if hypervisor is None or hypervisor == snapshot.spec.hypervisor:
+        return snapshot
+    if snapshot.point.capture is not None:
+        raise SnapshotIncompatible(
+            f"a snapshot with memory goes on with its own hypervisor, {snapshot.spec.hypervisor}, only",
+            remedy="leave the hypervisor out",
+        )
+    return replace(snapshot, spec=replace(snapshot.spec, hypervisor=hypervisor))
 
 
 async def _look_at_disk(site: Site, layer: LayerId) -> CheckedPart:
