@@ -15,6 +15,7 @@ DATA/
 
 import fcntl
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,8 @@ from ramet.core.errors import Conflict
 from ramet.core.ids import InstanceId
 
 PART_SUFFIX: Final = ".part"
+LOCK_WAIT_S: Final = 0.5
+_LOCK_POLL_S: Final = 0.01
 
 
 class FolderInUse(Conflict):
@@ -53,7 +56,7 @@ class DataFolder:
             folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(self._lock)
         except BlockingIOError:
             os.close(self._lock)
             raise FolderInUse(
@@ -66,6 +69,25 @@ class DataFolder:
 
     def close(self) -> None:
         os.close(self._lock)
+
+
+def _lock(fd: int) -> None:
+    """Lock an open file for us alone.
+
+    A daemon that was killed while it started a VMM leaves the lock to that process until it has become the
+    VMM: milliseconds, after which it can be found.
+
+    Raises:
+        BlockingIOError: somebody else has it, and keeps it.
+    """
+    until = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            return fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= until:
+                raise
+        time.sleep(_LOCK_POLL_S)
 
 
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
