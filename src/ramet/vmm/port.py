@@ -12,7 +12,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Final, Literal
@@ -116,16 +116,25 @@ class ExitReason(Enum):
 class CaptureFormat:
     """By whom a capture was taken, and so who can load it: a VMM that is the same in all of this.
 
-    `device_model` is the number of the list of devices; `version` that of the VMM.
+    `device_model` is the number of the list of devices; `version` that of the VMM. `processor` is the host's
+    where the guest was shown it and may have come to rely on it, and empty where it is emulated, or unknown.
     """
 
     hypervisor: str
     version: str
     device_model: int
     accelerator: str
+    processor: str = ""
 
     def __str__(self) -> str:
-        return f"{self.hypervisor} {self.version} (devices {self.device_model}, {self.accelerator})"
+        parts = [f"devices {self.device_model}", self.accelerator, self.processor]
+        return f"{self.hypervisor} {self.version} ({', '.join(filter(None, parts))})"
+
+    def is_loaded_by(self, loader: "CaptureFormat") -> bool:
+        """Tell whether `loader` is the same in all of this that is known."""
+        if not (self.processor and loader.processor):
+            return replace(self, processor="") == replace(loader, processor="")
+        return self == loader
 
 
 @dataclass(slots=True)
@@ -157,7 +166,7 @@ class Capture:
         Raises:
             SnapshotIncompatible: it was taken by another.
         """
-        if self.format != loader:
+        if self.format is None or not self.format.is_loaded_by(loader):
             raise SnapshotIncompatible(
                 f"a capture taken by {self.format} cannot be loaded by {loader}",
                 remedy="stop the source and start it again, which puts it on the VMM that is installed now",

@@ -31,6 +31,7 @@ from ramet.core.spec import Runtime
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
+from ramet.linux.processor import read_processor
 from ramet.linux.writewatch import prepared
 from ramet.vmm.port import (
     Capture,
@@ -341,7 +342,9 @@ class QemuVm(LiveCapture, Restored):
 
     def _format(self) -> CaptureFormat:
         board = self._board
-        return CaptureFormat(board.name, self._monitor.version(), board.device_model, self._built.accelerator)
+        accelerator = self._built.accelerator
+        processor = "" if accelerator == "tcg" else read_processor()
+        return CaptureFormat(board.name, self._monitor.version(), board.device_model, accelerator, processor)
 
     async def _wait_running(self) -> None:
         with self._process.when_exited(self._monitor.give_up):
