@@ -56,7 +56,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "cli": frozenset({"core", "client", "wire_api"}),
     "daemon": EVERYTHING,
 }
-DRIVERS = ("vmm.qemu", "vmm.fake")  # Only the composition root may name one.
+DRIVERS = ("vmm.qemu", "vmm.firecracker", "vmm.fake")  # Only the composition root may name one.
 WIRING = "daemon/wiring.py"
 FILES = sorted(path.relative_to(SRC) for path in SRC.rglob("*.py"))
 

@@ -118,9 +118,13 @@ class Bench(ABC):
                 await vm.save_devices(target)
                 await vm.copy_rest(target)
             self.tops[vm.runtime.pid] = new_top
-            await channel.thaw()
+            await self.thaw(vm, channel)
         target.seal()
         return target
+
+    async def thaw(self, vm: LiveVm, channel: Channel) -> None:
+        """Have the workload go on after a capture; `channel` is from before."""
+        await channel.thaw()
 
     def new_capture(self, base: FilledOnce | None = None) -> Capture:
         memory = SealableFile("ramet-memory", self.memory_bytes)

@@ -11,9 +11,7 @@ answer to our own hello does, and a hello may have to be said again.
 
 import asyncio
 import fcntl
-import os
 import secrets
-import socket
 import struct
 import termios
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +23,7 @@ from typing import Any, Final, Protocol, cast
 import anyio
 
 from ramet.core.errors import RametError
+from ramet.guest.dial import dial
 from ramet.guest.errors import (
     GuestMisbehaved,
     GuestRefused,
@@ -66,11 +65,8 @@ HELLO_RETRY_S_MAX: Final = 4.0
 FIRST_REQUEST_RETRY_S: Final = 10.0
 """A guest that is asked something with the hello would do it twice, and its port was open in the capture, so
 nothing gets lost; where many children wake at once on few processors, one may need seconds to answer."""
-CONNECT_RETRY_S: Final = 0.02
-"""A full backlog of a unix socket gives EAGAIN and no event when it has room again."""
 STREAMS_COUNT_MAX: Final = 1024
 """Open requests and execs of one guest: bounds what its answers may occupy here."""
-_SUN_PATH_BYTES: Final = 107  # sizeof(sockaddr_un.sun_path) less its final zero: unix(7).
 
 OnEvent = Callable[[WorkloadExited], None]
 FirstRequest = Callable[[], tuple[str, Mapping[str, object]]]
@@ -452,7 +448,7 @@ async def open_channel_with(
     answer: dict[str, Any] = {}
     try:
         with anyio.fail_after(timeout_s):
-            connected = await _connect(socket_path)
+            connected = await dial(socket_path)
             await asyncio.get_running_loop().create_unix_connection(lambda: channel, sock=connected)
             pending = await channel.say_hello(streams, first)
             if pending is not None:
@@ -470,28 +466,3 @@ async def open_channel_with(
         channel.fail(GuestUnreachable("the connection was given up while it was opened"))
         raise
     return channel, answer
-
-
-async def _connect(path: Path) -> socket.socket:
-    """Connect to a unix socket, whatever the length of its path; a full backlog is waited for."""
-    client = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    folder_fd = -1
-    try:
-        address = str(path)
-        if len(os.fsencode(address)) > _SUN_PATH_BYTES:
-            folder_fd = os.open(path.parent, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-            address = f"/proc/self/fd/{folder_fd}/{path.name}"
-        while True:
-            try:
-                client.connect(address)  # On a unix socket this never waits: done, or EAGAIN.
-                return client
-            except BlockingIOError:
-                await asyncio.sleep(CONNECT_RETRY_S)
-    except BaseException as error:
-        client.close()
-        if not isinstance(error, OSError):
-            raise
-        raise GuestUnreachable(f"{path.name}: nobody listens: {error.strerror}") from error
-    finally:
-        if folder_fd >= 0:
-            os.close(folder_fd)

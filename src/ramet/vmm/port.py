@@ -77,10 +77,14 @@ class DiskImage:
 
 @dataclass(frozen=True, slots=True)
 class Nic:
-    """The guest's network card. `tap_fd` is an open descriptor of its TAP, handed to the VMM."""
+    """The guest's network card. `tap_fd` is an open descriptor of its TAP, handed to the VMM.
+
+    `tap_name`: that of a TAP which nobody holds open, for a VMM that opens it itself; None if there is none.
+    """
 
     mac: str
     tap_fd: int
+    tap_name: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +195,10 @@ class Vm(ABC):
 
     runtime: Runtime
     agent_socket: Path
-    """Unix socket of the guest's agent port. Takes one connection at a time."""
+    """Unix socket of the guest's agent port. Takes one connection at a time.
+
+    One that ends in `.vsock` is asked for the agent's port first (`ramet.wire.vsock`).
+    """
 
     @abstractmethod
     async def wait_exited(self) -> ExitReason:

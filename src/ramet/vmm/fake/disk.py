@@ -2,23 +2,36 @@
 
 A line of JSON for each write is appended to the top layer; reading looks through the chain from the top. So a
 fork, a frozen layer and a chain drawn together mean what they mean on a real disk, on the very files that
-`ramet.disks` makes and deletes.
+`ramet.disks` makes and deletes. In a raw layer, which is a whole disk, the lines stand at its beginning,
+behind a mark and their length.
 """
 
 import json
 import os
 import struct
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 _CLUSTER_BYTES: Final = 1 << 16
 _RAW: Final = b"raw"
+_QCOW2_MAGIC: Final = b"QFI\xfb"
+_RAW_HEAD: Final = struct.Struct(">8sQ")  # The mark, and how many bytes of lines follow.
+_RAW_MARK: Final = b"RAMETRAW"
 
 
 def write_file(top: Path, name: str, content: str) -> None:
     """Append one write to the layer `top`."""
-    with top.open("ab") as file:
-        file.write(json.dumps([name, content]).encode() + b"\n")
+    line = json.dumps([name, content]).encode() + b"\n"
+    if _is_qcow2(top):
+        with top.open("ab") as file:
+            file.write(line)
+        return
+    with top.open("r+b") as file:
+        length = _raw_length(file)
+        file.seek(_RAW_HEAD.size + length)
+        file.write(line)
+        file.seek(0)
+        file.write(_RAW_HEAD.pack(_RAW_MARK, length + len(line)))
 
 
 def read_file(layers: list[Path], name: str) -> str | None:
@@ -48,11 +61,26 @@ def draw_together(layers: list[Path], base: Path) -> list[Path]:
 
 
 def _writes(layer: Path) -> list[tuple[str, str]]:
-    if layer.suffix != ".qcow2":
-        return []
     with layer.open("rb") as file:
-        file.seek(_data_offset(layer))
-        return [(name, content) for name, content in map(json.loads, file)]
+        if _is_qcow2(layer):
+            file.seek(_data_offset(layer))
+            lines = file.read()
+        else:
+            length = _raw_length(file)
+            lines = file.read(length)
+        return [(name, content) for name, content in map(json.loads, lines.splitlines())]
+
+
+def _is_qcow2(layer: Path) -> bool:
+    with layer.open("rb") as file:
+        return file.read(len(_QCOW2_MAGIC)) == _QCOW2_MAGIC
+
+
+def _raw_length(file: BinaryIO) -> int:
+    """Return how many bytes of lines a raw layer has; the file stands before them then."""
+    head = file.read(_RAW_HEAD.size)
+    mark, length = _RAW_HEAD.unpack(head.ljust(_RAW_HEAD.size, b"\0"))
+    return int(length) if mark == _RAW_MARK else 0
 
 
 def _data_offset(layer: Path) -> int:

@@ -1,0 +1,131 @@
+"""Firecracker's REST API over its unix socket.
+
+Each request is a connection of its own: half a millisecond, and one that is cancelled leaves nothing behind
+that the next could trip over.
+"""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+from ramet.linux.inotify import watch_new_files
+from ramet.linux.process import HeldProcess
+from ramet.vmm.port import VmmFailed, VmmSilent
+
+COMMAND_TIMEOUT_S: Final = 60.0
+_ANSWER_BYTES_MAX: Final = 1 << 20
+_LISTEN_RETRY_S: Final = 0.001
+"""A socket is there a moment before anybody listens at it."""
+
+
+class Refusal(VmmFailed):
+    """The VMM answered that it will not."""
+
+
+class Api:
+    """The API behind the socket `name` in `folder`. Holds no connection."""
+
+    def __init__(self, folder: Path, name: str, timeout_s: float) -> None:
+        self._folder, self._name, self.timeout_s = folder, name, timeout_s
+
+    async def wait_listening(self, process: HeldProcess, timeout_s: float) -> None:
+        """Return when the API of `process`, which has just been started, can be reached.
+
+        Raises:
+            VmmSilent: it was not in time.
+            VmmFailed: the process ended.
+        """
+        try:
+            async with asyncio.timeout(timeout_s):
+                with watch_new_files(self._folder) as files, process.when_exited(files.tell):
+                    while not (self._folder / self._name).exists() and not process.is_exited:
+                        await files.wait()
+                while not process.is_exited:
+                    try:
+                        self._connect().close()
+                        return
+                    except ConnectionRefusedError:
+                        await asyncio.sleep(_LISTEN_RETRY_S)
+        except TimeoutError as late:
+            raise VmmSilent(f"the VMM's API was not there within {timeout_s:g} s") from late
+        except OSError as error:
+            raise VmmFailed(f"the VMM's API cannot be reached: {error}") from error
+        raise VmmFailed("the VMM ended at its start")
+
+    async def get(self, path: str) -> dict[str, object]:
+        """Ask for something. Errors are as of `put`."""
+        answer = json.loads(await self._request("GET", path, None, self.timeout_s))
+        if not isinstance(answer, dict):
+            raise VmmFailed(f"the VMM's answer to GET {path} makes no sense")
+        return answer
+
+    async def put(self, path: str, body: Mapping[str, object], timeout_s: float | None = None) -> None:
+        """Have something be so.
+
+        Raises:
+            Refusal: the VMM refused it, and says why.
+            VmmSilent: it did not answer in time.
+            VmmFailed: it ended, or does not listen.
+        """
+        await self._request("PUT", path, body, timeout_s or self.timeout_s)
+
+    async def patch(self, path: str, body: Mapping[str, object]) -> None:
+        """Change something. Errors are as of `put`."""
+        await self._request("PATCH", path, body, self.timeout_s)
+
+    async def _request(
+        self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float
+    ) -> bytes:
+        what = f"{method} {path}"
+        try:
+            async with asyncio.timeout(timeout_s):
+                status, answer = await self._exchange(method, path, body)
+        except (TimeoutError, BlockingIOError) as late:  # Blocking: nobody has accepted those before us.
+            raise VmmSilent(f"the VMM did not answer {what} in time ({timeout_s:g} s)") from late
+        except asyncio.IncompleteReadError as error:
+            raise VmmFailed(f"the VMM ended during {what}") from error
+        except (OSError, ValueError, asyncio.LimitOverrunError) as error:
+            raise VmmFailed(f"the VMM cannot be asked {what}: {error}") from error
+        if status >= 300:
+            raise Refusal(f"the VMM refused {what}: {_fault(answer)}")
+        return answer
+
+    async def _exchange(self, method: str, path: str, body: Mapping[str, object] | None) -> tuple[int, bytes]:
+        reader, writer = await asyncio.open_unix_connection(sock=self._connect(), limit=_ANSWER_BYTES_MAX)
+        try:
+            data = b"" if body is None else json.dumps(body).encode()
+            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
+            if body is not None:
+                head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
+            writer.write(head.encode() + b"\r\n" + data)
+            await writer.drain()
+            start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
+            lengths = [line.partition(":")[2] for line in lines if line.startswith("content-length:")]
+            return int(start.split()[1]), await reader.readexactly(int(lengths[0]) if lengths else 0)
+        finally:
+            writer.close()
+
+    def _connect(self) -> socket.socket:
+        """Connect, whatever the length of the folder's path."""
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        try:
+            folder_fd = os.open(self._folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                peer.connect(f"/proc/self/fd/{folder_fd}/{self._name}")  # At once, or EAGAIN.
+            finally:
+                os.close(folder_fd)
+        except BaseException:
+            peer.close()
+            raise
+        return peer
+
+
+def _fault(answer: bytes) -> str:
+    try:
+        return str(json.loads(answer)["fault_message"])
+    except (ValueError, KeyError, TypeError):
+        return answer.decode(errors="replace") or "without a reason"

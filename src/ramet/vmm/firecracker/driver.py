@@ -1,0 +1,192 @@
+"""Firecracker, 1.10 or newer: starts its processes and finds them again.
+
+Each has a session of its own, its instance's folder as working directory, and its output in files. Its API's
+socket appears there, and is waited for by inotify; after a restart of the daemon it is found by its name.
+"""
+
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+import anyio
+from anyio import to_thread
+
+from ramet.core.errors import Broken
+from ramet.core.ids import InstanceId
+from ramet.core.spec import Runtime
+from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
+from ramet.vmm.firecracker.build import (
+    AGENT_SOCKET,
+    API_SOCKET,
+    CONSOLE,
+    LOG,
+    NAME_PREFIX,
+    demand_buildable,
+)
+from ramet.vmm.firecracker.features import NETWORK_OVERRIDES, Release
+from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager, Timeouts, fill_overlay
+from ramet.vmm.port import (
+    Capture,
+    LiveFork,
+    LiveForkUnsupported,
+    Machine,
+    VmmFailed,
+    VmmSilent,
+)
+
+PROGRAM: Final = "firecracker"
+PROGRAM_VARIABLE: Final = "RAMET_FIRECRACKER"
+"""Of the environment: where the program is, if not on the path."""
+
+
+class FirecrackerDriver(LiveFork):
+    """Starts Firecracker.
+
+    Args:
+        instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
+        pager: serves the memory of children; without, they map its file.
+        environment: of the processes; without, ours.
+    """
+
+    name = NAME
+    accelerator = ACCELERATOR
+
+    def __init__(
+        self,
+        program: Path,
+        release: Release,
+        instances_folder: Path,
+        timeouts: Timeouts,
+        pager: Pager | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.version = release.text
+        self._program, self._release, self._instances_folder = program, release, instances_folder
+        self._timeouts, self._pager, self._environment = timeouts, pager, environment
+
+    @classmethod
+    def open(
+        cls,
+        instances_folder: Path,
+        timeouts: Timeouts | None = None,
+        pager: Pager | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "FirecrackerDriver":
+        """Find Firecracker on this host.
+
+        Raises:
+            Broken: there is none, or it is too old.
+        """
+        known = os.environ if environment is None else environment
+        program = known.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
+        if program is None:
+            raise Broken(
+                f"{PROGRAM} is not installed",
+                remedy=f"put it on the path, or say where it is: {PROGRAM_VARIABLE}",
+            )
+        try:
+            asked = subprocess.run(
+                [program, "--version"], stdout=subprocess.PIPE, text=True, check=True, env=environment
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Broken(f"{program} does not run: {error}", remedy="see `ramet doctor`") from error
+        release = Release.told(asked.stdout)
+        return cls(Path(program), release, instances_folder, timeouts or Timeouts(), pager, environment)
+
+    async def boot(self, machine: Machine) -> FirecrackerVm:
+        demand_buildable(machine)
+        try:
+            await to_thread.run_sync(fill_overlay, machine)
+        except OSError as error:
+            raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
+        vm = self._spawn(machine, [])
+        async with _ended_unless_started(vm):
+            await vm.start(machine)
+        return vm
+
+    async def start_waiting(self, machine: Machine, capture: Capture) -> FirecrackerVm:
+        demand_buildable(machine)
+        if machine.nic is not None and not self._release.has(NETWORK_OVERRIDES):
+            raise LiveForkUnsupported(
+                f"Firecracker {self.version} cannot give a child a network card of its own",
+                remedy="install Firecracker 1.12 or newer",
+            )
+        vm = self._spawn(machine, [capture.mapped.fd])
+        async with _ended_unless_started(vm):
+            await vm.wait_for(machine, capture, self._pager)
+        return vm
+
+    async def find(self) -> dict[InstanceId, Runtime]:
+        found: dict[InstanceId, Runtime] = {}
+        for pid, arguments in list_command_lines():
+            options = dict(pairwise(arguments))
+            name = options.get("--id", "")
+            if options.get("--api-sock") != API_SOCKET or not name.startswith(NAME_PREFIX):
+                continue
+            instance = InstanceId(name.removeprefix(NAME_PREFIX))
+            try:
+                if Path(os.readlink(f"/proc/{pid}/cwd")) != self._instances_folder / instance:
+                    continue
+                ticks = read_start_ticks(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found[instance] = Runtime(pid, ticks, read_boot_id(), {})
+        return found
+
+    async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> FirecrackerVm:
+        try:
+            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+        except ProcessLookupError as error:
+            raise VmmFailed("the VMM is gone", instance=instance) from error
+        vm = FirecrackerVm(process, folder, self._timeouts)
+        try:
+            await vm.connect(self._timeouts.adopt_s)
+        except BaseException as error:
+            is_gone = process.is_exited
+            with anyio.CancelScope(shield=True):
+                await vm.detach()
+            if isinstance(error, VmmFailed) and not is_gone:
+                raise VmmSilent(f"the VMM cannot be taken hold of: {error}", instance=instance) from error
+            raise
+        return vm
+
+    async def end(self, runtime: Runtime) -> None:
+        try:
+            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+        except ProcessLookupError:
+            return
+        process.send_signal(signal.SIGKILL)
+        await process.wait_exited()
+
+    def _spawn(self, machine: Machine, passed: list[int]) -> FirecrackerVm:
+        folder = machine.folder
+        argv = [str(self._program), "--id", f"{NAME_PREFIX}{machine.instance}", "--api-sock", API_SOCKET]
+        argv += ["--log-path", LOG, "--level", "Info"]
+        try:
+            for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: Firecracker takes no used name.
+                (folder / left).unlink(missing_ok=True)
+            (folder / LOG).touch()  # Before 1.14 it must be there.
+            process = HeldProcess.start(
+                argv, output=folder / CONSOLE, cwd=folder, pass_fds=passed, environment=self._environment
+            )
+        except OSError as error:
+            raise VmmFailed(f"Firecracker cannot be started: {error}") from error
+        return FirecrackerVm(process, folder, self._timeouts)
+
+
+@asynccontextmanager
+async def _ended_unless_started(vm: FirecrackerVm) -> AsyncIterator[None]:
+    """Have `vm` be gone if what is done inside fails."""
+    try:
+        yield
+    except BaseException as error:
+        await vm.kill()
+        if isinstance(error, VmmFailed):
+            raise VmmFailed(f"Firecracker did not start: {error} {vm.last_words()}") from error
+        raise

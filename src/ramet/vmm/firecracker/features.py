@@ -1,0 +1,68 @@
+"""What a version of Firecracker can do, and how its requests are named there.
+
+Told by the program (`--version`) before anything is started, and by each process of itself (`GET /version`):
+one that was started before an upgrade is still the older one.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from ramet.core.errors import Broken
+
+OLDEST: Final = (1, 10)
+NEWEST_KNOWN: Final = (1, 16)
+"""The newest whose API was read; of a newer one, the same is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feature:
+    """Something that not every version has."""
+
+    name: str
+    since: tuple[int, int]
+    use: str
+
+
+TRACK_DIRTY_PAGES: Final = Feature(
+    "track_dirty_pages", (1, 13), "a load's name for what was called enable_diff_snapshots"
+)
+NETWORK_OVERRIDES: Final = Feature(
+    "network_overrides", (1, 12), "a child's network card is given the child's own TAP"
+)
+CLOCK_REALTIME: Final = Feature("clock_realtime", (1, 16), "a woken guest's clock is not behind")
+VSOCK_OVERRIDE: Final = Feature("vsock_override", (1, 16), "not needed: paths are relative")
+FEATURES: Final = (NETWORK_OVERRIDES, TRACK_DIRTY_PAGES, CLOCK_REALTIME, VSOCK_OVERRIDE)
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """One version, such as 1.16.1."""
+
+    text: str
+
+    @classmethod
+    def told(cls, output: str) -> "Release":
+        """Read what `--version` printed.
+
+        Raises:
+            Broken: that is no version, or one that is too old.
+        """
+        found = re.search(r"Firecracker v(\d+\.\d+\.\d+\S*)", output)
+        if found is None:
+            raise Broken("firecracker does not tell its version", remedy="see `firecracker --version`")
+        release = cls(found[1])
+        if release.number < OLDEST:
+            oldest = ".".join(map(str, OLDEST))
+            raise Broken(
+                f"Firecracker {release.text} is too old", remedy=f"install Firecracker {oldest} or newer"
+            )
+        return release
+
+    @property
+    def number(self) -> tuple[int, int]:
+        major, minor, *_ = self.text.split(".")
+        return int(major), int(minor)
+
+    def has(self, feature: Feature) -> bool:
+        return self.number >= feature.since

@@ -1,0 +1,58 @@
+"""The fake Firecracker as a bench: the guest of the in-process fake, behind the real API."""
+
+import os
+from pathlib import Path
+
+from ramet.guest.channel import Channel
+from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, FirecrackerDriver
+from ramet.vmm.firecracker.vm import Pager, Timeouts
+from tests.vmm.bench import Bench, LiveVm
+from tests.vmm.fake_firecracker.faults import VARIABLE
+from tests.vmm.fake_firecracker.program import NEWEST, VERSION_VARIABLE
+from tests.vmm.raw_layers import RawLayerStore
+
+PROGRAM = Path(__file__).parent / "fake_firecracker" / "firecracker"
+
+
+class FirecrackerBench(Bench):
+    memory_bytes = 6 << 20
+    kernel = initramfs = root = Path("/dev/null")
+
+    def __init__(self, folder: Path, version: str = NEWEST, pager: Pager | None = None) -> None:
+        self.faults = folder / "faults"
+        self.faults.mkdir()
+        self.version, self.pager = version, pager
+        super().__init__(folder)
+        self.layers = RawLayerStore(folder / "layers")
+
+    def open_driver(self, timeout_s: float | None = None) -> FirecrackerDriver:
+        environment = os.environ | {
+            PROGRAM_VARIABLE: str(PROGRAM),
+            VERSION_VARIABLE: self.version,
+            VARIABLE: str(self.faults),
+        }
+        timeouts = None if timeout_s is None else Timeouts(timeout_s, timeout_s, timeout_s, timeout_s)
+        return FirecrackerDriver.open(self.instances, timeouts, pager=self.pager, environment=environment)
+
+    async def thaw(self, vm: LiveVm, channel: Channel) -> None:
+        # A snapshot ends the guest's connections.
+        async with self.channel(vm) as again:
+            await again.thaw()
+
+    def remember(self, name: str, value: str) -> tuple[str, ...]:
+        return ("set", name, value)
+
+    def recall(self, name: str) -> tuple[str, ...]:
+        return ("get", name)
+
+    def store(self, name: str, value: str) -> tuple[str, ...]:
+        return ("write", name, value)
+
+    def fetch(self, name: str) -> tuple[str, ...]:
+        return ("read", name)
+
+    def reset(self) -> tuple[str, ...]:
+        return ("reset",)
+
+    def workload(self) -> tuple[str, ...]:
+        return ("sleep",)
