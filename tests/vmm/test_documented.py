@@ -1,12 +1,18 @@
-"""The table of docs/hypervisors.md is what the boards say of themselves."""
+"""The tables of docs/hypervisors.md and docs/firecracker.md are what the drivers say of themselves."""
 
 from pathlib import Path
 
+from ramet.vmm.firecracker.build import DEVICE_MODEL, VOLUME_COUNT_MAX
+from ramet.vmm.firecracker.driver import FirecrackerDriver
+from ramet.vmm.firecracker.features import FEATURES, OLDEST
 from ramet.vmm.port import LiveFork
 from ramet.vmm.qemu.board import BOARDS
 from ramet.vmm.qemu.driver import QemuDriver
+from ramet.wire.vsock import AGENT_PORT
 
-PAGE = Path(__file__).parents[2] / "docs" / "hypervisors.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "hypervisors.md"
+FIRECRACKER_PAGE = DOCS / "firecracker.md"
 
 
 def render() -> str:
@@ -29,3 +35,26 @@ def _yes(condition: bool) -> str:
 
 def test_the_table_of_hypervisors_is_current() -> None:
     assert render() in PAGE.read_text(), f"put this into {PAGE.name}:\n{render()}"
+
+
+def render_firecracker() -> list[str]:
+    features = [["feature", "since", "what it is for"], ["---"] * 3]
+    features += [[f"`{each.name}`", ".".join(map(str, each.since)), each.use] for each in FEATURES]
+    limits = [
+        ["", f"`{FirecrackerDriver.name}`"],
+        ["---"] * 2,
+        ["device model", str(DEVICE_MODEL)],
+        ["devices", "virtio-mmio"],
+        ["accelerator", FirecrackerDriver.accelerator],
+        ["live fork", _yes(issubclass(FirecrackerDriver, LiveFork))],
+        ["places for volumes", str(VOLUME_COUNT_MAX)],
+        ["agent", f"vsock, port {AGENT_PORT}"],
+    ]
+    return ["".join(f"| {' | '.join(row)} |\n" for row in rows) for rows in (features, limits)]
+
+
+def test_the_tables_of_firecracker_are_current() -> None:
+    page = FIRECRACKER_PAGE.read_text()
+    for table in render_firecracker():
+        assert table in page, f"put this into {FIRECRACKER_PAGE.name}:\n{table}"
+    assert f"{'.'.join(map(str, OLDEST))} or newer" in page
