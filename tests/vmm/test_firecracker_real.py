@@ -1,0 +1,318 @@
+"""The driver and the pager on a real Firecracker, with a guest of a hundred bytes.
+
+Skipped, saying so, where there is no Firecracker (on the path, or RAMET_FIRECRACKER) or no /dev/kvm.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import anyio
+import pytest
+from anyio import create_task_group
+
+from ramet.boot.locate import PAGER_PROGRAM, native_program
+from ramet.core.errors import Broken
+from ramet.core.ids import InstanceId, LayerId, mint_id
+from ramet.linux.memfd import SealableFile
+from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
+from ramet.vmm.firecracker.driver import FirecrackerDriver
+from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
+from ramet.vmm.port import MEMORY_FILE_NAME, Capture, DiskImage, ExitReason, Machine, VmmFailed
+from tests.vmm import tiny_guest
+from tests.vmm.bench import digest
+from tests.vmm.raw_layers import RawLayerStore
+
+MEMORY_BYTES = 16 << 20
+DISK_BYTES = 1 << 20
+BURST = 25
+POLL_S = 0.01
+TIMEOUT_S = 60.0
+
+
+def why_not() -> str | None:
+    """Return why there is nothing to try the driver on."""
+    try:
+        FirecrackerDriver.open(Path("/"))
+    except Broken as error:
+        return str(error)
+    return None if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm cannot be used"
+
+
+WHY_NOT = why_not()
+pytestmark = [pytest.mark.anyio, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
+
+
+class RealBench:
+    """A driver, and guests that count."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("instances", "layers"):
+            (folder / name).mkdir()
+        self.layers = RawLayerStore(folder / "layers")
+        self.driver = self.open_driver()
+        self.vms: list[FirecrackerVm] = []
+        self.tops: dict[int, LayerId] = {}
+
+    def open_driver(self, pager: Pager | None = None) -> FirecrackerDriver:
+        return FirecrackerDriver.open(self.folder / "instances", pager=pager)
+
+    def machine(self, layer: LayerId, kernel: bytes | None = None) -> Machine:
+        instance = InstanceId(mint_id())
+        folder = self.folder / "instances" / instance
+        folder.mkdir()
+        files = {
+            "kernel": kernel or tiny_guest.build(),
+            "initramfs": bytes(4096),
+            "config.img": bytes(65_536),
+        }
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+        root = self.folder / "root.img"
+        if not root.exists():
+            root.write_bytes(bytes(DISK_BYTES))
+        overlay = DiskImage(self.layers.chain(layer))
+        return Machine(
+            instance,
+            folder,
+            1,
+            MEMORY_BYTES,
+            folder / "kernel",
+            folder / "initramfs",
+            root,
+            overlay,
+            folder / "config.img",
+            None,
+        )
+
+    async def boot(self, kernel: bytes | None = None) -> FirecrackerVm:
+        layer = self.layers.create(DISK_BYTES)
+        return self.keep(await self.driver.boot(self.machine(layer, kernel)), layer)
+
+    async def capture(self, vm: FirecrackerVm, base: SealableFile | None = None) -> Capture:
+        memory = SealableFile(MEMORY_FILE_NAME, MEMORY_BYTES)
+        target = Capture(memory, SealableFile("ramet-devices"), base=base)
+        new_top = self.layers.create_on(self.tops[vm.runtime.pid], DISK_BYTES)
+        await vm.prepare_disk(self.layers.path(new_top))
+        await vm.copy_ahead(target)
+        async with vm.paused():
+            await vm.switch_disk(self.layers.path(new_top))
+            await vm.save_devices(target)
+            await vm.copy_rest(target)
+        self.tops[vm.runtime.pid] = new_top
+        target.seal()
+        return target
+
+    async def child(self, capture: Capture, frozen: LayerId, pager: Pager | None = None) -> FirecrackerVm:
+        layer = self.layers.create_on(frozen, DISK_BYTES)
+        driver = self.driver if pager is None else self.open_driver(pager)
+        return self.keep(await driver.start_waiting(self.machine(layer), capture), layer)
+
+    def keep(self, vm: FirecrackerVm, layer: LayerId) -> FirecrackerVm:
+        self.vms.append(vm)
+        self.tops[vm.runtime.pid] = layer
+        return vm
+
+    async def aclose(self) -> None:
+        for vm in self.vms:
+            await vm.kill()
+
+
+@pytest.fixture
+async def bench() -> AsyncIterator[RealBench]:
+    folder = Path(tempfile.mkdtemp(prefix="ramet-fc-"))
+    bench = RealBench(folder)
+    yield bench
+    await bench.aclose()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+async def pager(bench: RealBench) -> AsyncIterator[PagerClient]:
+    supervisor = PagerSupervisor(bench.folder / "pagers", native_program(PAGER_PROGRAM))
+    await supervisor.start()
+    (own,) = (bench.folder / "pagers").iterdir()
+    yield PagerClient(own / "control.sock")
+    await bench.aclose()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(supervisor.pid, signal.SIGKILL)
+    await supervisor.wait_exited()
+    supervisor.close()
+
+
+def counted(vm: FirecrackerVm) -> list[int]:
+    """Return the numbers that a guest has printed; all of its memory was right."""
+    return tiny_guest.rounds((vm.agent_socket.parent / "console.log").read_text())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    with anyio.fail_after(TIMEOUT_S):
+        while not condition():  # noqa: ASYNC110 - a console tells nobody
+            await anyio.sleep(POLL_S)
+
+
+async def goes_on(vm: FirecrackerVm) -> None:
+    """Return when a guest has counted further than it had."""
+    before = len(counted(vm))
+    await until(lambda: len(counted(vm)) > before + 1)
+
+
+async def test_a_guest_runs_and_stands_still_and_runs(bench: RealBench) -> None:
+    vm = await bench.boot()
+    await until(lambda: len(counted(vm)) > 2)
+    async with vm.paused():
+        assert await vm.is_paused()
+        before = counted(vm)
+        await bench.driver.find()
+        assert counted(vm) == before
+    assert not await vm.is_paused()
+    await goes_on(vm)
+    assert counted(vm) == list(range(1, len(counted(vm)) + 1))
+
+
+async def test_a_child_goes_on_where_its_source_was_and_neither_sees_the_other(bench: RealBench) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    before = digest(capture.memory)
+    at_capture = len(counted(source))
+    await goes_on(source)
+    child = await bench.child(capture, frozen)
+    await child.load(capture)
+    await goes_on(child)
+    assert 1 < counted(child)[0] <= at_capture + 1
+    await goes_on(source)
+    assert counted(source) == list(range(1, len(counted(source)) + 1))
+    assert digest(capture.memory) == before
+    assert await child.top_layer() == bench.layers.path(bench.tops[child.runtime.pid])
+    assert await source.top_layer() == bench.layers.path(bench.tops[source.runtime.pid])
+    capture.close()
+
+
+async def test_of_a_child_only_the_changes_are_captured_however_often(bench: RealBench) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    base = capture.memory
+    assert isinstance(base, SealableFile)
+    child = await bench.child(capture, frozen)
+    await child.load(capture)
+    for _ in range(2):
+        await goes_on(child)
+        frozen = bench.tops[child.runtime.pid]
+        taken = await bench.capture(child, base)
+        assert taken.changes is not None
+        assert taken.mapped is base
+        last = counted(child)[-1]
+        grandchild = await bench.child(taken, frozen)
+        await grandchild.load(taken)
+        await goes_on(grandchild)
+        assert abs(counted(grandchild)[0] - last) <= 2
+        again = await bench.capture(grandchild, base)
+        assert again.mapped is base
+        again.memory.close()
+        taken.memory.close()
+
+
+async def test_a_child_is_served_by_the_pager(bench: RealBench, pager: PagerClient) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    child = await bench.child(capture, frozen, pager)
+    await child.load(capture)
+    await goes_on(child)
+    assert counted(child)[0] > 1
+    (session,) = (await pager.statistics()).sessions
+    assert session.phase is SessionPhase.SERVING
+    assert session.vmm_pid == child.runtime.pid
+    assert session.fault_count > 0
+    grandchild_frozen = bench.tops[child.runtime.pid]
+    second = await bench.capture(child)
+    grandchild = await bench.child(second, grandchild_frozen, pager)
+    await grandchild.load(second)
+    await goes_on(grandchild)
+    assert counted(grandchild)[0] > counted(child)[0]
+    capture.close()
+    second.close()
+
+
+@pytest.mark.parametrize("is_paged", [False, True], ids=["file", "pager"])
+async def test_many_children_load_one_capture_at_once(
+    bench: RealBench, pager: PagerClient, is_paged: bool
+) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    await source.kill()
+    children = [await bench.child(capture, frozen, pager if is_paged else None) for _ in range(BURST)]
+    async with create_task_group() as group:
+        for child in children:
+            group.start_soon(child.load, capture)
+    for child in children:
+        await goes_on(child)
+        await child.kill()
+    assert len({counted(child)[0] for child in children}) == 1
+    capture.close()
+
+
+async def test_a_guest_that_resets_itself_is_told_apart_from_one_that_we_ended(bench: RealBench) -> None:
+    resetting = await bench.boot(tiny_guest.build(last_round=3))
+    with anyio.fail_after(TIMEOUT_S):
+        assert await resetting.wait_exited() is ExitReason.GUEST_RESET
+    assert counted(resetting) == [1, 2, 3]
+    killed, crashed = await bench.boot(), await bench.boot()
+    await killed.kill()
+    assert await killed.wait_exited() is ExitReason.KILLED
+    os.kill(crashed.runtime.pid, signal.SIGKILL)
+    assert await crashed.wait_exited() is ExitReason.UNKNOWN
+
+
+async def test_what_cannot_be_loaded_ends_the_process_with_a_reason_and_can_be_tried_again(
+    bench: RealBench,
+) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    broken = Capture(capture.memory, SealableFile("ramet-devices"), capture.format)
+    content = bytearray(Path(capture.devices.path).read_bytes())
+    content[100] ^= 1
+    os.pwrite(broken.devices.fd, content, 0)
+    broken.devices.seal()
+    child = await bench.child(broken, frozen)
+    with pytest.raises(VmmFailed, match="CRC"):
+        await child.load(broken)
+    assert not Path(f"/proc/{child.runtime.pid}").exists()
+    sibling = await bench.child(capture, frozen)
+    await sibling.load(capture)
+    await goes_on(sibling)
+    capture.close()
+
+
+async def test_a_running_one_is_found_and_adopted_by_another_driver(bench: RealBench) -> None:
+    vm = await bench.boot()
+    await until(lambda: len(counted(vm)) > 2)
+    instance = InstanceId(vm.agent_socket.parent.name)
+    await vm.detach()
+    bench.vms.remove(vm)
+    other = bench.open_driver()
+    found = await other.find()
+    assert found.keys() == {instance}
+    adopted = bench.keep(
+        await other.adopt(instance, vm.agent_socket.parent, found[instance]), bench.tops[vm.runtime.pid]
+    )
+    frozen = bench.tops[adopted.runtime.pid]
+    capture = await bench.capture(adopted)
+    child = await bench.child(capture, frozen)
+    await child.load(capture)
+    await goes_on(child)
+    capture.close()
