@@ -1,4 +1,4 @@
-//! What is done for a session beside its faults, step by step: a working set is replayed, memory is completed.
+//! What is done for a session beside its faults, window by window: a working set is replayed, memory is completed.
 //!
 //! Completing fills every page and only then takes the memory off the userfaultfd. In the other order a page
 //! that is not there yet would become zeroes. Whatever fails before leaves the session as it was.
@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use crate::limits::STEP_WINDOWS;
 use crate::memory::{Memory, ALL_PAGES};
 use crate::pages::WorkingSet;
 use crate::served::{Served, Trouble};
@@ -53,6 +52,15 @@ impl Job {
         matches!(self, Self::Settle { .. })
     }
 
+    /// What a fault in a window of the base is to be answered with: while a set is replayed, what that will
+    /// bring anyhow and no more.
+    pub fn answer_of(&self, window_index: u64, page: u16) -> u16 {
+        match self {
+            Self::Replay { set, .. } if set.pages_of(window_index) & page != 0 => set.pages_of(window_index),
+            _ => ALL_PAGES,
+        }
+    }
+
     pub fn step(&mut self, served: &Served, memory: &mut Memory) -> Result<Step, Trouble> {
         match self {
             Self::Replay { set, next } => replay(served, memory, set, next),
@@ -77,17 +85,15 @@ impl Job {
 }
 
 fn replay(served: &Served, memory: &Memory, set: &WorkingSet, next: &mut usize) -> Result<Step, Trouble> {
-    for _ in 0..STEP_WINDOWS {
-        let Some(wanted) = set.windows.get(*next) else { return Ok(Step::Replayed) };
-        for place in memory.places(u64::from(wanted.index)) {
-            // What the guest gave back it does not want.
-            match served.fill(memory, &place, memory.kept(&place, wanted.pages))? {
-                Some(bytes) => served.counters.replayed_bytes.add(bytes),
-                None => return Ok(Step::Later),
-            }
+    let Some(wanted) = set.windows.get(*next) else { return Ok(Step::Replayed) };
+    for place in memory.places(u64::from(wanted.index)) {
+        // What the guest gave back it does not want.
+        match served.fill(memory, &place, memory.kept(&place, wanted.pages))? {
+            Some(bytes) => served.counters.replayed_bytes.add(bytes),
+            None => return Ok(Step::Later),
         }
-        *next += 1;
     }
+    *next += 1;
     Ok(Step::More)
 }
 
@@ -97,20 +103,18 @@ fn complete(
     mapping_index: &mut usize,
     nth: &mut u64,
 ) -> Result<Step, Trouble> {
-    for _ in 0..STEP_WINDOWS {
-        if *mapping_index == memory.mappings().len() {
-            return Ok(Step::Completed);
-        }
-        let Some(window) = memory.nth(*mapping_index, *nth) else {
-            (*mapping_index, *nth) = (*mapping_index + 1, 0);
-            continue;
-        };
-        // What the guest gave back is zeroes, with us and without us.
-        if served.fill(memory, &window, memory.kept(&window, ALL_PAGES))?.is_none() {
-            return Ok(Step::Later);
-        }
-        *nth += 1;
+    if *mapping_index == memory.mappings().len() {
+        return Ok(Step::Completed);
     }
+    let Some(window) = memory.nth(*mapping_index, *nth) else {
+        (*mapping_index, *nth) = (*mapping_index + 1, 0);
+        return Ok(Step::More);
+    };
+    // What the guest gave back is zeroes, with us and without us.
+    if served.fill(memory, &window, memory.kept(&window, ALL_PAGES))?.is_none() {
+        return Ok(Step::Later);
+    }
+    *nth += 1;
     Ok(Step::More)
 }
 

@@ -35,9 +35,9 @@ pub const CACHE_SHARD_BYTES_MIN: usize = 1 << 20;
 pub const WORKING_SETS_MAX: usize = 256;
 pub const WORKING_SETS_BYTES_MAX: usize = 32 << 20;
 
-/// Working sets are replayed, and memory is completed, in steps of so many windows (256 KiB); between two steps
-/// faults are answered, and other sessions have their turns.
-pub const STEP_WINDOWS: usize = 4;
+/// Working sets are replayed, and memory is completed, so many windows a turn (1 MiB). The session's own faults
+/// are looked for after each of them.
+pub const STEP_WINDOWS: usize = 16;
 
 pub const CONTROL_CONNECTIONS_MAX: usize = 32;
 pub const REQUEST_LINE_BYTES_MAX: usize = 16 * 1024;
@@ -64,7 +64,7 @@ pub const PENDING_FAULTS_MAX: usize = 4096;
 pub const RECENT_ENDS_MAX: usize = 32;
 /// A unix socket's path, without the terminating zero.
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
-/// Most descriptors that one session holds: connection, process, userfaultfd, timer, base; or, during its
+/// Most descriptors that one session holds: connection, process, userfaultfd, timer, event, base; or, during its
 /// handshake, connection, process and what was sent.
 pub const DESCRIPTORS_PER_SESSION: u64 = 6;
 /// Descriptors for everything else: control connections, signals, polls, standard streams.

@@ -61,6 +61,12 @@ impl WorkingSet {
         Self { windows: touched.windows().collect(), page_count: touched.len() }
     }
 
+    /// Its pages of one window of the base.
+    pub fn pages_of(&self, window_index: u64) -> u16 {
+        let found = self.windows.binary_search_by_key(&window_index, |window| u64::from(window.index));
+        found.map_or(0, |at| self.windows[at].pages)
+    }
+
     /// What keeping it takes.
     pub fn size_bytes(&self) -> usize {
         std::mem::size_of_val(&*self.windows)
@@ -82,6 +88,7 @@ mod tests {
         assert_eq!(found, [(0, 1 | 1 << 15), (1, 1), (4, 1), (8, 0b11_1100)]);
         assert_eq!(set.page_count, 8);
         assert_eq!(set.size_bytes(), 4 * 8);
+        assert_eq!([0, 1, 2, 8, 9].map(|index| set.pages_of(index)), [1 | 1 << 15, 1, 0, 0b11_1100, 0]);
     }
 
     #[test]

@@ -48,24 +48,26 @@ impl Pool {
     /// Serves a session from now on, under a token of the caller's that no other session has.
     pub fn add(&self, token: u64, served: &Arc<Served>) -> Result<()> {
         lock(&self.sessions).insert(token, Arc::clone(served));
-        // The timer fires at once, and that turn sees to the faults that are there already.
-        self.epoll.add(served.uffd_fd(), ONCE, token)?;
-        self.epoll.add(served.timer_fd(), READABLE | ONCE, token)
+        for fd in [served.uffd_fd(), served.timer_fd()] {
+            self.epoll.add(fd, ONCE, token)?;
+        }
+        // Its first turn, which sees to the faults that are there already, is now.
+        self.epoll.add(served.again_fd(), READABLE | ONCE, token)
     }
 
     /// Serves it no more; a turn that is under way comes to its end by itself.
     pub fn remove(&self, token: u64) {
         let Some(served) = lock(&self.sessions).remove(&token) else { return };
-        for fd in [served.uffd_fd(), served.timer_fd()] {
+        for fd in [served.uffd_fd(), served.timer_fd(), served.again_fd()] {
             // The VMM holds the same file, so closing our descriptor would not take it off the epoll.
             // It is not on it only if adding it failed.
             let _ = self.epoll.remove(fd);
         }
     }
 
-    /// Has a session whose timer was armed by somebody else be looked at when it fires.
-    pub fn expect_timer(&self, token: u64, served: &Served) -> Result<()> {
-        self.epoll.modify(served.timer_fd(), READABLE | ONCE, token)
+    /// Gives a session that was told to do more a turn.
+    pub fn give_turn(&self, token: u64, served: &Served) -> Result<()> {
+        self.epoll.modify(served.again_fd(), READABLE | ONCE, token)
     }
 
     /// What has been found since the last call.
@@ -97,6 +99,7 @@ impl Pool {
         let fd = match &turn {
             Turn::Idle | Turn::GaveUp { .. } => served.uffd_fd(),
             Turn::Deferred => served.timer_fd(),
+            Turn::Again => served.again_fd(),
         };
         if let Turn::GaveUp { is_completion, reason } = turn {
             self.notify(token, Notice::GaveUp { is_completion, reason });

@@ -8,15 +8,15 @@ use std::io::Result;
 use std::os::fd::RawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::base::{Base, WindowContent};
 use crate::counters::{Counter, Counters};
 use crate::job::{Job, Step};
-use crate::limits::{AGAIN_DELAY, AGAIN_TRIES, PAGE_BYTES, PENDING_FAULTS_MAX};
+use crate::limits::{AGAIN_DELAY, AGAIN_TRIES, PAGE_BYTES, PENDING_FAULTS_MAX, STEP_WINDOWS};
 use crate::memory::{Memory, Run, Source, Window, ALL_PAGES};
 use crate::pages::{PageSet, WorkingSet};
-use crate::sys::Timer;
+use crate::sys::{Timer, Wakeup};
 use crate::uffd::{Event, Filled, Uffd};
 
 /// How a session came to its end.
@@ -36,8 +36,10 @@ pub enum End {
 pub enum Turn {
     /// Every fault that was there has been served.
     Idle,
-    /// There is more to do; the timer tells when.
+    /// The VMM's memory map is changing; the timer tells when to try again.
     Deferred,
+    /// There is more to do besides faults, as soon as it is this session's turn again.
+    Again,
     /// Every fault has been served, but what was to be done besides cannot be, for this reason.
     GaveUp { is_completion: bool, reason: String },
 }
@@ -79,6 +81,8 @@ struct State {
 pub struct Served {
     uffd: Uffd,
     timer: Timer,
+    /// Always readable.
+    again: Wakeup,
     base: Arc<Base>,
     /// Pages of the base there can be.
     page_count: u64,
@@ -94,23 +98,28 @@ impl Served {
             Start::Recording => (Some(PageSet::default()), None),
             Start::Replaying(set) => (None, Some(Job::replay(set))),
         };
-        let served = Self {
+        let again = Wakeup::new()?;
+        again.wake();
+        Ok(Self {
             uffd,
             timer: Timer::new()?,
+            again,
             base,
             page_count: page_count.unwrap_or(0),
             state: Mutex::new(State { memory, pending: BTreeSet::new(), touched, job }),
             counters: Counters::default(),
-        };
-        served.timer.arm(NOW)?;
-        Ok(served)
+        })
     }
 
     pub fn uffd_fd(&self) -> RawFd {
         self.uffd.fd()
     }
 
-    /// Fires when there is something to do besides faults; at first, too.
+    /// Is always ready: who waits for it gets a turn when the others have had theirs.
+    pub fn again_fd(&self) -> RawFd {
+        self.again.fd()
+    }
+
     pub fn timer_fd(&self) -> RawFd {
         self.timer.fd()
     }
@@ -120,19 +129,19 @@ impl Served {
         self.lock().touched.take().map(|touched| WorkingSet::new(&touched))
     }
 
-    /// Has all memory be filled and then given over to the kernel. The timer fires.
-    pub fn complete(&self) -> Result<()> {
+    /// Has all memory be filled and then given over to the kernel, in the turns that come.
+    pub fn complete(&self) {
         let mut state = self.lock();
         if !state.job.as_ref().is_some_and(Job::is_completion) {
             state.job = Some(Job::completion());
         }
-        self.timer.arm(NOW)
     }
 
     /// Serves what is there now; bounded, so that each session gets its turn.
     pub fn turn(&self) -> std::result::Result<Turn, End> {
         let mut state = self.lock();
-        for _ in 0..AGAIN_TRIES {
+        let (mut tries, mut steps) = (0, 0);
+        loop {
             // Removals first, always: a fault that is served from what they made stale would bring back
             // memory that the guest gave away. The kernel helps: while a removal has not been read, and
             // until its caller woke up, nothing can be filled (EAGAIN).
@@ -141,24 +150,32 @@ impl Served {
                 state.pending.clear(); // The kernel woke them, and serves them.
             }
             self.serve_pending(&mut state)?;
+            // What is not asked for waits until every fault that is there has been answered.
             if state.pending.is_empty() {
-                return self.go_on(&mut state);
+                match self.step(&mut state)? {
+                    Turn::Again if steps < STEP_WINDOWS => steps += 1,
+                    turn => return Ok(turn),
+                }
+                continue;
             }
             self.counters.deferrals.add(1);
+            if tries == AGAIN_TRIES {
+                return self.defer();
+            }
+            tries += 1;
             thread::yield_now();
         }
-        self.defer(AGAIN_DELAY)
     }
 
-    /// Does a step of what there is to do besides faults.
-    fn go_on(&self, state: &mut State) -> std::result::Result<Turn, End> {
+    /// Fills a window that nobody has asked for yet, if there is one to be filled.
+    fn step(&self, state: &mut State) -> std::result::Result<Turn, End> {
         let State { memory, job, .. } = state;
         let Some(unfinished) = job else { return Ok(Turn::Idle) };
         match unfinished.step(self, memory) {
-            Ok(Step::More) => self.defer(NOW),
+            Ok(Step::More) => Ok(Turn::Again),
             Ok(Step::Later) => {
                 self.counters.deferrals.add(1);
-                self.defer(AGAIN_DELAY)
+                self.defer()
             }
             Ok(Step::Replayed) => {
                 *job = None;
@@ -174,8 +191,8 @@ impl Served {
         }
     }
 
-    fn defer(&self, delay: Duration) -> std::result::Result<Turn, End> {
-        self.timer.arm(delay).map_err(|error| End::Failed(format!("timer: {error}")))?;
+    fn defer(&self) -> std::result::Result<Turn, End> {
+        self.timer.arm(AGAIN_DELAY).map_err(|error| End::Failed(format!("timer: {error}")))?;
         Ok(Turn::Deferred)
     }
 
@@ -204,14 +221,19 @@ impl Served {
     }
 
     fn serve_pending(&self, state: &mut State) -> std::result::Result<(), End> {
-        let State { memory, pending, touched, .. } = state;
+        let State { memory, pending, touched, job } = state;
         while let Some(address) = pending.first().copied() {
             let began = Instant::now();
             let Some(window) = memory.window(address) else {
                 return Err(End::Failed(format!("a fault at {address:#x}, outside the mappings")));
             };
-            // Only what is asked for is touched, not what comes with it.
-            let pages = if touched.is_some() { window.page_at(address) } else { ALL_PAGES };
+            let page = window.page_at(address);
+            // While what is touched is recorded, nothing else comes with it.
+            let pages = match (&touched, &job) {
+                (Some(_), _) => page,
+                (None, Some(job)) => job.answer_of(window.index(), page),
+                (None, None) => ALL_PAGES,
+            };
             let Some(filled_bytes) = self.fill(memory, &window, pages)? else { break };
             if filled_bytes < u64::from((pages & window.pages()).count_ones()) * PAGE_BYTES {
                 // Somebody may sleep for a page that was there before, or that was unmapped: let it look again.
@@ -223,11 +245,11 @@ impl Served {
             if let Some(touched) = touched {
                 let page = (window.offset + (address - window.start)) / PAGE_BYTES;
                 touched.insert(page..page + 1, self.page_count);
-                pending.pop_first();
-                continue;
             }
             // In order of address, so those of this window are the first.
-            while pending.first().is_some_and(|address| window.contains(*address)) {
+            let is_answered =
+                |address: &u64| window.contains(*address) && window.page_at(*address) & pages != 0;
+            while pending.first().is_some_and(is_answered) {
                 pending.pop_first();
             }
         }
@@ -297,6 +319,3 @@ impl Served {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// The shortest time a timer can be armed for.
-const NOW: Duration = Duration::from_nanos(1);

@@ -374,10 +374,8 @@ impl Server {
         let Some(served) = session.served().cloned() else {
             return Err(Refusal::new("not_serving", "its VMM has not handed its memory over"));
         };
-        served
-            .complete()
-            .and_then(|()| self.pool.expect_timer(token, &served))
-            .map_err(|error| Refusal::new("internal_error", error.to_string()))
+        served.complete();
+        self.pool.give_turn(token, &served).map_err(|error| Refusal::new("internal_error", error.to_string()))
     }
 
     fn hear(&mut self, id: &str, notice: Notice) {
