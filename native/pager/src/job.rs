@@ -125,9 +125,12 @@ fn give_over(served: &Served, memory: &mut Memory) -> Result<u64, Trouble> {
     for index in 0..memory.mappings().len() {
         first = memory.mappings()[index].start;
         for Range { start, end } in memory.mapped_ranges(index) {
-            served.uffd().unregister(start, end - start).map_err(|error| {
-                Trouble::Failed(format!("giving memory at {start:#x} over to the kernel: {error}"))
-            })?;
+            let uffd = served.uffd();
+            // The kernel wakes who waits for pages of the range before it locks out who is about to: since
+            // Linux 6.7 faults are handled under the lock of their area alone. So they are woken once more.
+            uffd.unregister(start, end - start).and_then(|()| uffd.wake(start, end - start)).map_err(
+                |error| Trouble::Failed(format!("giving memory at {start:#x} over to the kernel: {error}")),
+            )?;
             memory.unmap(start, end);
         }
     }
