@@ -113,7 +113,10 @@ impl Server {
     /// Serves until it has been drained.
     pub fn run(mut self) -> Result<()> {
         while !(self.draining && self.sessions.is_empty()) {
-            for token in self.epoll.wait(READY_MAX, self.time_left())? {
+            let mut tokens = self.epoll.wait(READY_MAX, self.time_left())?;
+            // Who has hung up makes room for who comes.
+            tokens.sort_by_key(|token| matches!(self.watched.get(token), Some(Watched::Control)));
+            for token in tokens {
                 self.see(token)?;
                 self.answer_all()?;
             }
