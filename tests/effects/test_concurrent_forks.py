@@ -7,12 +7,14 @@ import anyio.lowlevel
 import pytest
 
 from ramet.core.spec import State
-from ramet.instance.fleet_types import NameTaken
+from ramet.instance.fleet_types import ForkOutcome, NameTaken
 from ramet.vmm.fake.faults import Call
 from tests.effects.test_sharing import Forks
 from tests.effects.world import World
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
+
+BURST = 25
 
 
 @pytest.mark.parametrize("call", ["copy_ahead", "load"])
@@ -31,6 +33,37 @@ async def test_a_source_is_read_and_used_while_it_is_forked(world: World, call: 
                 assert await daemon.run("src", "read", "file") == "while it is forked"
             held.release()
         assert forks.outcomes["child"].error is None
+
+
+async def test_one_vmm_that_hangs_in_its_load_holds_up_neither_the_others_nor_any_read(world: World) -> None:
+    names = [f"child{index}" for index in range(BURST)]
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        held = daemon.faults.hold("load")
+        outcomes: list[ForkOutcome] = []
+
+        async def fork_all() -> None:
+            outcomes.extend(await daemon.fleet.fork("src", names))
+
+        def running() -> set[str]:
+            views = daemon.fleet.list()
+            return {view.record.name for view in views if view.record.state is State.RUNNING} - {"src"}
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(fork_all)
+            await held.wait_reached()
+            with anyio.fail_after(60):
+                while len(running()) < BURST - 1:
+                    for name in ("src", *running()):
+                        assert daemon.fleet.get(name).record.state is State.RUNNING
+                    await anyio.lowlevel.checkpoint()
+            (stuck,) = set(names) - running()
+            assert daemon.fleet.get(stuck).record.state is State.CREATED
+            for name in running():
+                assert await daemon.run(name, "echo", name) == f"{name}\n"
+            assert not outcomes
+            held.release()
+        assert [outcome.error for outcome in outcomes] == [None] * BURST
 
 
 async def test_of_two_forks_that_want_one_name_exactly_one_wins(world: World) -> None:

@@ -178,6 +178,25 @@ async def test_one_that_hangs_in_its_load_holds_nobody_up(bench: FirecrackerBenc
         await bench.end(child)
 
 
+async def test_the_first_capture_of_a_booted_guest_has_holes_for_what_was_never_written(
+    bench: FirecrackerBench,
+) -> None:
+    parent = await bench.boot()
+    await bench.run(parent, bench.remember("first", "1"))
+    frozen = bench.tops[parent.runtime.pid]
+    first = await bench.capture(parent)
+    assert 0 < first.memory.resident_bytes < bench.memory_bytes // 2
+    child = await bench.child(first, frozen)
+    assert await bench.run(child, bench.recall("first")) == "1"
+    second = await bench.capture(parent)
+    grandchild = await bench.child(second, bench.tops[parent.runtime.pid])
+    assert await bench.run(grandchild, bench.recall("first")) == "1"
+    first.close()
+    second.close()
+    for vm in (child, grandchild, parent):
+        await bench.end(vm)
+
+
 # What it cannot do
 
 NIC = Nic("02:00:00:00:00:07", -1, "lo")

@@ -3,12 +3,13 @@
 Skipped, saying so, where there is no Firecracker (on the path, or RAMET_FIRECRACKER) or no /dev/kvm.
 """
 
+import asyncio
 import contextlib
 import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import anyio
@@ -19,7 +20,9 @@ from ramet.boot.locate import PAGER_PROGRAM, native_program
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.linux.memfd import SealableFile
+from ramet.linux.process import list_command_lines
 from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
+from ramet.vmm.firecracker.api import Api
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
 from ramet.vmm.port import MEMORY_FILE_NAME, Capture, DiskImage, ExitReason, Machine, VmmFailed
@@ -180,6 +183,7 @@ async def test_a_child_goes_on_where_its_source_was_and_neither_sees_the_other(b
     await until(lambda: len(counted(source)) > 2)
     frozen = bench.tops[source.runtime.pid]
     capture = await bench.capture(source)
+    assert 0 < capture.memory.resident_bytes < MEMORY_BYTES // 2  # What was never written is a hole.
     before = digest(capture.memory)
     at_capture = len(counted(source))
     await goes_on(source)
@@ -198,6 +202,7 @@ async def test_a_child_goes_on_where_its_source_was_and_neither_sees_the_other(b
 async def test_of_a_child_only_the_changes_are_captured_however_often(bench: RealBench) -> None:
     source = await bench.boot()
     await until(lambda: len(counted(source)) > 2)
+    (await bench.capture(source)).close()  # The next has all memory, of which a round changes little.
     frozen = bench.tops[source.runtime.pid]
     capture = await bench.capture(source)
     base = capture.memory
@@ -291,6 +296,89 @@ async def test_what_cannot_be_loaded_ends_the_process_with_a_reason_and_can_be_t
     child = await bench.child(broken, frozen)
     with pytest.raises(VmmFailed, match="CRC"):
         await child.load(broken)
+    assert not Path(f"/proc/{child.runtime.pid}").exists()
+    sibling = await bench.child(capture, frozen)
+    await sibling.load(capture)
+    await goes_on(sibling)
+    capture.close()
+
+
+def kill_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    """Have the VMM that is asked `wanted` next be killed when it has the request, and before it answers."""
+    exchange = Api._exchange
+    is_armed = True
+
+    async def killing(
+        api: Api, method: str, path: str, body: Mapping[str, object] | None
+    ) -> tuple[int, bytes]:
+        nonlocal is_armed
+        if not is_armed or f"{method} {path}" != wanted:
+            return await exchange(api, method, path, body)
+        is_armed = False
+        pid = next(pid for pid, _ in list_command_lines() if is_in(pid, api._folder))
+        os.kill(pid, signal.SIGSTOP)
+        asked = asyncio.ensure_future(exchange(api, method, path, body))
+        await anyio.wait_all_tasks_blocked()
+        os.kill(pid, signal.SIGKILL)
+        return await asked
+
+    monkeypatch.setattr(Api, "_exchange", killing)
+
+
+def is_in(pid: int, folder: Path) -> bool:
+    """Tell whether a process has `folder` as its working directory."""
+    with contextlib.suppress(OSError):
+        return os.readlink(f"/proc/{pid}/cwd") == str(folder)
+    return False
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "GET /version",
+        "PUT /machine-config",
+        "PUT /boot-source",
+        "PUT /drives/root",
+        "PUT /drives/overlay",
+        "PUT /drives/config",
+        "PUT /vsock",
+        "PUT /entropy",
+        "PUT /balloon",
+        "PUT /actions",
+    ],
+)
+async def test_one_that_is_killed_at_any_call_of_its_boot_is_an_error_and_gone(
+    bench: RealBench, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    kill_at(monkeypatch, call)
+    with pytest.raises(VmmFailed):
+        await bench.boot()
+    assert await bench.driver.find() == {}
+
+
+@pytest.mark.parametrize("call", ["PATCH /vm", "PATCH /drives/overlay", "PUT /snapshot/create"])
+async def test_one_that_is_killed_at_any_call_of_its_capture_is_an_error_and_gone(
+    bench: RealBench, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    source = await bench.boot()
+    kill_at(monkeypatch, call)
+    with pytest.raises(VmmFailed):
+        await bench.capture(source)
+    assert await source.wait_exited() is ExitReason.UNKNOWN
+    assert await bench.driver.find() == {}
+
+
+async def test_one_that_is_killed_at_its_load_leaves_the_capture_for_another(
+    bench: RealBench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    capture = await bench.capture(source)
+    child = await bench.child(capture, frozen)
+    kill_at(monkeypatch, "PUT /snapshot/load")
+    with pytest.raises(VmmFailed, match="did not load"):
+        await child.load(capture)
     assert not Path(f"/proc/{child.runtime.pid}").exists()
     sibling = await bench.child(capture, frozen)
     await sibling.load(capture)

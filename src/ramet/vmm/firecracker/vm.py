@@ -111,6 +111,7 @@ class FirecrackerVm(LiveCapture, Restored):
         self._waiting: _Waiting | None = None
         self._prepared: dict[Path, Path] = {}  # Of each layer that is prepared, what it will be a copy of.
         self._difference: tuple[list[Region], PageRuns] | None = None
+        self._knows_all_written = False  # Since the boot; the first snapshot makes it forget.
         self._pausing = anyio.Lock()
         self._killed = self._stays_paused = False
 
@@ -135,6 +136,7 @@ class FirecrackerVm(LiveCapture, Restored):
         for path, body in requests_of(machine):
             await self._api.put(path, body)
         await self._api.put("/actions", {"action_type": "InstanceStart"})
+        self._knows_all_written = True
 
     async def wait_for(self, machine: Machine, capture: Capture, pager: Pager | None) -> None:
         """Have a process that has just been started wait for `capture`.
@@ -234,8 +236,10 @@ class FirecrackerVm(LiveCapture, Restored):
 
     async def save_devices(self, target: Capture) -> None:
         self._difference = await self._find_difference(target)
+        kind, self._knows_all_written = "Diff" if self._knows_all_written else "Full", False
         if self._difference is None:
-            await self._create_snapshot(target, "Full", target.memory.path)
+            # What was never written is a hole of the file, which a whole would fill with zeros.
+            await self._create_snapshot(target, kind, target.memory.path)
         else:
             # What has changed is copied by us: Firecracker knows only what did since its last snapshot.
             unused = SealableFile("ramet-unused", target.memory.size_bytes)
@@ -247,7 +251,7 @@ class FirecrackerVm(LiveCapture, Restored):
 
     async def copy_rest(self, target: Capture) -> int:
         if self._difference is None:
-            return target.memory.size_bytes  # Stored with the devices.
+            return target.memory.resident_bytes  # Stored with the devices.
         (regions, runs), self._difference = self._difference, None
         copied = await self._in_thread(lambda: copy_changes(self._process.pid, regions, runs, target.memory))
         target.changes = runs
