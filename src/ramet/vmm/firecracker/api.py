@@ -58,10 +58,21 @@ class Api:
 
     async def get(self, path: str) -> dict[str, object]:
         """Ask for something. Errors are as of `put`."""
-        answer = json.loads(await self._request("GET", path, None, self.timeout_s))
+        content = await self._request("GET", path, None, self.timeout_s)
+        try:
+            answer = json.loads(content)
+        except ValueError:
+            answer = None
         if not isinstance(answer, dict):
             raise VmmFailed(f"the VMM's answer to GET {path} makes no sense")
         return answer
+
+    async def get_text(self, path: str, name: str) -> str:
+        """Ask for one member of an answer. Errors are as of `put`."""
+        found = (await self.get(path)).get(name)
+        if not isinstance(found, str):
+            raise VmmFailed(f"the VMM's answer to GET {path} has no {name}")
+        return found
 
     async def put(self, path: str, body: Mapping[str, object], timeout_s: float | None = None) -> None:
         """Have something be so.
@@ -105,7 +116,13 @@ class Api:
             await writer.drain()
             start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
             lengths = [line.partition(":")[2] for line in lines if line.startswith("content-length:")]
-            return int(start.split()[1]), await reader.readexactly(int(lengths[0]) if lengths else 0)
+            protocol, status, *_ = start.split()
+            if not protocol.startswith("http/"):
+                raise ValueError("it speaks no HTTP")
+            length = int(lengths[0]) if lengths else 0
+            if not 0 <= length <= _ANSWER_BYTES_MAX:
+                raise ValueError(f"an answer of {length} bytes")
+            return int(status), await reader.readexactly(length)
         finally:
             writer.close()
 

@@ -48,16 +48,28 @@ class Release:
         Raises:
             Broken: that is no version, or one that is too old.
         """
-        found = re.search(r"Firecracker v(\d+\.\d+\.\d+\S*)", output)
-        if found is None:
-            raise Broken("firecracker does not tell its version", remedy="see `firecracker --version`")
-        release = cls(found[1])
+        found = re.search(r"Firecracker v(\S+)", output)
+        release = cls.named(found[1] if found else "")
         if release.number < OLDEST:
             oldest = ".".join(map(str, OLDEST))
             raise Broken(
                 f"Firecracker {release.text} is too old", remedy=f"install Firecracker {oldest} or newer"
             )
         return release
+
+    @classmethod
+    def named(cls, text: str) -> "Release":
+        """Return the release of that name.
+
+        Raises:
+            Broken: it is no version.
+        """
+        if re.fullmatch(r"\d+\.\d+\.\d+\S*", text) is None:
+            raise Broken(
+                f"firecracker does not tell its version, but {text[:40]!r}",
+                remedy="see `firecracker --version`",
+            )
+        return cls(text)
 
     @property
     def number(self) -> tuple[int, int]:

@@ -123,8 +123,7 @@ class FirecrackerVm(LiveCapture, Restored):
             VmmFailed: it ended.
         """
         asked = Api(self._folder, API_SOCKET, timeout_s)
-        answer = await asked.get("/version")
-        self._release = Release(str(answer.get("firecracker_version")))
+        self._release = Release.named(await asked.get_text("/version", "firecracker_version"))
 
     async def start(self, machine: Machine) -> None:
         """Boot `machine` in a process that has just been started.
@@ -186,7 +185,7 @@ class FirecrackerVm(LiveCapture, Restored):
         return "\n".join(filter(None, found))
 
     async def is_paused(self) -> bool:
-        return (await self._api.get("/"))["state"] != "Running"
+        return await self._api.get_text("/", "state") != "Running"
 
     async def resume(self) -> None:
         async with self._pausing:
