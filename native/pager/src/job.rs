@@ -1,4 +1,4 @@
-//! What is done for a session beside its faults, window by window: a working set is replayed, memory is completed.
+//! What is done for a session beside its faults, step by step: a working set is replayed, memory is completed.
 //!
 //! Completing fills every page and only then takes the memory off the userfaultfd. In the other order a page
 //! that is not there yet would become zeroes. Whatever fails before leaves the session as it was.
@@ -6,6 +6,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use crate::limits::STEP_WINDOWS;
 use crate::memory::{Memory, ALL_PAGES};
 use crate::pages::WorkingSet;
 use crate::served::{Served, Trouble};
@@ -85,15 +86,17 @@ impl Job {
 }
 
 fn replay(served: &Served, memory: &Memory, set: &WorkingSet, next: &mut usize) -> Result<Step, Trouble> {
-    let Some(wanted) = set.windows.get(*next) else { return Ok(Step::Replayed) };
-    for place in memory.places(u64::from(wanted.index)) {
-        // What the guest gave back it does not want.
-        match served.fill(memory, &place, memory.kept(&place, wanted.pages))? {
-            Some(bytes) => served.counters.replayed_bytes.add(bytes),
-            None => return Ok(Step::Later),
+    for _ in 0..STEP_WINDOWS {
+        let Some(wanted) = set.windows.get(*next) else { return Ok(Step::Replayed) };
+        for place in memory.places(u64::from(wanted.index)) {
+            // What the guest gave back it does not want.
+            match served.fill(memory, &place, memory.kept(&place, wanted.pages))? {
+                Some(bytes) => served.counters.replayed_bytes.add(bytes),
+                None => return Ok(Step::Later),
+            }
         }
+        *next += 1;
     }
-    *next += 1;
     Ok(Step::More)
 }
 
@@ -103,18 +106,20 @@ fn complete(
     mapping_index: &mut usize,
     nth: &mut u64,
 ) -> Result<Step, Trouble> {
-    if *mapping_index == memory.mappings().len() {
-        return Ok(Step::Completed);
+    for _ in 0..STEP_WINDOWS {
+        if *mapping_index == memory.mappings().len() {
+            return Ok(Step::Completed);
+        }
+        let Some(window) = memory.nth(*mapping_index, *nth) else {
+            (*mapping_index, *nth) = (*mapping_index + 1, 0);
+            continue;
+        };
+        // What the guest gave back is zeroes, with us and without us.
+        if served.fill(memory, &window, memory.kept(&window, ALL_PAGES))?.is_none() {
+            return Ok(Step::Later);
+        }
+        *nth += 1;
     }
-    let Some(window) = memory.nth(*mapping_index, *nth) else {
-        (*mapping_index, *nth) = (*mapping_index + 1, 0);
-        return Ok(Step::More);
-    };
-    // What the guest gave back is zeroes, with us and without us.
-    if served.fill(memory, &window, memory.kept(&window, ALL_PAGES))?.is_none() {
-        return Ok(Step::Later);
-    }
-    *nth += 1;
     Ok(Step::More)
 }
 

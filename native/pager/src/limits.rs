@@ -35,9 +35,12 @@ pub const CACHE_SHARD_BYTES_MIN: usize = 1 << 20;
 pub const WORKING_SETS_MAX: usize = 256;
 pub const WORKING_SETS_BYTES_MAX: usize = 32 << 20;
 
-/// Working sets are replayed, and memory is completed, so many windows a turn (1 MiB). The session's own faults
-/// are looked for after each of them.
-pub const STEP_WINDOWS: usize = 16;
+/// Working sets are replayed, and memory is completed, in steps of so many windows (512 KiB, about 0.2 ms), after
+/// each of which the session's own faults are looked for. In smaller ones, who touches the set in another order
+/// is woken for every window, and all of it takes longer.
+pub const STEP_WINDOWS: usize = 8;
+/// After so many steps it is another session's turn.
+pub const STEPS_PER_TURN: usize = 4;
 
 pub const CONTROL_CONNECTIONS_MAX: usize = 32;
 pub const REQUEST_LINE_BYTES_MAX: usize = 16 * 1024;

@@ -13,7 +13,7 @@ use std::time::Instant;
 use crate::base::{Base, WindowContent};
 use crate::counters::{Counter, Counters};
 use crate::job::{Job, Step};
-use crate::limits::{AGAIN_DELAY, AGAIN_TRIES, PAGE_BYTES, PENDING_FAULTS_MAX, STEP_WINDOWS};
+use crate::limits::{AGAIN_DELAY, AGAIN_TRIES, PAGE_BYTES, PENDING_FAULTS_MAX, STEPS_PER_TURN};
 use crate::memory::{Memory, Run, Source, Window, ALL_PAGES};
 use crate::pages::{PageSet, WorkingSet};
 use crate::sys::{Timer, Wakeup};
@@ -153,7 +153,7 @@ impl Served {
             // What is not asked for waits until every fault that is there has been answered.
             if state.pending.is_empty() {
                 match self.step(&mut state)? {
-                    Turn::Again if steps < STEP_WINDOWS => steps += 1,
+                    Turn::Again if steps < STEPS_PER_TURN => steps += 1,
                     turn => return Ok(turn),
                 }
                 continue;
@@ -167,7 +167,7 @@ impl Served {
         }
     }
 
-    /// Fills a window that nobody has asked for yet, if there is one to be filled.
+    /// Fills some of what nobody has asked for yet, if there is something to be filled.
     fn step(&self, state: &mut State) -> std::result::Result<Turn, End> {
         let State { memory, job, .. } = state;
         let Some(unfinished) = job else { return Ok(Turn::Idle) };
