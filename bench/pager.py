@@ -1,6 +1,6 @@
 """What the pager's answers cost: ./run bench pager [--json]
 
-Each figure is a ratio of two things measured in turn, five rounds each, medians compared:
+Each ratio is of two things measured in turn, five rounds each, medians compared:
 
 - `window_over_page`: pages per second answered in windows of 64 KiB, over those answered one by one;
 - `replay_over_mapped_write`, `replay_over_mapped_read`: from before its memory is made until a VMM has
@@ -50,8 +50,9 @@ IDLE_COUNT: Final = 40
 class Bench:
     """One pager, and a base in a tmpfs, so that it is in the page cache."""
 
-    def __init__(self, folder: Path, vmm: Path, client: PagerClient, pid: int) -> None:
+    def __init__(self, folder: Path, vmm: Path, client: PagerClient, pid: int, rounds: int) -> None:
         self._folder, self._vmm, self._client, self._pid = folder, vmm, client, pid
+        self._rounds = rounds
         self._base = folder / "base"
         self._number = 0
         rng = random.Random(1)
@@ -64,7 +65,7 @@ class Bench:
         count = ANSWERED_BYTES // PAGE_BYTES
         pages = self._random.sample(range(count), count)
         windows, single = [], []
-        for _ in range(ROUND_COUNT):
+        for _ in range(self._rounds):
             windows.append(count / await self._touch_served(pages, WorkingSetUse.OFF))
             single.append(count / await self._touch_served(pages, WorkingSetUse.RECORD))
         return _rates("window_over_page", ("window_pages_per_s", windows), ("page_pages_per_s", single))
@@ -76,7 +77,7 @@ class Bench:
         await self._client.ready_session(first.name)
         await first.stop()
         replayed, mapped = [], []
-        for _ in range(ROUND_COUNT):
+        for _ in range(self._rounds):
             replayed.append(await self._touch_served(pages, WorkingSetUse.AUTO, kind))
             vmm = await self._spawn(
                 "touch", kind, str(BASE_BYTES), self._list(pages), "file", str(self._base)
@@ -97,7 +98,7 @@ class Bench:
         if len(cores) < 2:
             raise SystemExit("two cores are needed")
         rates: dict[int, list[float]] = {1: [], 2: []}
-        for _ in range(ROUND_COUNT):
+        for _ in range(self._rounds):
             for core_count, taken in rates.items():
                 vmms = [await self._start("read", pages, WorkingSetUse.OFF) for _ in range(VMM_COUNT)]
                 for pid in (self._pid, *(vmm.pid for vmm in vmms)):
@@ -113,7 +114,7 @@ class Bench:
 
     async def idle_session_bytes(self) -> dict[str, float]:
         taken, vmms = [], []
-        for _ in range(ROUND_COUNT):
+        for _ in range(self._rounds):
             before = self._private_bytes()
             fresh = [await self._start("read", [0], WorkingSetUse.OFF) for _ in range(IDLE_COUNT)]
             for vmm in fresh:
@@ -213,7 +214,7 @@ def _rates(name: str, top: tuple[str, list[float]], bottom: tuple[str, list[floa
     return {name: ratio, top_name: round(over_median), bottom_name: round(under_median)}
 
 
-async def main(*, as_json: bool) -> None:
+async def main(rounds: int, *, as_json: bool) -> None:
     load_before = os.getloadavg()[0]
     async with AsyncExitStack() as stack:
         folder = Path(tempfile.mkdtemp(prefix="pager-", dir="/dev/shm"))
@@ -224,7 +225,7 @@ async def main(*, as_json: bool) -> None:
         stack.callback(supervisor.close)
         stack.push_async_callback(supervisor.wait_exited)
         stack.callback(os.kill, supervisor.pid, signal.SIGKILL)
-        bench = Bench(folder, vmm, client, supervisor.pid)
+        bench = Bench(folder, vmm, client, supervisor.pid, rounds)
         figures: dict[str, Any] = {}
         figures |= await bench.window_over_page()
         figures |= await bench.replay_over_mapped("write")
@@ -232,7 +233,7 @@ async def main(*, as_json: bool) -> None:
         figures |= await bench.two_cores_over_one()
         figures |= await bench.idle_session_bytes()
     figures |= {
-        "rounds": ROUND_COUNT,
+        "rounds": rounds,
         "cores": os.cpu_count(),
         "load1_before": round(load_before, 2),
         "load1": round(os.getloadavg()[0], 2),
@@ -244,6 +245,7 @@ async def main(*, as_json: bool) -> None:
 
 def _parse() -> Any:
     parser = argparse.ArgumentParser(prog="./run bench pager", description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=ROUND_COUNT, help="rounds of each figure (default 5)")
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     options = parser.parse_args()
     if os.geteuid() != 0:
@@ -253,4 +255,4 @@ def _parse() -> Any:
 
 if __name__ == "__main__":
     options = _parse()
-    asyncio.run(main(as_json=options.json))
+    asyncio.run(main(options.rounds, as_json=options.json))

@@ -148,6 +148,10 @@ impl Memory {
     pub fn mapped_ranges(&self, mapping_index: usize) -> Vec<Range<u64>> {
         let mapping = &self.mappings[mapping_index];
         let unmapped = &self.unmapped[mapping_index];
+        if unmapped.len() == 0 {
+            let whole = mapping.start..mapping.start + mapping.size_bytes;
+            return vec![whole];
+        }
         let mut ranges: Vec<Range<u64>> = Vec::new();
         for page in (0..mapping.size_bytes / PAGE_BYTES).filter(|page| !unmapped.contains(*page)) {
             let start = mapping.start + page * PAGE_BYTES;
