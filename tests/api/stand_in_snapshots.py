@@ -134,7 +134,7 @@ class StandInSnapshots:
         record = self.get(ref)
         damage, chunk = self.damage.get(record.id, ("", None))
         memory = CheckedPart(Part.MEMORY, "ramet-memory", record.memory_bytes, Proof.CHECKSUMS, damage, chunk)
-        disk = CheckedPart(Part.DISK, "layer.qcow2", record.disk_bytes, Proof.STRUCTURE)
+        disk = CheckedPart(Part.DISK, "layer.qcow2", record.disk_bytes, Proof.CHECKSUMS)
         return Verification((memory, disk) if record.point.capture is not None else (disk,))
 
     @asynccontextmanager

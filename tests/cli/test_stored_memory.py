@@ -17,7 +17,7 @@ def test_a_snapshot_is_verified(ramet: Ramet, served: Served) -> None:
     head, memory, disk = out.splitlines()
     assert head.split() == ["PART", "FILE", "READ", "PROOF", "FOUND"]
     assert (memory.split()[0], memory.split()[-1]) == ("memory", "whole")
-    assert disk.split()[-2:] == ["structure", "whole"]
+    assert disk.split()[-2:] == ["checksums", "whole"]
     served.snapshots.damage[warm.id] = ("it is not what was stored", 17)
     exit_code, out, err = ramet("snapshot", "verify", "warm")
     assert (exit_code, out.splitlines()[1].endswith("it is not what was stored, chunk 17")) == (1, True)

@@ -119,7 +119,9 @@ def test_memory_that_is_gone_is_told(tmp_path: Path) -> None:
 
 
 def test_checksums_are_read_as_they_were_written() -> None:
-    sums = Checksums((None, "ab", None), ("cd",))
-    assert Checksums.from_bytes(sums.to_bytes()) == sums
+    sums = Checksums({Part.MEMORY: (None, "ab", None), Part.DEVICES: ("cd",)})
+    assert Checksums.from_bytes(sums.to_bytes(), (Part.MEMORY, Part.DEVICES)) == sums
     with pytest.raises(ValueError, match="schema"):
-        Checksums.from_bytes(sums.to_bytes().replace(b'"schema":1', b'"schema":2'))
+        Checksums.from_bytes(sums.to_bytes().replace(b'"schema":1', b'"schema":2'), (Part.MEMORY,))
+    with pytest.raises(KeyError):
+        Checksums.from_bytes(sums.to_bytes(), (Part.DISK,))

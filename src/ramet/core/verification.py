@@ -20,7 +20,6 @@ class Proof(StrEnum):
     """How far a part was proven to be what it was."""
 
     CHECKSUMS = "checksums"  # Every byte is that of when its checksums were made.
-    STRUCTURE = "structure"  # Every byte can be read, and its tables are whole.
     READABLE = "readable"  # There was nothing to compare with: its checksums have only just been made.
 
 
@@ -52,8 +51,11 @@ class Verification:
 
     @property
     def checksums(self) -> Literal["compared", "made", "none"]:
-        """What became of its checksums: they are made only of what can be read to its end."""
-        memory = [part for part in self.parts if part.part is not Part.DISK]
-        if any(part.proof is Proof.CHECKSUMS for part in memory):
+        """What became of its checksums: `compared` is all of it, or some had to be made, or cannot be.
+
+        They are made only of what can be read to its end.
+        """
+        without = [part for part in self.parts if part.proof is not Proof.CHECKSUMS]
+        if not without:
             return "compared"
-        return "made" if memory and not any(part.damage for part in memory) else "none"
+        return "none" if any(part.damage for part in without) else "made"

@@ -97,6 +97,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(network.run)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             group.start_soon(site.captures.run)
+            group.start_soon(catalog.run)
             await group.start(images.pulls.run)
             snapshots = NamedSnapshots(site, catalog, fleet, performer.pools)
             yield Running(

@@ -77,17 +77,6 @@ class DiskReader:
                     places[index] = (base, (first + index) * CLUSTER_BYTES)
             yield from self._joined(first, places)
 
-    def read_through(self) -> Iterator[int]:
-        """Read all that the disk holds, piece by piece; yields how many bytes each was.
-
-        Raises:
-            ValueError: a layer is damaged.
-            OSError: one cannot be read.
-        """
-        for run in self.runs():
-            run.read(0, run.length_bytes)
-            yield run.length_bytes
-
     def _joined(self, first: int, places: Sequence[tuple[int, int] | None]) -> Iterator[Run]:
         """Yield the clusters that have a place, those together that lie together."""
         index = 0

@@ -5,11 +5,9 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
 
-from anyio import to_thread
-
 from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Conflict, Invalid, RametError
-from ramet.core.ids import CaptureId, InstanceId, LayerId, SnapshotId, is_name, mint_id
+from ramet.core.ids import CaptureId, InstanceId, SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceRecord, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
@@ -178,17 +176,18 @@ class NamedSnapshots:
 
     async def verify(self, ref: str) -> Verification:
         """Look whether a snapshot still is what was stored; whatever is wrong is in what this returns."""
-        site, point = self._site, self._catalog.get(ref).point
+        site, snapshot = self._site, self._catalog.get(ref)
+        point = snapshot.point
         parts: tuple[CheckedPart, ...] = ()
         try:
             with kept(site, point):
                 if point.capture is not None:
                     parts = await site.captures.verify(point.capture)
-                return Verification((*parts, await _look_at_disk(site, point.layer)))
+                return Verification((*parts, *await self._catalog.verify_disk(snapshot.id)))
         except CaptureBroken as error:
             return Verification((CheckedPart(Part.MEMORY, MANIFEST_FILE, 0, Proof.READABLE, str(error)),))
         except LayerBroken as error:
-            lost = CheckedPart(Part.DISK, site.layers.path(point.layer).name, 0, Proof.STRUCTURE, str(error))
+            lost = CheckedPart(Part.DISK, site.layers.path(point.layer).name, 0, Proof.READABLE, str(error))
             return Verification((*parts, lost))
 
     async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:
@@ -294,20 +293,3 @@ def _on(snapshot: SnapshotRecord, hypervisor: str | None) -> SnapshotRecord:
             remedy="leave the hypervisor out",
         )
     return replace(snapshot, spec=replace(snapshot.spec, hypervisor=hypervisor))
-
-
-async def _look_at_disk(site: Site, layer: LayerId) -> CheckedPart:
-    """Read all that a disk which does not change holds. It has no checksums: its tables must be whole.
-
-    Raises:
-        LayerBroken: it is not there, or it is no disk.
-    """
-    with site.layers.reader(layer) as disk:
-        read_bytes, damage = 0, ""
-        pieces = disk.read_through()
-        try:
-            while piece_bytes := await to_thread.run_sync(next, pieces, 0):
-                read_bytes += piece_bytes
-        except (OSError, ValueError) as error:
-            damage = str(error)
-    return CheckedPart(Part.DISK, site.layers.path(layer).name, read_bytes, Proof.STRUCTURE, damage)

@@ -1,13 +1,14 @@
 """Named snapshots: a file for each, and a snapshot exists when its file does.
 
 ```
-snapshots/<id>.json     a SnapshotRecord
+snapshots/<id>.json          a SnapshotRecord
+snapshots/<id>.disk.json     the checksums of its disk, made later: see `verifier`
 ```
 
 What a record names, its frozen layer and its stored capture, is held for it as long as it is there.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -17,11 +18,15 @@ import structlog
 from ramet.core.errors import Broken, Conflict, NotFound
 from ramet.core.ids import InstanceId, SnapshotId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.verification import CheckedPart, Part
 from ramet.disks.layers import LayerBroken, LayerStore
+from ramet.snapshots.checksums import Found
 from ramet.snapshots.store import CaptureBroken, CaptureStore
+from ramet.snapshots.verifier import Verifier, look_at_disk_apart
 from ramet.store.paths import PART_SUFFIX, sync_folder, write_whole
 
 _SUFFIX: Final = ".json"
+_DISK_SUFFIX: Final = ".disk.json"
 
 log = structlog.get_logger(__name__)
 
@@ -64,6 +69,11 @@ class SnapshotCatalog:
         self._records: dict[SnapshotId, SnapshotRecord] = {}
         self._coming: set[tuple[InstanceId, str]] = set()
         """Names of snapshots that are being made, by source."""
+        self._disks = Verifier((Part.DISK,), self._checksums_file, self._look_at_disk)
+
+    async def run(self) -> None:
+        """Have checksums be made of the disks, until cancelled."""
+        await self._disks.run()
 
     def load(self) -> None:
         """Read what is there and hold what it needs. Before anything is swept.
@@ -73,8 +83,8 @@ class SnapshotCatalog:
         Raises:
             SnapshotUnreadable: one of the files is damaged, so that what it holds cannot be told.
         """
-        found = []
-        for file in self._folder.glob(f"*{_SUFFIX}"):
+        found, checksums = [], list(self._folder.glob(f"*{_DISK_SUFFIX}"))
+        for file in set(self._folder.glob(f"*{_SUFFIX}")).difference(checksums):
             try:
                 found.append(SnapshotRecord.from_json(file.read_text()))
             except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
@@ -87,6 +97,10 @@ class SnapshotCatalog:
         for record in sorted(found, key=lambda record: record.created_at):
             self._hold(record)
             self._records[record.id] = record
+        for file in checksums:
+            if file.name.removesuffix(_DISK_SUFFIX) not in self._records:
+                file.unlink()
+        self._disks.find(self._records)
 
     def list(
         self,
@@ -163,6 +177,7 @@ class SnapshotCatalog:
                 raise _unwritable(record, "written", error) from error
             raise
         self._records[record.id] = record
+        self._disks.note(record.id)
 
     def replace(self, record: SnapshotRecord) -> None:
         """Write a snapshot down that has changed in nothing it needs. Durable when this returns.
@@ -192,7 +207,23 @@ class SnapshotCatalog:
         except OSError as error:
             raise _unwritable(record, "removed", error) from error
         del self._records[record.id]
+        self._disks.forget(record.id)
+        with suppress(OSError):  # The next load finds them.
+            (self._folder / f"{record.id}{_DISK_SUFFIX}").unlink(missing_ok=True)
         self._let_go(record)
+
+    async def verify_disk(self, snapshot: SnapshotId) -> tuple[CheckedPart, ...]:
+        """Look whether the disk of a snapshot, which is pinned, is what it was when its checksums were made.
+
+        Raises:
+            SnapshotNotFound
+            LayerBroken: it cannot be looked at.
+        """
+        layer = self.get(snapshot).point.layer
+        try:
+            return await self._disks.verify(snapshot)
+        except OSError as error:
+            raise LayerBroken(f"the disk {layer} cannot be looked at: {error}", layer=layer) from error
 
     def _hold(self, record: SnapshotRecord) -> None:
         try:
@@ -206,6 +237,23 @@ class SnapshotCatalog:
         if record.point.capture is not None:
             self._captures.release(record.point.capture, _holder(record))
         self._layers.unpin(record.point.layer)
+
+    async def _look_at_disk(self, snapshot: SnapshotId) -> Sequence[Found]:
+        """Read the disk of a snapshot that is there.
+
+        Raises:
+            OSError: it could not.
+        """
+        layer = self._records[snapshot].point.layer
+        try:
+            chain = self._layers.chain(layer)
+        except LayerBroken as error:
+            return [Found(Part.DISK, self._layers.path(layer).name, 0, (), str(error))]
+        return await look_at_disk_apart(file for file, _ in chain)
+
+    def _checksums_file(self, snapshot: SnapshotId) -> Path | None:
+        """Return where the checksums of a snapshot's disk belong; None: it was deleted."""
+        return self._folder / f"{snapshot}{_DISK_SUFFIX}" if snapshot in self._records else None
 
     def _file(self, record: SnapshotRecord) -> Path:
         return self._folder / f"{record.id}{_SUFFIX}"

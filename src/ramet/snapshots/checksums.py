@@ -1,10 +1,12 @@
 """Checksums of what is stored: one for each chunk of a file, so that what has changed can be named.
 
-They are of the content, not of how it lies on the disk: a hole is zeros, and compressed memory has the
-checksums of the memory. So they are made once, of whichever form is there, and hold for all.
+They are of the content, not of how it lies on the disk: a hole is zeros, compressed memory has the checksums
+of the memory, and a disk has those of what its guest would read, whichever layers hold it. So they are made
+once, of whichever form is there, and hold for all.
 
-As a program it reads a stored capture at the lowest priority: `python -m ramet.snapshots.checksums FOLDER
-PARENT`. A process of its own for the reason that compressing has one.
+As a program it reads a stored capture or a disk at the lowest priority: `python -m ramet.snapshots.checksums
+PARENT capture FOLDER`, `PARENT disk TOP ... BASE`. A process of its own for the reason that compressing has
+one.
 """
 
 import errno
@@ -12,14 +14,15 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self
 
 from ramet.core.verification import CHUNK_BYTES, Part
+from ramet.disks.whole_disk import DiskReader
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.sparse import Run
 from ramet.snapshots.compression import NICENESS, MemoryDamaged, end_with, unpacked
@@ -43,21 +46,18 @@ Sums = tuple[str | None, ...]
 
 @dataclass(frozen=True, slots=True)
 class Checksums:
-    """What a stored capture holds."""
+    """What something stored holds, by part."""
 
-    memory: Sums
-    devices: Sums
-
-    def of(self, part: Part) -> Sums:
-        return self.memory if part is Part.MEMORY else self.devices
+    of: Mapping[Part, Sums]
 
     def to_bytes(self) -> bytes:
-        content = {"schema": SCHEMA, "chunk_bytes": CHUNK_BYTES, **asdict(self)}
+        content: dict[str, object] = {"schema": SCHEMA, "chunk_bytes": CHUNK_BYTES}
+        content |= {part.value: sums for part, sums in self.of.items()}
         return json.dumps(content, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` wrote.
+    def from_bytes(cls, data: bytes, parts: Iterable[Part]) -> Self:
+        """Read what `to_bytes` wrote of something that has such parts.
 
         Raises:
             ValueError, TypeError, KeyError: it was not.
@@ -65,7 +65,7 @@ class Checksums:
         raw = json.loads(data)
         if (raw["schema"], raw["chunk_bytes"]) != (SCHEMA, CHUNK_BYTES):
             raise ValueError(f"they are of another schema than {SCHEMA}")
-        return cls(_sums(raw["memory"]), _sums(raw["devices"]))
+        return cls({part: _sums(raw[part]) for part in parts})
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +132,25 @@ def look_at(folder: Path) -> list[Found]:
         else:
             found.append(_look_at_file(Part.DEVICES, DEVICES_FILE, devices))
     return found
+
+
+def look_at_disk(files: Sequence[Path]) -> Found:
+    """Read all that a disk which does not change holds; `files` are its layers, topmost first. Blocks.
+
+    The last is the base, which is no qcow2.
+    """
+    chunks, damage = _Chunks(), ""
+    try:
+        chain: list[tuple[Path, Literal["raw", "qcow2"]]] = [(file, "qcow2") for file in files[:-1]]
+        with closing(DiskReader([*chain, (files[-1], "raw")])) as disk:
+            for run in disk.runs():
+                chunks.add(run.offset, run.read(0, run.length_bytes))
+            chunks.end_at(disk.size_bytes)
+    except OSError as error:
+        damage = _words(error)
+    except ValueError as error:
+        damage = str(error)
+    return Found(Part.DISK, files[0].name, chunks.read_bytes, tuple(chunks.sums), damage)
 
 
 def _look_at_file(
@@ -226,12 +245,13 @@ def _sums(raw: Iterable[str | None]) -> Sums:
 
 
 def main(argv: list[str]) -> None:
-    """Look at a capture as a program; what `look_at` returns is written to stdout, as JSON."""
-    folder, parent = argv
+    """Look at a capture or a disk as a program; what was found is written to stdout, as JSON."""
+    parent, kind, *files = argv
     end_with(int(parent))
     os.nice(NICENESS)
+    paths = [Path(file) for file in files]
     try:
-        found = look_at(Path(folder))
+        found = [look_at_disk(paths)] if kind == Part.DISK else look_at(*paths)
     except (OSError, ValueError, TypeError, KeyError) as error:
         sys.exit(str(error))
     json.dump([asdict(one) for one in found], sys.stdout)

@@ -71,7 +71,7 @@ class Compressor:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._backlog = Backlog()
+        self._backlog = Backlog[CaptureId]()
         self._states: dict[CaptureId, MemoryState] = {}
         self._uses: Counter[CaptureId] = Counter()
         self._unpacking: dict[CaptureId, _Unpacking] = {}

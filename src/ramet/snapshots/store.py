@@ -37,7 +37,7 @@ from ramet.linux.filled_once import FilledOnce
 from ramet.linux.stored_file import StoredFile
 from ramet.snapshots.compressor import Compressor, UnpackingFailed
 from ramet.snapshots.manifest import DEVICES_FILE, MANIFEST_FILE, Manifest, Wanted
-from ramet.snapshots.verifier import Verifier
+from ramet.snapshots.verifier import capture_verifier
 from ramet.snapshots.whole_memory import CHANGES_FILE
 from ramet.store.paths import sync_folder, write_whole
 from ramet.vmm.port import MEMORY_FILE_NAME, Capture
@@ -148,7 +148,7 @@ class CaptureStore:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.compressor = Compressor(folder)
-        self.verifier = Verifier(folder, self.compressor)
+        self.verifier = capture_verifier(folder)
         self._holders: defaultdict[CaptureId, set[str]] = defaultdict(set)
         self._held_by: defaultdict[str, set[CaptureId]] = defaultdict(set)
         self._given_up = anyio.Event()
@@ -296,7 +296,8 @@ class CaptureStore:
             CaptureBroken: it cannot be looked at.
         """
         try:
-            return await self.verifier.verify(capture)
+            with self.compressor.left_alone(capture):
+                return await self.verifier.verify(capture)
         except OSError as error:
             raise CaptureBroken(f"the stored memory {capture} cannot be looked at: {error}") from error
 

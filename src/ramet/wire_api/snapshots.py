@@ -89,9 +89,9 @@ class ForkSnapshot:
 class VerifiedPart:
     """One file of a snapshot, or its disk: `part` memory, devices or disk; `size_bytes` what was read of it.
 
-    `proof` is checksums (every byte is that of when they were made), structure (every byte can be read, and
-    the disk's tables are whole) or readable (there was nothing to compare with yet). `error` says what is
-    wrong; `chunk` is the first of `chunk_bytes` that is not what it was, from 0, where that can be told.
+    `proof` is checksums (every byte is that of when they were made) or readable (there was nothing to compare
+    with yet). `error` says what is wrong; `chunk` is the first of `chunk_bytes` that is not what it was, from
+    0, where that can be told.
     """
 
     part: str
