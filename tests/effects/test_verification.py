@@ -1,7 +1,6 @@
 """A snapshot says what of it is damaged, and never anything else."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,10 +12,9 @@ from ramet.core.verification import CHUNK_BYTES, Part, Proof
 from ramet.snapshots import catalog, verifier
 from ramet.snapshots.catalog import SnapshotNotFound
 from tests.effects.world import Daemon, World
+from tests.snapshots.test_compressor import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
-
-TIMEOUT_S = 20.0
 
 
 async def take(daemon: Daemon, kind: SnapshotKind = SnapshotKind.STANDBY) -> Path:
@@ -99,12 +97,6 @@ async def test_a_disk_alone_is_compared_too(world: World) -> None:
         assert [part.part for part in (await daemon.snapshots.verify("then")).parts if part.damage] == [
             Part.DISK
         ]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT_S):
-        while not condition():  # noqa: ASYNC110 - a file tells nobody
-            await anyio.sleep(0.01)
 
 
 @pytest.mark.parametrize("kind", SnapshotKind)

@@ -6,7 +6,6 @@ import random
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
 import pytest
@@ -23,7 +22,7 @@ from ramet.snapshots.checksums import Found, first_difference, look_at_disk
 from ramet.snapshots.store import CaptureStore
 from tests.disks.test_whole_disk import command, copied
 from tests.snapshots.test_compressor import Killed, until
-from tests.snapshots.test_verifier import flip
+from tests.snapshots.test_verifier import flip, killing
 
 SNAPSHOT = SnapshotId("snapshot")
 SIZE_BYTES = (8 << 20) + 512
@@ -235,22 +234,11 @@ async def test_a_daemon_killed_at_any_step_leaves_all_or_none_and_the_next_makes
     host: Host, monkeypatch: pytest.MonkeyPatch, at_once: None, step: str, when: str
 ) -> None:
     module = catalog if step == "look_at_disk_apart" else verifier
-    done = getattr(module, step)
-
-    def kill(*arguments: Any) -> Any:
-        if when == "after":
-            done(*arguments)
-        raise Killed
-
-    async def kill_later(*arguments: Any) -> Any:
-        if when == "after":
-            await done(*arguments)
-        raise Killed
 
     snapshots = host.catalog()
     snapshots.add(record(host.layer))
     with monkeypatch.context() as patched:
-        patched.setattr(module, step, kill_later if module is catalog else kill)
+        patched.setattr(module, step, killing(getattr(module, step), when))
         with pytest.raises(BaseExceptionGroup) as caught:
             async with running(snapshots):
                 await anyio.sleep_forever()

@@ -1,6 +1,8 @@
 """Checksums are made in the background, in nobody's way, and tell what has changed since."""
 
+import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,22 @@ def flip(file: Path, offset: int) -> None:
     with file.open("r+b") as opened:
         byte = os.pread(opened.fileno(), 1, offset)
         os.pwrite(opened.fileno(), bytes([byte[0] ^ 1]), offset)
+
+
+def killing(done: Callable[..., Any], when: str) -> Callable[..., Any]:
+    """Return a step that kills the daemon "before" or "after" it is `done`."""
+
+    def kill(*arguments: Any) -> Any:
+        if when == "after":
+            done(*arguments)
+        raise Killed
+
+    async def kill_later(*arguments: Any) -> Any:
+        if when == "after":
+            await done(*arguments)
+        raise Killed
+
+    return kill_later if inspect.iscoroutinefunction(done) else kill
 
 
 def damaged(parts: tuple[CheckedPart, ...]) -> list[tuple[str, int | None]]:
@@ -169,19 +187,7 @@ async def test_a_daemon_killed_at_any_step_leaves_all_or_none_and_the_next_makes
 ) -> None:
     store = CaptureStore(tmp_path)
     folder = await stored(store, None)
-    done = getattr(verifier, step)
-
-    def kill(*arguments: Any) -> Any:
-        if when == "after":
-            done(*arguments)
-        raise Killed
-
-    async def kill_later(*arguments: Any) -> Any:
-        if when == "after":
-            await done(*arguments)
-        raise Killed
-
-    monkeypatch.setattr(verifier, step, kill_later if step == "look_apart" else kill)
+    monkeypatch.setattr(verifier, step, killing(getattr(verifier, step), when))
     with pytest.raises(BaseExceptionGroup) as caught:
         async with running(store):
             await anyio.sleep_forever()
