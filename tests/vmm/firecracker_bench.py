@@ -25,13 +25,17 @@ class FirecrackerBench(Bench):
         super().__init__(folder)
         self.layers = RawLayerStore(folder / "layers")
 
-    def open_driver(self, timeout_s: float | None = None) -> FirecrackerDriver:
+    def open_driver(
+        self, timeout_s: float | None = None, load_timeout_s: float | None = None
+    ) -> FirecrackerDriver:
         environment = os.environ | {
             PROGRAM_VARIABLE: str(PROGRAM),
             VERSION_VARIABLE: self.version,
             VARIABLE: str(self.faults),
         }
         timeouts = None if timeout_s is None else Timeouts(timeout_s, timeout_s, timeout_s, timeout_s)
+        if load_timeout_s is not None:
+            timeouts = Timeouts(load_s=load_timeout_s)
         return FirecrackerDriver.open(self.instances, timeouts, pager=self.pager, environment=environment)
 
     async def thaw(self, vm: LiveVm, channel: Channel) -> None:

@@ -105,7 +105,7 @@ async def test_a_load_that_fails_ends_the_process_and_leaves_the_capture_for_ano
     capture = await bench.capture(source)
     before = digest(capture.memory), digest(capture.devices)
     arm(bench.faults, kind, "PUT /snapshot/load")
-    driver, bench.driver = bench.driver, bench.open_driver(0.5 if kind == "hang" else None)
+    driver, bench.driver = bench.driver, bench.open_driver(load_timeout_s=0.5 if kind == "hang" else None)
     try:
         child = await bench.start_waiting(capture, frozen)
     finally:
