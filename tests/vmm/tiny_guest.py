@@ -1,4 +1,7 @@
-"""A kernel of a hundred bytes, for hosts whose KVM runs no stock one: 32-bit, no paging, no interrupts.
+"""A kernel of a hundred bytes, for hosts whose KVM runs no stock one: without interrupts or page tables.
+
+Its instructions mean the same in 32-bit mode, in which Firecracker 1.12 and newer enter it (PVH), and in
+64-bit mode, as older ones do.
 
 Each round it looks whether 64 pages hold the number of the last round, prints `!` for each that does not,
 writes the next number into them, prints that as eight letters (a is 0, p is 15), and waits by reading a port.
@@ -23,8 +26,8 @@ _CODE: Final = bytes.fromhex(
     "8d4601"  # same: lea eax, [esi + 1]
     "8903"  # mov [ebx], eax
     "81c300100000"  # add ebx, 4096
-    "49"  # dec ecx
-    "75e7"  # jnz check
+    "ffc9"  # dec ecx
+    "75e6"  # jnz check
     "8907"  # mov [edi], eax
     "89c3"  # mov ebx, eax
     "b908000000"  # mov ecx, 8
@@ -34,20 +37,20 @@ _CODE: Final = bytes.fromhex(
     "240f"  # and al, 15
     "0461"  # add al, 'a'
     "ee"  # out dx, al
-    "49"  # dec ecx
-    "75f3"  # jnz digit
+    "ffc9"  # dec ecx
+    "75f2"  # jnz digit
     "b00a"  # mov al, '\n'
     "ee"  # out dx, al
     "81fb"  # cmp ebx, last_round
 )
 _CODE_AFTER: Final = bytes.fromhex(
-    "730f"  # jae reset
+    "7310"  # jae reset
     "66bafd03"  # mov dx, 0x3fd                  the port's state, which takes a while to read
     "b9d0070000"  # mov ecx, 2000
     "ec"  # wait: in al, dx
-    "49"  # dec ecx
-    "75fc"  # jnz wait
-    "eba7"  # jmp round
+    "ffc9"  # dec ecx
+    "75fb"  # jnz wait
+    "eba4"  # jmp round
     "b0fe"  # reset: mov al, 0xfe
     "e664"  # out 0x64, al                       the keyboard controller
     "f4"  # hang: hlt
@@ -62,7 +65,7 @@ _NEVER: Final = 0xFFFFFFFF
 
 
 def build(last_round: int = _NEVER) -> bytes:
-    """Return the kernel as an ELF file that is entered as PVH says: in 32-bit mode, at its first byte."""
+    """Return the kernel as an ELF file that is entered at its first byte, by PVH where that is known."""
     code = _CODE + struct.pack("<I", last_round) + _CODE_AFTER
     note = struct.pack("<III4sQ", 4, 8, _XEN_PHYS32_ENTRY, b"Xen\0", LOAD_ADDRESS)
     code_at, note_at = 0x1000, _HEADER.size + 2 * _SEGMENT.size
