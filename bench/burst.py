@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from bench.comparison import compare, load_report
 from bench.floor import Floor
 from bench.measure import cpu_s, guest_ram_anonymous_bytes, memcpy_s, private_bytes, resident_bytes, vmm_pids
-from bench.recording_daemon import Record
+from bench.recording_daemon import FORGET, Record
 from examples.demo import address, ask, daemon, enter_own_namespace, make_image, wait_listening
 from ramet.cli.bench import delete_all
 from ramet.cli.figures import Figures, by_phase, percentile, phase_rows, times_s, timings
@@ -183,6 +183,8 @@ class Run:
         self._number += 1
         if self._measured.plan.has_pool:
             self._settle_pool(count)
+        os.kill(self._pid, FORGET)
+        self._client.get(SOURCE)  # It has answered, so it has forgotten.
         self._cpu_before_s = cpu_s(self._pid)
         result = self._client.fork_many(SOURCE, count, f"child-{self._number}")
         made = [fork.instance.id for fork in result.forks if fork.instance is not None]

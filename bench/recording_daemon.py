@@ -1,20 +1,24 @@
 """`ramet serve` that keeps its last capture for the floor: python -m bench.recording_daemon RECORD serve ...
 
 Before the first VMM loads a capture it writes to the file RECORD what a child of it is made of, and it
-holds the capture's files open until the next is taken. Nothing else differs from the daemon that users run.
+holds the capture's files open until FORGET comes. Nothing else differs from the daemon that users run.
 """
 
 import json
 import os
 import shutil
+import signal
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Final, NoReturn
 
 from ramet.cli.main import main as ramet
 from ramet.vmm.port import Capture, Machine
 from ramet.vmm.qemu.driver import QemuDriver, QemuVm
+
+FORGET: Final = signal.SIGUSR1
+"""Comes before the next capture and while nobody measures: freeing memory takes the daemon its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +52,7 @@ class _Recorder:
         self._children: dict[Path, tuple[QemuDriver, Machine]] = {}
 
     def forget(self) -> None:
-        """Let go of the last capture, when the next is about to be taken and nobody's clock runs."""
+        """Let go of the last capture."""
         for fd in self._held:
             os.close(fd)
         self._held = []
@@ -100,13 +104,7 @@ def main() -> NoReturn:
         recorder.see_loading(vm._folder, capture)
         await load(vm, capture)
 
-    prepare_disk = QemuVm.prepare_disk
-
-    async def forget_and_prepare(vm: QemuVm, new_top: Path) -> None:
-        recorder.forget()
-        await prepare_disk(vm, new_top)
-
-    QemuVm.prepare_disk = forget_and_prepare  # type: ignore[method-assign,assignment]
+    signal.signal(FORGET, lambda *_: recorder.forget())
     QemuVm.load = record_and_load  # type: ignore[method-assign,assignment]
     QemuDriver.start_waiting = start_and_record  # type: ignore[method-assign,assignment]
     ramet()
