@@ -181,16 +181,13 @@ class Daemon:
             (journal_count,) = database.execute("SELECT count(*) FROM journal").fetchone()
             records = [row[0] for row in database.execute("SELECT record ->> 'layer' FROM instances")]
         database.close()
-        deleted = set()
-        for pid in pids:
-            for fd in Path(f"/proc/{pid}/fd").iterdir():
-                target = str(fd.readlink())
-                if target.endswith(".qcow2 (deleted)"):
-                    deleted.add(f"{pid}: {target}")
-        held = set()
-        for fd in Path(f"/proc/{self.pid}/fd").iterdir():
-            with suppress(FileNotFoundError):  # It is at work.
-                held.add(str(fd.readlink()))
+        deleted = {
+            f"{pid}: {target}"
+            for pid in pids
+            for target in _open_files(pid)
+            if target.endswith(".qcow2 (deleted)")
+        }
+        held = set(_open_files(self.pid))
         needed = set[Path]()
         for layer in records:
             path = self.data / "layers" / f"{layer}.qcow2" if layer is not None else None
@@ -231,3 +228,10 @@ def own_daemon(kernel_package: Path | None) -> Iterator[Daemon]:
             for pid in vmm_pids(folder):
                 os.kill(pid, signal.SIGKILL)
             shutil.rmtree(folder)
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    """Yield what the descriptors of a process lead to; some may be closed while we look."""
+    for fd in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            yield str(fd.readlink())
