@@ -90,7 +90,7 @@ def daemon(
     command = [*program, "serve"]
     command += ["--data-dir", str(work / "data"), "--socket", str(socket)]
     with log.open("wb") as sink:
-        process = subprocess.Popen(command, stdout=sink, stderr=sink)
+        process = subprocess.Popen(command, stdout=sink, stderr=sink, start_new_session=True)
     client = Client(Endpoint(socket_path=str(socket)))
     try:
         deadline = time.monotonic() + START_TIMEOUT_S

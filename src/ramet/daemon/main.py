@@ -21,11 +21,15 @@ from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.wiring import Running, running
+from ramet.linux.priority import go_first
 from ramet.linux.service import ServiceNotice, ServiceSilent
 from ramet.telemetry.tracing import send_spans
 
 STOP_ALL_TIMEOUT_S: Final = 60.0
 """Over what one instance may take to stop, forced at last; all are stopped at once."""
+
+NICENESS: Final = -15
+"""Of the event loop: it has little to do, and every guest and every caller waits for it."""
 
 log = structlog.get_logger(__name__)
 
@@ -56,6 +60,7 @@ def serve(overrides: dict[str, object]) -> None:
 
 async def _serve(settings: Settings) -> None:
     notice = ServiceNotice.from_environment()
+    _go_before_guests()
     with (
         _bound_unix(settings.socket) as unix,
         anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
@@ -85,6 +90,13 @@ async def _serve(settings: Settings) -> None:
                 if settings.stop_all:
                     await _stop_all(parts)
                 break
+
+
+def _go_before_guests() -> None:
+    try:
+        go_first(NICENESS)
+    except OSError as error:  # Slower under load; nothing else is lost.
+        log.warning("daemon_waits_among_guests", error=str(error))
 
 
 def _tell(notice: ServiceNotice, text: str) -> None:

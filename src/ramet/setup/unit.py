@@ -16,6 +16,7 @@ CAPABILITIES: Final = (
     "CAP_NET_ADMIN",  # TAPs, the bridge, nftables.
     "CAP_SYS_PTRACE",  # Reading guests' memory for a capture, also of VMMs an earlier daemon started.
     "CAP_KILL",
+    "CAP_SYS_NICE",  # The daemon goes before its guests.
     "CAP_CHOWN",  # From here on: unpacking images with their owners, devices and capabilities.
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",
