@@ -9,8 +9,10 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import anyio
 import pytest
@@ -24,8 +26,19 @@ from ramet.linux.process import list_command_lines
 from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
 from ramet.vmm.firecracker.api import Api
 from ramet.vmm.firecracker.driver import FirecrackerDriver
+from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
 from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
-from ramet.vmm.port import MEMORY_FILE_NAME, Capture, DiskImage, ExitReason, Machine, VmmFailed
+from ramet.vmm.port import (
+    MEMORY_FILE_NAME,
+    Capture,
+    DiskImage,
+    ExitReason,
+    Machine,
+    Nic,
+    NicLimits,
+    VmmFailed,
+)
+from tests.net.namespaces import own_namespace, run_ip
 from tests.vmm import tiny_guest
 from tests.vmm.bench import digest
 from tests.vmm.raw_layers import RawLayerStore
@@ -47,6 +60,7 @@ def why_not() -> str | None:
 
 
 WHY_NOT = why_not()
+IS_ROOT = os.geteuid() == 0
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
 
@@ -133,6 +147,12 @@ async def bench() -> AsyncIterator[RealBench]:
     yield bench
     await bench.aclose()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def namespace() -> Iterator[None]:
+    with own_namespace():
+        yield
 
 
 @pytest.fixture
@@ -384,6 +404,53 @@ async def test_one_that_is_killed_at_its_load_leaves_the_capture_for_another(
     await sibling.load(capture)
     await goes_on(sibling)
     capture.close()
+
+
+def limits_in(config: Mapping[str, object]) -> dict[str, int | None]:
+    """Return the bytes per second at most of the one network card, by direction."""
+    (nic,) = cast("list[dict[str, Any]]", config["network-interfaces"])
+    found: dict[str, int | None] = {}
+    for name in ("rx", "tx"):
+        bucket = (nic.get(f"{name}_rate_limiter") or {}).get("bandwidth")
+        found[name] = bucket and bucket["size"] * 1000 // bucket["refill_time"]
+    return found
+
+
+@pytest.mark.skipif(not IS_ROOT, reason="making a TAP takes root")
+async def test_a_network_card_is_held_to_its_own_limits(namespace: None, bench: RealBench) -> None:
+    for name in ("tap0", "tap1"):
+        run_ip(f"tuntap add {name} mode tap")
+    layer = bench.layers.create(DISK_BYTES)
+    nic = Nic("02:00:00:00:00:07", -1, "tap0", NicLimits(5_000_000, 1_000_000))
+    source = bench.keep(await bench.driver.boot(replace(bench.machine(layer), nic=nic)), layer)
+    assert limits_in(await source._api.get("/vm/config")) == {"rx": 5_000_000, "tx": 1_000_000}
+    capture = await bench.capture(source)
+    if not source._demand_release().has(NETWORK_OVERRIDES):
+        pytest.skip("it has no children with a network card")
+    for limits, wanted in (
+        (NicLimits(None, 2_000_000), {"rx": None, "tx": 2_000_000}),
+        (NicLimits(), {"rx": None, "tx": None}),
+        (None, {"rx": 5_000_000, "tx": 1_000_000}),
+    ):
+        below = bench.layers.create_on(layer, DISK_BYTES)
+        own = replace(nic, tap_name="tap1", limits=limits)
+        child = await bench.driver.start_waiting(replace(bench.machine(below), nic=own), capture)
+        bench.keep(child, below)
+        await child.load(capture)
+        assert limits_in(await child._api.get("/vm/config")) == wanted
+        await goes_on(child)
+        await child.kill()
+
+
+async def test_its_metrics_and_its_log_can_be_cut_short_while_it_writes_them(bench: RealBench) -> None:
+    vm = await bench.boot()
+    for name in ("metrics.json", "vmm.log"):
+        file = vm.agent_socket.parent / name
+        for _ in range(2):
+            os.truncate(file, 0)
+            await vm._api.put("/actions", {"action_type": "FlushMetrics"})
+            assert 0 < file.stat().st_size < 65_536
+            assert not file.read_bytes().startswith(b"\0")
 
 
 async def test_a_running_one_is_found_and_adopted_by_another_driver(bench: RealBench) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-LOG_FILES: Final = ("console.log", "output.log", "vmm.log", "operations.log")
+LOG_FILES: Final = ("console.log", "output.log", "vmm.log", "metrics.json", "operations.log")
 
 _DROPPED: Final = "[ramet: {} bytes of this log were dropped here]\n"
 _DROPPED_LINE: Final = re.compile(rb"\[ramet: (\d+) bytes of this log were dropped here\]\n")

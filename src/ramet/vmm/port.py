@@ -76,15 +76,29 @@ class DiskImage:
 
 
 @dataclass(frozen=True, slots=True)
+class NicLimits:
+    """What a network card lets through at most: bytes per second of whole frames, None is without limit.
+
+    Download is what comes to the guest, upload what it sends.
+    """
+
+    download_bytes_per_s: int | None = None
+    upload_bytes_per_s: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Nic:
     """The guest's network card. `tap_fd` is an open descriptor of its TAP, handed to the VMM.
 
     `tap_name`: that of a TAP which nobody holds open, for a VMM that opens it itself; None if there is none.
+    `limits`: what the VMM is to hold it to; None: nothing, since the TAP is shaped.
+    A VMM that has no such limits ignores it.
     """
 
     mac: str
     tap_fd: int
     tap_name: str | None = None
+    limits: NicLimits | None = None
 
 
 @dataclass(frozen=True, slots=True)

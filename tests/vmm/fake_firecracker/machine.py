@@ -185,6 +185,8 @@ class Machine:
             self._configured["balloon"]["amount_mib"] = body["amount_mib"]
         elif body["iface_id"] not in self._configured[name]:
             raise Refused("Failed to update the network interface: not found")
+        else:
+            self._configured[name][body["iface_id"]].update(body)
 
     # Snapshots
 

@@ -32,6 +32,8 @@ class Program:
         self._options, self._version = options, version
         self._selector = selectors.DefaultSelector()
         self._log = open(options.log_path, "a", buffering=1) if options.log_path else sys.stdout  # noqa: SIM115
+        # Not for appending, as Firecracker opens it.
+        self._metrics = open(options.metrics_path, "r+") if options.metrics_path else None  # noqa: SIM115
         self._machine = Machine(version, options.id, self._print)
         self._vsock: socket.socket | None = None
         self._agent: socket.socket | None = None
@@ -113,6 +115,9 @@ class Program:
         faults.strike(call, self._options.id, late=False)
         was_paused = machine.state != "Running"
         result = machine.execute(key, body)
+        if body.get("action_type") == "FlushMetrics" and self._metrics is not None:
+            self._metrics.write('{"utc_timestamp_ms": 1}\n')
+            self._metrics.flush()
         if key == ("PUT", "/snapshot/create"):
             self._reset_vsock()
         if was_paused != (machine.state != "Running"):
@@ -215,8 +220,9 @@ def main() -> None:
         sys.exit(0)
     if not options.id.replace("-", "").isalnum() or len(options.id) > 64:
         sys.exit("Invalid instance ID")
-    if options.log_path and not Path(options.log_path).exists() and version < "1.14":
-        sys.exit("Could not initialize logger: no such file")
+    for path in filter(None, (options.log_path, options.metrics_path)):
+        if not Path(path).exists() and version < "1.14":
+            sys.exit("Could not initialize logger or metrics: no such file")
     program = Program(options, version)
     code = program.run()
     program.log(f"Firecracker exiting {'successfully' if code == 0 else 'with error'}. exit_code={code}")

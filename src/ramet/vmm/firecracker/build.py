@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from ramet.vmm.firecracker.limiters import limiters_of
 from ramet.vmm.port import DiskImage, Machine, VmmUnsupported
 from ramet.wire.vsock import SOCKET_SUFFIX
 
@@ -18,6 +19,7 @@ API_SOCKET: Final = "api.sock"
 AGENT_SOCKET: Final = f"agent{SOCKET_SUFFIX}"
 CONSOLE: Final = "console.log"
 LOG: Final = "vmm.log"
+METRICS: Final = "metrics.json"
 OVERLAY_LINK: Final = "overlay.raw"
 """In the VM's folder, a link to the layer it writes to: the one name every snapshot has for its disk."""
 OVERLAY_DRIVE: Final = "overlay"
@@ -83,6 +85,8 @@ def requests_of(machine: Machine) -> Iterator[Request]:
             "guest_mac": machine.nic.mac,
             "host_dev_name": machine.nic.tap_name,
         }
+        if machine.nic.limits is not None:
+            nic |= limiters_of(machine.nic.limits)
         yield f"/network-interfaces/{NIC}", nic
     yield "/vsock", {"guest_cid": GUEST_CID, "uds_path": AGENT_SOCKET}
     yield "/entropy", {}

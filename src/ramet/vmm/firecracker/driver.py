@@ -26,6 +26,7 @@ from ramet.vmm.firecracker.build import (
     API_SOCKET,
     CONSOLE,
     LOG,
+    METRICS,
     NAME_PREFIX,
     demand_buildable,
 )
@@ -167,11 +168,12 @@ class FirecrackerDriver(LiveFork):
     def _spawn(self, machine: Machine, passed: list[int]) -> FirecrackerVm:
         folder = machine.folder
         argv = [str(self._program), "--id", f"{NAME_PREFIX}{machine.instance}", "--api-sock", API_SOCKET]
-        argv += ["--log-path", LOG, "--level", "Info"]
+        argv += ["--log-path", LOG, "--level", "Info", "--metrics-path", METRICS]
         try:
             for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: Firecracker takes no used name.
                 (folder / left).unlink(missing_ok=True)
-            (folder / LOG).touch()  # Before 1.14 it must be there.
+            for name in (LOG, METRICS):
+                (folder / name).touch()  # Before 1.14 they must be there.
             process = HeldProcess.start(
                 argv, output=folder / CONSOLE, cwd=folder, pass_fds=passed, environment=self._environment
             )

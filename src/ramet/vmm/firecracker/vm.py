@@ -30,6 +30,7 @@ from ramet.vmm.firecracker.build import (
     CONSOLE,
     DEVICE_MODEL,
     LOG,
+    METRICS,
     NIC,
     OVERLAY_DRIVE,
     OVERLAY_LINK,
@@ -37,6 +38,8 @@ from ramet.vmm.firecracker.build import (
     requests_of,
 )
 from ramet.vmm.firecracker.features import CLOCK_REALTIME, TRACK_DIRTY_PAGES, Release
+from ramet.vmm.firecracker.limiters import limiters_of
+from ramet.vmm.firecracker.logs import append_only
 from ramet.vmm.firecracker.memory import Region, copy_changes, find_changes, find_regions, lay_over
 from ramet.vmm.port import (
     Capture,
@@ -149,6 +152,8 @@ class FirecrackerVm(LiveCapture, Restored):
     async def _wait_started(self) -> None:
         await self._api.wait_listening(self._process, self._timeouts.start_s)
         await self.connect(self._timeouts.start_s)
+        own = [self._folder / name for name in (LOG, METRICS)]
+        await self._in_thread(lambda: append_only(self._process.pid, own))
 
     # The process
 
@@ -332,6 +337,9 @@ class FirecrackerVm(LiveCapture, Restored):
         if release.has(CLOCK_REALTIME):
             body["clock_realtime"] = True
         await self._api.put("/snapshot/load", body, self._timeouts.load_s)
+        if nic is not None and nic.limits is not None:
+            # Until here it had its source's, who may have had others: a guest that runs is quarantined still.
+            await self._api.patch(f"/network-interfaces/{NIC}", {"iface_id": NIC, **limiters_of(nic.limits)})
         if waiting.runs:
             await self._in_thread(lambda: _lay_over(self._process.pid, waiting))
             await self._api.patch("/vm", {"state": "Resumed"})
