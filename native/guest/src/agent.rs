@@ -87,6 +87,7 @@ pub struct Agent {
 enum Source {
     Children,
     Io,
+    Door,
     Port,
     Frozen,
     Output,
@@ -145,6 +146,9 @@ impl Agent {
         }
         if self.port.is_connected() {
             self.unsent.flush(&mut self.port)?;
+            if !self.port.is_connected() {
+                self.host_hung_up()?;
+            }
         }
         Ok(self.unsent.len() == 0 && self.execs.iter().any(Exec::waits_for_room))
     }
@@ -152,10 +156,14 @@ impl Agent {
     fn watch(&self, mut watch: impl FnMut(Source, RawFd, libc::c_short)) {
         watch(Source::Children, self.signals.children.as_raw_fd(), libc::POLLIN);
         let output_waits = self.output.as_ref().is_some_and(Output::waits_for_sigio);
-        if !self.port.is_connected() || output_waits {
+        let is_away = !self.port.is_connected();
+        if (is_away && self.port.door().is_none()) || output_waits {
             watch(Source::Io, self.signals.io.as_raw_fd(), libc::POLLIN);
         }
-        if self.port.is_connected() {
+        if let Some(door) = self.port.door().filter(|_| is_away) {
+            watch(Source::Door, door, libc::POLLIN);
+        }
+        if !is_away {
             let listens = if self.unsent.len() < UNSENT_BYTES_MAX { libc::POLLIN } else { 0 };
             let sends = if self.unsent.len() > 0 { libc::POLLOUT } else { 0 };
             watch(Source::Port, self.port.fd(), listens | sends);
@@ -176,6 +184,7 @@ impl Agent {
         match source {
             Source::Children => self.reap(),
             Source::Io => self.expect_hosts(),
+            Source::Door => self.port.admit()?,
             Source::Port => self.port_is_ready(revents, buffer)?,
             Source::Frozen => self.freeze_changed()?,
             Source::Output => self.pump_output()?,
@@ -190,9 +199,10 @@ impl Agent {
     }
 
     fn port_is_ready(&mut self, revents: libc::c_short, buffer: &mut [u8]) -> Result<()> {
-        let count = if revents & libc::POLLIN != 0 { self.port.read(buffer)? } else { 0 };
+        let is_told = revents & (libc::POLLIN | libc::POLLERR) != 0;
+        let count = if is_told { self.port.read(buffer)? } else { 0 };
         self.take_in(&buffer[..count])?;
-        if count == 0 && revents & libc::POLLHUP != 0 {
+        if count == 0 && (revents & libc::POLLHUP != 0 || !self.port.is_connected()) {
             self.host_hung_up()?;
         }
         Ok(())
@@ -284,10 +294,9 @@ impl Agent {
         if let Err(error) = poweroff::kill_everything(&self.signals.children) {
             console::print(&format!("warning {error}"));
         }
-        if let Some(output) = &mut self.output {
-            while matches!(output.pump(), Ok(true)) {}
+        if let Some(output) = self.output.take() {
+            output.finish();
         }
-        self.output = None;
         poweroff::close_disks(&self.old_root);
         let Ending { code, signal } = self.workload.ending.unwrap_or(Ending { code: None, signal: None });
         let message = self.workload.message.clone();
@@ -309,7 +318,7 @@ impl Agent {
             let (fd, events) = (self.port.fd(), libc::POLLOUT);
             let mut one = [libc::pollfd { fd, events, revents: 0 }];
             let polled = sys::poll(&mut one, Some(FAREWELL_TIMEOUT_MS));
-            let hung_up = one[0].revents & libc::POLLHUP != 0;
+            let hung_up = one[0].revents & libc::POLLHUP != 0 || !self.port.is_connected();
             if polled.is_err() || hung_up || sys::monotonic_ns() >= until_ns {
                 return;
             }

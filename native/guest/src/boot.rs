@@ -14,12 +14,19 @@ use crate::modules;
 use crate::network;
 use crate::output::Output;
 use crate::port::{self, Port};
+use crate::poweroff;
 use crate::session::Freeze;
 use crate::sys::{self, NANOS_PER_SECOND};
+use crate::vsock::{self, Socket};
 use crate::workload::{Manner, Workload};
 
 const AGENT_PORT: &str = "ramet.agent";
 const OUTPUT_PORT: &str = "ramet.output";
+/// The same of a vsock; `ramet.wire.vsock` has them too.
+const AGENT_VSOCK_PORT: u32 = 1024;
+const OUTPUT_VSOCK_PORT: u32 = 1025;
+/// In the order in which a VMM is given them that knows no serials.
+const DISKS: [&str; 3] = ["root", "overlay", "config"];
 /// How long a device may take to appear after its driver was loaded.
 const DEVICE_TIMEOUT_S: u64 = 20;
 const DEVICE_POLL_MS: i32 = 5;
@@ -30,15 +37,17 @@ const FILES_HARD: u64 = 1_048_576;
 /// Boots the guest and starts its workload. Errors are reasons, for the console.
 pub fn boot() -> Result<Agent, String> {
     mount_kernel_file_systems()?;
+    poweroff::learn_the_way();
     let signals = prepare_process()?;
     modules::load_all()?;
-    let config = disks::read_config(&wait_for("disk config", || disks::find("config"))?)?;
+    let has_vsock = vsock::is_there();
+    let config = disks::read_config(&wait_for_disk("config", has_vsock)?)?;
     if config.overlay != "disk" {
         return Err(format!("no overlay of kind {}", config.overlay));
     }
     let files = EtcFiles::create().map_err(named("the files for /etc"))?;
-    let root = wait_for("disk root", || disks::find("root"))?;
-    let overlay = wait_for("disk overlay", || disks::find("overlay"))?;
+    let root = wait_for_disk("root", has_vsock)?;
+    let overlay = wait_for_disk("overlay", has_vsock)?;
     let old_root = disks::enter_root(&root, &overlay).map_err(|error| error.to_string())?;
     disks::furnish_dev().map_err(named("/dev"))?;
     files.bind().map_err(|error| error.to_string())?;
@@ -47,8 +56,11 @@ pub fn boot() -> Result<Agent, String> {
     let seats = Seats { files, random };
     network::start_loopback().map_err(named("network"))?;
     seats.take_on(&config.identity).map_err(|failure| failure.to_string())?;
-    let agent_port = open_port(AGENT_PORT)?;
-    let output_port = open_port(OUTPUT_PORT)?;
+    let (agent_port, output_port) = if has_vsock {
+        (listen(AGENT_VSOCK_PORT)?, listen(OUTPUT_VSOCK_PORT)?)
+    } else {
+        (open_port(AGENT_PORT)?, open_port(OUTPUT_PORT)?)
+    };
     let mut agent = Agent {
         port: agent_port,
         receiver: Receiver::of_host_frames(),
@@ -124,6 +136,16 @@ fn prepare_process() -> Result<Signals, String> {
 fn open_port(name: &str) -> Result<Port, String> {
     let path = wait_for(name, || port::find(name))?;
     Port::open(&path).map_err(named(name))
+}
+
+fn listen(port: u32) -> Result<Port, String> {
+    Socket::listen(port).map(Port::Socket).map_err(|error| format!("vsock port {port}: {error}"))
+}
+
+/// A VMM with a vsock may know no serials; its disks are all there when their driver is.
+fn wait_for_disk(name: &str, has_vsock: bool) -> Result<String, String> {
+    let place = DISKS.iter().position(|known| *known == name).filter(|_| has_vsock);
+    wait_for(&format!("disk {name}"), || disks::find(name).or_else(|| disks::at(place?)))
 }
 
 fn wait_for<T>(what: &str, find: impl Fn() -> Option<T>) -> Result<T, String> {

@@ -1,4 +1,4 @@
-//! The guest's disks, by their virtio serials, and the root file system made of them.
+//! The guest's disks, by their virtio serials or else by their order, and the root file system made of them.
 
 use std::fs;
 use std::io::{Error, Read, Result};
@@ -24,6 +24,22 @@ pub fn find(serial: &str) -> Option<String> {
         let device = entry.file_name().into_string().ok()?;
         (found.trim_end() == serial).then(|| format!("/dev/{device}"))
     })
+}
+
+/// The device file of the disk at this place among the machine's disks, if it is there yet: of a VMM that lets
+/// us choose the order only, and no serials.
+pub fn at(place: usize) -> Option<String> {
+    nth_disk(
+        fs::read_dir("/sys/block").ok()?.flatten().filter_map(|entry| entry.file_name().into_string().ok()),
+        place,
+    )
+    .map(|name| format!("/dev/{name}"))
+}
+
+fn nth_disk(names: impl Iterator<Item = String>, place: usize) -> Option<String> {
+    let mut disks: Vec<_> = names.filter(|name| name.starts_with("vd")).collect();
+    disks.sort();
+    disks.into_iter().nth(place)
 }
 
 /// Reads the boot configuration from its disk.
@@ -124,6 +140,13 @@ mod tests {
         let read = read_config(path.to_str().unwrap());
         fs::remove_file(&path).unwrap();
         read
+    }
+
+    #[test]
+    fn disks_without_serials_are_counted_in_their_order() {
+        let names = ["vdc", "loop0", "vda", "sr0", "vdb"].map(str::to_owned);
+        assert_eq!(nth_disk(names.clone().into_iter(), 2).as_deref(), Some("vdc"));
+        assert_eq!(nth_disk(names.into_iter(), 3), None);
     }
 
     #[test]

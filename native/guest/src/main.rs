@@ -32,6 +32,7 @@ mod spawn;
 mod sys;
 mod unpack;
 mod users;
+mod vsock;
 mod workload;
 
 #[cfg_attr(not(test), no_mangle)]

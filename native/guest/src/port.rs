@@ -1,6 +1,6 @@
-//! A virtio-serial port, found by name.
+//! A way to the host: a virtio-serial port, found by name, or a socket (`vsock`).
 //!
-//! While the host side is not connected such a port is always "ready" (POLLHUP) and reads give 0 at once. So
+//! While the host side of a serial port is not connected it is always "ready" (POLLHUP) and reads give 0 at once. So
 //! it is then left out of the poll set, and SIGIO, which the driver sends when the connection changes, is
 //! waited for instead: a guest whose host is away wakes for nothing.
 
@@ -9,6 +9,7 @@ use std::io::{Error, ErrorKind, Result};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use crate::sys;
+use crate::vsock::Socket;
 
 const CLASS: &str = "/sys/class/virtio-ports";
 
@@ -22,48 +23,93 @@ pub fn find(name: &str) -> Option<String> {
     })
 }
 
-pub struct Port {
+pub enum Port {
+    Serial(Serial),
+    Socket(Socket),
+}
+
+pub struct Serial {
     fd: OwnedFd,
     connected: bool,
 }
 
 impl Port {
-    /// Opens a port. SIGIO must be blocked by now.
+    /// Opens a serial port. SIGIO must be blocked by now.
     pub fn open(path: &str) -> Result<Self> {
         let fd = sys::open(path, libc::O_RDWR | libc::O_NONBLOCK)?;
         sys::request_sigio(&fd)?;
-        Ok(Self { fd, connected: true })
+        Ok(Self::Serial(Serial { fd, connected: true }))
     }
 
+    /// What to poll while the host is connected.
     pub fn fd(&self) -> RawFd {
-        self.fd.as_raw_fd()
+        match self {
+            Self::Serial(serial) => serial.fd.as_raw_fd(),
+            Self::Socket(socket) => socket.fd(),
+        }
     }
 
-    /// False: the host hung up, and only SIGIO can tell when it is back.
+    /// What to poll for the host while it is not connected. None: only SIGIO can tell that it is back.
+    pub fn door(&self) -> Option<RawFd> {
+        match self {
+            Self::Serial(_) => None,
+            Self::Socket(socket) => Some(socket.door()),
+        }
+    }
+
+    /// Lets the host in who stands at the door.
+    pub fn admit(&mut self) -> Result<()> {
+        match self {
+            Self::Serial(_) => Ok(()),
+            Self::Socket(socket) => socket.admit(),
+        }
+    }
+
+    /// False: the host hung up, and the door or SIGIO will tell when it is back.
     pub fn is_connected(&self) -> bool {
-        self.connected
+        match self {
+            Self::Serial(serial) => serial.connected,
+            Self::Socket(socket) => socket.is_connected(),
+        }
     }
 
     /// After SIGIO: the host may be back, or may have left bytes behind when it went.
     pub fn expect_host(&mut self) {
-        self.connected = true;
+        if let Self::Serial(serial) = self {
+            serial.connected = true;
+        }
     }
 
     /// Asks the driver whether the host is there. SIGIO must have been drained before.
     pub fn refresh(&mut self) -> Result<()> {
-        // Without a host a read does not block, so POLLIN says nothing.
-        self.connected = sys::poll_now(self.fd(), 0)? & libc::POLLHUP == 0;
+        if let Self::Serial(serial) = self {
+            // Without a host a read does not block, so POLLIN says nothing.
+            serial.connected = sys::poll_now(serial.fd.as_raw_fd(), 0)? & libc::POLLHUP == 0;
+        }
         Ok(())
     }
 
     /// Some bytes; 0 if there are none now.
     pub fn read(&mut self, buffer: &mut [u8]) -> Result<usize> {
-        without_blocking(sys::read(self.fd(), buffer))
+        match self {
+            Self::Serial(serial) => without_blocking(sys::read(serial.fd.as_raw_fd(), buffer)),
+            Self::Socket(socket) => Ok(socket.read(buffer)),
+        }
     }
 
     /// Writes what the host takes now; 0 if it takes nothing.
     pub fn write(&mut self, data: &[u8]) -> Result<usize> {
-        without_blocking(sys::write(self.fd(), data))
+        match self {
+            Self::Serial(serial) => without_blocking(sys::write(serial.fd.as_raw_fd(), data)),
+            Self::Socket(socket) => Ok(socket.write(data)),
+        }
+    }
+
+    /// Waits, for a bounded time, until the host has what was written. A serial port's has it already.
+    pub fn close(&mut self) {
+        if let Self::Socket(socket) = self {
+            socket.close();
+        }
     }
 }
 

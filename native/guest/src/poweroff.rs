@@ -1,7 +1,9 @@
 //! The end of the guest, in every case by powering off: PID 1 never returns and never panics.
 
+use std::fs;
 use std::io::Result;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::console;
 use crate::disks::{self, OldRoot};
@@ -10,6 +12,20 @@ use crate::sys::{self, NANOS_PER_SECOND};
 /// How long killed processes may take to be gone.
 const KILL_TIMEOUT_S: u64 = 5;
 const KILL_POLL_MS: i32 = 50;
+
+/// Where there is no power button, a reset by the keyboard controller ends the VMM, and the kernel is told so.
+const RESET_ARGUMENT: &str = "reboot=k";
+static ENDS_BY_RESET: AtomicBool = AtomicBool::new(false);
+
+/// Learns from the kernel's command line how this machine is ended. Before that it is powered off.
+pub fn learn_the_way() {
+    let told = fs::read_to_string("/proc/cmdline").is_ok_and(|line| ends_by_reset(&line));
+    ENDS_BY_RESET.store(told, Ordering::Relaxed);
+}
+
+fn ends_by_reset(command_line: &str) -> bool {
+    command_line.split_ascii_whitespace().any(|word| word == RESET_ARGUMENT)
+}
 
 /// Kills and reaps every process but this one. `children` is the descriptor of SIGCHLD.
 pub fn kill_everything(children: &OwnedFd) -> Result<()> {
@@ -47,10 +63,11 @@ pub fn close_disks(old: &OldRoot) {
 }
 
 pub fn power_off() -> ! {
+    let by_reset = ENDS_BY_RESET.load(Ordering::Relaxed);
     loop {
         // SAFETY: no pointers; does not return when it succeeds.
         unsafe {
-            libc::reboot(libc::RB_POWER_OFF);
+            libc::reboot(if by_reset { libc::RB_AUTOBOOT } else { libc::RB_POWER_OFF });
             libc::pause();
         }
     }
@@ -67,4 +84,16 @@ pub fn fail(reason: &str) -> ! {
 /// A panic in PID 1 would be a kernel panic; it is a failure with a reason instead.
 pub fn fail_on_panic() {
     std::panic::set_hook(Box::new(|panic| fail(&panic.to_string())));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_without_a_power_button_is_known_by_its_command_line() {
+        assert!(ends_by_reset("console=ttyS0 reboot=k panic=-1\n"));
+        assert!(!ends_by_reset("console=ttyS0 reboot=t reboot=kbd\n"));
+        assert!(!ends_by_reset(""));
+    }
 }

@@ -26,7 +26,7 @@ else:
     from backports import zstd
 
 # What a guest needs beyond the built-ins. inet_diag and tcp_diag let a fork destroy the TCP connections of
-# its parent's address (SOCK_DESTROY); crc32c_generic is only a soft dependency of ext4's checksums.
+# its parent's address (SOCK_DESTROY); the vsock is that of Firecracker; crc32c_generic is only a soft dependency of ext4's checksums.
 GUEST_MODULES: Final = (
     "virtio_pci",
     "virtio_mmio",
@@ -41,6 +41,9 @@ GUEST_MODULES: Final = (
     "ext4",
     "inet_diag",
     "tcp_diag",
+    # Last: the guest leaves them alone where it has no vsock.
+    "vsock",
+    "vmw_vsock_virtio_transport",
 )
 VMLINUX_BYTES_MAX: Final = 512 << 20  # A distribution's kernel is some 30-60 MiB unpacked.
 MODULE_BYTES_MAX: Final = 64 << 20  # Those that guests need have less than 2 MiB.

@@ -9,6 +9,8 @@ from typing import Final
 
 AGENT_PORT: Final = 1024
 """Where the agent listens."""
+OUTPUT_PORT: Final = 1025
+"""Where the workload's output is to be had."""
 SOCKET_SUFFIX: Final = ".vsock"
 ANSWER_BYTES_MAX: Final = 32
 """Of `OK 4294967295` and its newline, and then some."""
