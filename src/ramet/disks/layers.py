@@ -8,7 +8,12 @@ ext4-<bytes>.raw  <-  <layer>.qcow2  <-  <layer>.qcow2     (top: written by one 
 A live fork freezes its source's top layer and puts a new one above it; children get tops of their own on the
 frozen one. A layer names its backing in its own header, so the chain needs no record beside the files. A
 layer is *held* while it is some instance's top, or *pinned* as somebody's restore point, or below such a one;
-the rest is deleted. Where one that is needed is damaged, nobody can tell any more what it stands on, and
+the rest is deleted.
+
+Layers of a VMM that knows raw disks only are `<layer>.raw`, each a whole disk or still empty
+(`ramet.disks.raw_layers`). A layer has the form of that below it, unless another is asked for.
+
+Where one that is needed is damaged, nobody can tell any more what it stands on, and
 nothing is deleted until it can tell again.
 """
 
@@ -22,9 +27,18 @@ from typing import Final, Literal
 
 import structlog
 
-from ramet.core.errors import Broken
+from ramet.core.errors import Broken, Unsupported
 from ramet.core.ids import LayerId, mint_id
 from ramet.disks.qcow2 import create_qcow2, read_backing
+from ramet.disks.raw_layers import (
+    BELOW_SUFFIX,
+    RAW_SUFFIX,
+    RawWriter,
+    create_raw,
+    forget_below,
+    is_whole,
+    read_below,
+)
 from ramet.disks.whole_disk import DiskReader, DiskWriter
 
 CHAIN_LENGTH_MAX: Final = 16
@@ -34,6 +48,7 @@ _SUFFIX: Final = ".qcow2"
 _BASE_PREFIX: Final = "ext4-"
 _PART_SUFFIX: Final = ".part"
 
+Form = Literal["raw", "qcow2"]
 
 _BLOCK_BYTES: Final = 512  # Of st_blocks: stat(2).
 _ROOM_REMEDY: Final = "see that the file system of the data folder has space and can be written"
@@ -45,6 +60,12 @@ class LayerBroken(Broken):
     """A layer's file, or one below it, is missing or damaged."""
 
     code = "disk_layer_broken"
+
+
+class DiskFormUnsupported(Unsupported):
+    """A VMM that knows raw disks only is to go on from a disk of layers."""
+
+    code = "disk_form_unsupported"
 
 
 class LayerStore:
@@ -61,6 +82,9 @@ class LayerStore:
         self._damaged: set[LayerId] = set()
         self._backing: dict[LayerId, Path | None] = {}
         """What each layer stands on; None: it is damaged, and cannot tell."""
+        self._raw: set[LayerId] = set()
+        self._unfilled: set[LayerId] = set()
+        """Raw layers that were empty when they were looked at last."""
         self._above: Counter[LayerId] = Counter()
         for path in folder.glob(f"*{_SUFFIX}"):
             try:
@@ -69,16 +93,19 @@ class LayerStore:
                 log.warning("damaged_layer_found", error=str(error))
                 self._backing[self.id_of(path)] = None
                 self._damaged.add(self.id_of(path))
+        for path in folder.glob(f"*{RAW_SUFFIX}"):
+            if not path.name.startswith(_BASE_PREFIX):
+                self._find_raw(path)
         for backing in self._backing.values():
             if backing is not None:
                 self._count_above(backing, 1)
 
     def path(self, layer: LayerId) -> Path:
-        return self._folder / f"{layer}{_SUFFIX}"
+        return self._folder / f"{layer}{RAW_SUFFIX if layer in self._raw else _SUFFIX}"
 
     def id_of(self, path: Path) -> LayerId:
         """Return the id of the layer in file `path`."""
-        return LayerId(path.name.removesuffix(_SUFFIX))
+        return LayerId(path.name.removesuffix(path.suffix))
 
     def ensure_base(self, size_bytes: int) -> Path:
         """Return the formatted, empty disk of `size_bytes`, making it if there is none (about 20 ms).
@@ -103,21 +130,34 @@ class LayerStore:
                     part.unlink(missing_ok=True)
         return base
 
-    def create(self, size_bytes: int) -> LayerId:
+    def create(self, size_bytes: int, form: Form = "qcow2") -> LayerId:
         """Make an empty, formatted disk of `size_bytes` and hold its top.
 
         Raises:
             LayerBroken: mkfs failed, or the disk is full.
         """
-        return self._create_on(self.ensure_base(size_bytes), "raw", size_bytes)
+        return self._create_on(self.ensure_base(size_bytes), form, size_bytes)
 
-    def create_on(self, backing: LayerId, size_bytes: int, layer: LayerId | None = None) -> LayerId:
+    def create_on(
+        self, backing: LayerId, size_bytes: int, layer: LayerId | None = None, form: Form | None = None
+    ) -> LayerId:
         """Make an empty layer on `backing`, which need not be frozen yet, and hold it; `layer` names it.
+
+        Args:
+            form: its form; without, that of `backing`.
 
         Raises:
             LayerBroken: the disk is full.
+            DiskFormUnsupported: it is to be raw, and `backing` is not.
         """
-        return self._create_on(self.path(backing), "qcow2", size_bytes, layer)
+        form = form or ("raw" if backing in self._raw else "qcow2")
+        if form == "raw" and backing not in self._raw:
+            raise DiskFormUnsupported(
+                "this disk is made of qcow2 layers, and the hypervisor asked for knows raw disks only",
+                remedy="leave the hypervisor as it was",
+                layer=backing,
+            )
+        return self._create_on(self._whole(backing), form, size_bytes, layer)
 
     @contextmanager
     def reader(self, layer: LayerId) -> Iterator[DiskReader]:
@@ -136,7 +176,7 @@ class LayerStore:
             reader.close()
 
     @contextmanager
-    def draft(self, size_bytes: int) -> Iterator["LayerDraft"]:
+    def draft(self, size_bytes: int, form: Form = "qcow2") -> Iterator["LayerDraft"]:
         """Make a layer inside that holds a whole disk; uncommitted, it is dropped.
 
         Raises:
@@ -145,7 +185,9 @@ class LayerStore:
         layer = LayerId(mint_id())
         part, base = self.path(layer).with_suffix(_PART_SUFFIX), self._base_path(size_bytes)
         try:
-            draft = LayerDraft(self, layer, size_bytes, DiskWriter(part, size_bytes, base))
+            is_raw = form == "raw"
+            writer = RawWriter(part, size_bytes) if is_raw else DiskWriter(part, size_bytes, base)
+            draft = LayerDraft(self, layer, size_bytes, form, writer)
         except OSError as error:
             with suppress(OSError):  # The next start's sweep finds it.
                 part.unlink(missing_ok=True)
@@ -163,6 +205,8 @@ class LayerStore:
         Raises:
             LayerBroken: the disk is failing.
         """
+        if draft.form == "raw":
+            self._raw.add(draft.id)
         path = self.path(draft.id)
         try:
             path.with_suffix(_PART_SUFFIX).rename(path)
@@ -186,6 +230,7 @@ class LayerStore:
         A file that cannot be deleted is tried again whenever something is released.
         """
         self._tops.discard(layer)
+        self._settle()
         for unneeded in (layer, *tuple(self._undeleted)):
             self._delete_unneeded(unneeded)
 
@@ -204,10 +249,14 @@ class LayerStore:
         self._pins[layer] -= 1
         if not self._pins[layer]:
             del self._pins[layer]
+            self._settle()
             self._delete_unneeded(layer)
 
     def rebased(self, layer: LayerId) -> None:
         """Learn that the backing of `layer` is another now, and delete what was only needed under it."""
+        if layer in self._raw:  # It never stood on anything for long.
+            self._settle()
+            return
         former, now = self._backing[layer], _read_backing(self.path(layer))
         self._backing[layer] = now
         self._count_above(now, 1)
@@ -215,19 +264,24 @@ class LayerStore:
             self._count_above(former, -1)
             self._delete_unneeded(self.id_of(former))
 
-    def chain(self, layer: LayerId) -> tuple[tuple[Path, Literal["raw", "qcow2"]], ...]:
+    def chain(self, layer: LayerId) -> tuple[tuple[Path, Form], ...]:
         """Return the files of a disk with their formats, topmost first.
+
+        Of a raw layer it is that alone if it is whole, or it and the whole disk that it is to be a copy of.
 
         Raises:
             LayerBroken: one is missing or damaged.
         """
-        path, files = self.path(layer), list[tuple[Path, Literal["raw", "qcow2"]]]()
+        path, files = self.path(layer), list[tuple[Path, Form]]()
         while True:
             if not os.path.exists(path):
                 raise LayerBroken(f"disk layer {path.name} is missing", layer=layer)
-            if path.suffix != _SUFFIX:
+            if path.suffix == _SUFFIX:
+                files.append((path, "qcow2"))
+            elif self._is_base(path) or is_whole(path):
                 return (*files, (path, "raw"))
-            files.append((path, "qcow2"))
+            elif not files:  # Of several that are empty the topmost alone will ever be written.
+                files.append((path, "raw"))
             path = self._backing_of(self.id_of(path))
 
     def disk_bytes(self, layer: LayerId) -> int:
@@ -236,7 +290,7 @@ class LayerStore:
         Raises:
             LayerBroken: one is missing or damaged.
         """
-        blocks = sum(path.stat().st_blocks for path, form in self.chain(layer) if form == "qcow2")
+        blocks = sum(path.stat().st_blocks for path, _ in self.chain(layer) if not self._is_base(path))
         return blocks * _BLOCK_BYTES
 
     def is_directly_on(self, layer: LayerId, backing: LayerId) -> bool:
@@ -244,12 +298,14 @@ class LayerStore:
         return self._backing.get(layer) == self.path(backing)
 
     def base(self, layer: LayerId) -> Path:
-        """Return the formatted, empty file at the bottom of the chain of `layer`."""
+        """Return the raw file at the bottom of the chain of `layer`."""
         return self.chain(layer)[-1][0]
 
     def sweep(self) -> list[Path]:
         """Delete what nobody holds, such as a crash left it; returns the files deleted."""
+        self._settle()
         before = set(self._backing)
+        files = {layer: self.path(layer) for layer in before}
         if not self._is_told_by_all():
             log.warning("layers_not_swept")  # Tried again with the next that is deleted.
         for layer in before:
@@ -257,7 +313,10 @@ class LayerStore:
         parts = list(self._folder.glob(f"*{_PART_SUFFIX}"))
         for part in parts:
             part.unlink(missing_ok=True)
-        return sorted(self.path(layer) for layer in before - self._backing.keys()) + parts
+        for link in self._folder.glob(f"*{BELOW_SUFFIX}"):
+            if self.id_of(link) not in self._backing:
+                link.unlink(missing_ok=True)
+        return sorted(files[layer] for layer in before - self._backing.keys()) + parts
 
     def statistics(self) -> dict[str, int]:
         """Return counts: `held` tops, `files`, and those of these that could not be deleted: `undeleted`."""
@@ -280,6 +339,10 @@ class LayerStore:
                 self._undeleted.add(layer)
                 return
             self._undeleted.discard(layer)
+            if layer in self._raw:
+                forget_below(self.path(layer))
+                self._raw.discard(layer)
+                self._unfilled.discard(layer)
             backing = self._backing.pop(layer)
             del self._above[layer]
             if backing is None:
@@ -299,29 +362,67 @@ class LayerStore:
         backing = self._backing.get(layer)
         if backing is None:
             # Asked again where it is damaged: it may have been repaired, or the error tells why.
-            backing = self._backing[layer] = _read_backing(self.path(layer))
+            path = self.path(layer)
+            read = _read_raw_backing if layer in self._raw else _read_backing
+            backing = self._backing[layer] = read(path)
             self._damaged.discard(layer)
             self._count_above(backing, 1)
         return backing
 
     def _count_above(self, backing: Path, change: int) -> None:
-        if backing.suffix == _SUFFIX:
+        if not self._is_base(backing):
             self._above[self.id_of(backing)] += change
             if change > 0:
                 self._undeleted.discard(self.id_of(backing))
 
-    def _create_on(
-        self,
-        backing: Path,
-        form: Literal["raw", "qcow2"],
-        size_bytes: int,
-        layer: LayerId | None = None,
-    ) -> LayerId:
+    def _is_base(self, path: Path) -> bool:
+        return path.name.startswith(_BASE_PREFIX)
+
+    def _whole(self, layer: LayerId) -> Path:
+        """Return `layer`, or where it is empty the whole disk that it is to be a copy of."""
+        return self.chain(layer)[-1][0] if layer in self._raw else self.path(layer)
+
+    def _find_raw(self, path: Path) -> None:
+        """Learn of a raw layer that is there."""
+        layer = self.id_of(path)
+        self._raw.add(layer)
+        try:
+            self._backing[layer] = _read_raw_backing(path)
+            self._unfilled.add(layer)
+        except LayerBroken as error:
+            if is_whole(path):
+                self._backing[layer] = self._base_path(path.stat().st_size)
+            else:
+                log.warning("damaged_layer_found", error=str(error))
+                self._backing[layer] = None
+                self._damaged.add(layer)
+
+    def _settle(self) -> None:
+        """Have raw layers that have become whole stand on nothing; delete what only they needed."""
+        for layer in tuple(self._unfilled):
+            path = self.path(layer)
+            if layer not in self._raw or not is_whole(path):
+                continue
+            self._unfilled.discard(layer)
+            former = self._backing[layer]
+            forget_below(path)
+            # Where it came from at last, which no layer is.
+            self._backing[layer] = self._base_path(path.stat().st_size)
+            if former is not None:
+                self._count_above(former, -1)
+                self._delete_unneeded(self.id_of(former))
+
+    def _create_on(self, backing: Path, form: Form, size_bytes: int, layer: LayerId | None = None) -> LayerId:
         layer = layer or LayerId(mint_id())
         part = self.path(layer).with_suffix(_PART_SUFFIX)
         try:
-            create_qcow2(part, size_bytes, backing, form)
-            part.rename(self.path(layer))
+            if form == "raw":
+                create_raw(part.with_suffix(RAW_SUFFIX), backing)
+                self._raw.add(layer)
+                self._unfilled.add(layer)
+            else:
+                create_qcow2(part, size_bytes, backing, "raw" if backing.suffix == RAW_SUFFIX else "qcow2")
+                part.rename(self.path(layer))
         except OSError as error:
             with suppress(OSError):  # The next start's sweep finds it.
                 part.unlink(missing_ok=True)
@@ -335,8 +436,15 @@ class LayerStore:
 class LayerDraft:
     """A whole disk that is being written, to be a layer of `store`. Its methods may be called in a thread."""
 
-    def __init__(self, store: LayerStore, layer: LayerId, size_bytes: int, writer: DiskWriter) -> None:
-        self.id, self.size_bytes, self.writer = layer, size_bytes, writer
+    def __init__(
+        self,
+        store: LayerStore,
+        layer: LayerId,
+        size_bytes: int,
+        form: Form,
+        writer: DiskWriter | RawWriter,
+    ) -> None:
+        self.id, self.size_bytes, self.form, self.writer = layer, size_bytes, form, writer
         self._store = store
 
     def write(self, offset: int, data: bytes) -> None:
@@ -375,6 +483,13 @@ def _read_backing(path: Path) -> Path:
     if backing is None:
         raise LayerBroken(f"disk layer {path.name} names no backing")
     return backing
+
+
+def _read_raw_backing(path: Path) -> Path:
+    below = read_below(path)
+    if below is None:
+        raise LayerBroken(f"disk layer {path.name} is empty, and names nothing to be a copy of")
+    return below
 
 
 def _format(path: Path, size_bytes: int) -> None:

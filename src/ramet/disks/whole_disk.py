@@ -47,7 +47,8 @@ class DiskReader:
         except BaseException:
             self.close()
             raise
-        self.size_bytes = self._layers[0].size_bytes
+        found = os.fstat(self._fds[-1]).st_size
+        self.size_bytes = self._layers[0].size_bytes if self._layers else found
 
     def close(self) -> None:
         while self._fds:
