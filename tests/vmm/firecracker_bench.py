@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ramet.guest.channel import Channel
 from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, FirecrackerDriver
-from ramet.vmm.firecracker.vm import Pager, Timeouts
+from ramet.vmm.firecracker.vm import Pager
+from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import Bench, LiveVm
 from tests.vmm.fake_firecracker.faults import VARIABLE
 from tests.vmm.fake_firecracker.program import NEWEST, VERSION_VARIABLE

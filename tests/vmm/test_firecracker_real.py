@@ -9,7 +9,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +24,6 @@ from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import list_command_lines
 from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
-from ramet.vmm.firecracker.api import Api
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
 from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
@@ -38,6 +37,7 @@ from ramet.vmm.port import (
     NicLimits,
     VmmFailed,
 )
+from ramet.vmm.rest import Api
 from tests.net.namespaces import own_namespace, run_ip
 from tests.vmm import tiny_guest
 from tests.vmm.bench import digest
@@ -329,15 +329,15 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     is_armed = True
 
     async def killing(
-        api: Api, method: str, path: str, body: Mapping[str, object] | None
+        api: Api, method: str, path: str, body: Mapping[str, object] | None, passed: Sequence[int]
     ) -> tuple[int, bytes]:
         nonlocal is_armed
         if not is_armed or f"{method} {path}" != wanted:
-            return await exchange(api, method, path, body)
+            return await exchange(api, method, path, body, passed)
         is_armed = False
         pid = next(pid for pid, _ in list_command_lines() if is_in(pid, api._folder))
         os.kill(pid, signal.SIGSTOP)
-        asked = asyncio.ensure_future(exchange(api, method, path, body))
+        asked = asyncio.ensure_future(exchange(api, method, path, body, passed))
         await anyio.wait_all_tasks_blocked()
         os.kill(pid, signal.SIGKILL)
         return await asked

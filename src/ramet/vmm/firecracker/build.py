@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from ramet.vmm.firecracker.limiters import limiters_of
-from ramet.vmm.port import DiskImage, Machine, VmmUnsupported
+from ramet.vmm.port import Machine, VmmUnsupported
+from ramet.vmm.raw_overlay import OVERLAY_LINK
 from ramet.wire.vsock import SOCKET_SUFFIX
 
 DEVICE_MODEL: Final = 1
@@ -20,8 +21,6 @@ AGENT_SOCKET: Final = f"agent{SOCKET_SUFFIX}"
 CONSOLE: Final = "console.log"
 LOG: Final = "vmm.log"
 METRICS: Final = "metrics.json"
-OVERLAY_LINK: Final = "overlay.raw"
-"""In the VM's folder, a link to the layer it writes to: the one name every snapshot has for its disk."""
 OVERLAY_DRIVE: Final = "overlay"
 NIC: Final = "nic"
 NAME_PREFIX: Final = "ramet-"
@@ -91,12 +90,6 @@ def requests_of(machine: Machine) -> Iterator[Request]:
     yield "/vsock", {"guest_cid": GUEST_CID, "uds_path": AGENT_SOCKET}
     yield "/entropy", {}
     yield "/balloon", {"amount_mib": 0, "deflate_on_oom": True}
-
-
-def layers_of(image: DiskImage) -> tuple[Path, Path | None]:
-    """Return the file that is written, and that of which it is to be a copy before it is."""
-    paths = [path for path, _ in image.layers]
-    return paths[0], paths[1] if len(paths) > 1 else None
 
 
 def _drive(name: str, path: Path, *, is_read_only: bool) -> Request:

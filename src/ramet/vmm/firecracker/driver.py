@@ -8,8 +8,7 @@ import os
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -31,7 +30,7 @@ from ramet.vmm.firecracker.build import (
     demand_buildable,
 )
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES, Release
-from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager, Timeouts, fill_overlay
+from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager
 from ramet.vmm.port import (
     Capture,
     LiveFork,
@@ -40,6 +39,8 @@ from ramet.vmm.port import (
     VmmFailed,
     VmmSilent,
 )
+from ramet.vmm.raw_overlay import fill_overlay
+from ramet.vmm.rest_vm import Timeouts, ended_unless_started
 
 PROGRAM: Final = "firecracker"
 PROGRAM_VARIABLE: Final = "RAMET_FIRECRACKER"
@@ -107,7 +108,7 @@ class FirecrackerDriver(LiveFork):
         except OSError as error:
             raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
         vm = self._spawn(machine, [])
-        async with _ended_unless_started(vm):
+        async with ended_unless_started(vm):
             await vm.start(machine)
         return vm
 
@@ -119,7 +120,7 @@ class FirecrackerDriver(LiveFork):
                 remedy="install Firecracker 1.12 or newer",
             )
         vm = self._spawn(machine, [capture.mapped.fd])
-        async with _ended_unless_started(vm):
+        async with ended_unless_started(vm):
             await vm.wait_for(machine, capture, self._pager)
         return vm
 
@@ -180,15 +181,3 @@ class FirecrackerDriver(LiveFork):
         except OSError as error:
             raise VmmFailed(f"Firecracker cannot be started: {error}") from error
         return FirecrackerVm(process, folder, self._timeouts)
-
-
-@asynccontextmanager
-async def _ended_unless_started(vm: FirecrackerVm) -> AsyncIterator[None]:
-    """Have `vm` be gone if what is done inside fails."""
-    try:
-        yield
-    except BaseException as error:
-        await vm.kill()
-        if isinstance(error, VmmFailed):
-            raise VmmFailed(f"Firecracker did not start: {error} {vm.last_words()}") from error
-        raise

@@ -1,4 +1,4 @@
-"""Whatever is at the other end of its socket, a call of Firecracker's API ends, and as what it is."""
+"""Whatever is at the other end of its socket, a call of a VMM's API ends, and as what it is."""
 
 import asyncio
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ramet.linux.process import HeldProcess
-from ramet.vmm.firecracker.api import Api, Refusal
 from ramet.vmm.port import VmmFailed, VmmSilent
+from ramet.vmm.rest import Api, Refusal
 
 pytestmark = pytest.mark.anyio
 

@@ -1,6 +1,6 @@
-"""Firecracker's own files: its log and its metrics.
+"""Files that a VMM opens itself: its log, its metrics, its guest's console.
 
-It opens them without O_APPEND and would go on writing where it was when somebody else cuts them to nothing,
+It does so without O_APPEND and would go on writing where it was when somebody else cuts them to nothing,
 behind a hole as long as what was cut. So O_APPEND is set from outside, on the descriptor that it has
 (pidfd_getfd(2) shares the open file, and fcntl(2) F_SETFL is of the open file).
 """

@@ -1,4 +1,4 @@
-"""Firecracker's REST API over its unix socket.
+"""A VMM's REST API over its unix socket.
 
 Each request is a connection of its own: half a millisecond, and one that is cancelled leaves nothing behind
 that the next could trip over.
@@ -8,7 +8,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -74,27 +74,38 @@ class Api:
             raise VmmFailed(f"the VMM's answer to GET {path} has no {name}")
         return found
 
-    async def put(self, path: str, body: Mapping[str, object], timeout_s: float | None = None) -> None:
-        """Have something be so.
+    async def put(
+        self,
+        path: str,
+        body: Mapping[str, object] | None,
+        timeout_s: float | None = None,
+        passed: Sequence[int] = (),
+    ) -> None:
+        """Have something be so. Descriptors `passed` are handed over with it, and stay ours as well.
 
         Raises:
             Refusal: the VMM refused it, and says why.
             VmmSilent: it did not answer in time.
             VmmFailed: it ended, or does not listen.
         """
-        await self._request("PUT", path, body, timeout_s or self.timeout_s)
+        await self._request("PUT", path, body, timeout_s or self.timeout_s, passed)
 
     async def patch(self, path: str, body: Mapping[str, object]) -> None:
         """Change something. Errors are as of `put`."""
         await self._request("PATCH", path, body, self.timeout_s)
 
     async def _request(
-        self, method: str, path: str, body: Mapping[str, object] | None, timeout_s: float
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, object] | None,
+        timeout_s: float,
+        passed: Sequence[int] = (),
     ) -> bytes:
         what = f"{method} {path}"
         try:
             async with asyncio.timeout(timeout_s):
-                status, answer = await self._exchange(method, path, body)
+                status, answer = await self._exchange(method, path, body, passed)
         except (TimeoutError, BlockingIOError) as late:  # Blocking: nobody has accepted those before us.
             raise VmmSilent(f"the VMM did not answer {what} in time ({timeout_s:g} s)") from late
         except asyncio.IncompleteReadError as error:
@@ -105,14 +116,20 @@ class Api:
             raise Refusal(f"the VMM refused {what}: {_fault(answer)}")
         return answer
 
-    async def _exchange(self, method: str, path: str, body: Mapping[str, object] | None) -> tuple[int, bytes]:
-        reader, writer = await asyncio.open_unix_connection(sock=self._connect(), limit=_ANSWER_BYTES_MAX)
+    async def _exchange(
+        self, method: str, path: str, body: Mapping[str, object] | None, passed: Sequence[int]
+    ) -> tuple[int, bytes]:
+        peer, request = self._connect(), _request_of(method, path, body)
+        if passed:
+            try:
+                sent = socket.send_fds(peer, [request], passed)  # A new socket has room for some of it.
+            except BaseException:
+                peer.close()
+                raise
+            request = request[sent:]
+        reader, writer = await asyncio.open_unix_connection(sock=peer, limit=_ANSWER_BYTES_MAX)
         try:
-            data = b"" if body is None else json.dumps(body).encode()
-            head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
-            if body is not None:
-                head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-            writer.write(head.encode() + b"\r\n" + data)
+            writer.write(request)
             await writer.drain()
             start, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().lower().split("\r\n")
             lengths = [line.partition(":")[2] for line in lines if line.startswith("content-length:")]
@@ -141,8 +158,19 @@ class Api:
         return peer
 
 
+def _request_of(method: str, path: str, body: Mapping[str, object] | None) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n"
+    if body is None:
+        return f"{head}\r\n".encode()
+    data = json.dumps(body).encode()
+    head += f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
 def _fault(answer: bytes) -> str:
+    """Return the reason: a member of an object (Firecracker), or a list (Cloud Hypervisor)."""
     try:
-        return str(json.loads(answer)["fault_message"])
+        told = json.loads(answer)
+        return ": ".join(map(str, told)) if isinstance(told, list) else str(told["fault_message"])
     except (ValueError, KeyError, TypeError):
         return answer.decode(errors="replace") or "without a reason"

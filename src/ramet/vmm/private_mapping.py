@@ -1,6 +1,6 @@
 """The memory of a guest that was loaded from a file, seen from outside.
 
-Firecracker maps that file privately, in one region or, beyond 3 GiB, in two. The guest's own pages in it are
+A VMM maps that file privately, in one region or, beyond 3 GiB, in two. The guest's own pages in it are
 just those that differ from the file: what a difference consists of, without the VMM's help.
 """
 

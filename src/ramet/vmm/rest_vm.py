@@ -1,0 +1,265 @@
+"""What the VMMs have in common that are told what to do over REST: `FirecrackerVm`, `CloudHypervisorVm`.
+
+Such a VMM stores and loads a guest by files of its own making, has raw disks, and maps the memory of a child
+privately from a capture's file; so that what is the child's own is found and copied from outside.
+"""
+
+import asyncio
+import os
+import signal
+from abc import abstractmethod
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Final, TypeVar
+
+import anyio
+from anyio import to_thread
+
+from ramet.core.spec import Runtime
+from ramet.linux.pagemap import PageRuns
+from ramet.linux.process import HeldProcess, read_boot_id
+from ramet.vmm.port import (
+    Capture,
+    CaptureFormat,
+    LiveCapture,
+    Machine,
+    Restored,
+    SnapshotIncompatible,
+    VmmFailed,
+)
+from ramet.vmm.private_mapping import Region, copy_changes, find_changes, find_regions, lay_over
+from ramet.vmm.raw_overlay import fill_overlay, read_top_layer
+from ramet.vmm.rest import COMMAND_TIMEOUT_S, Api
+
+T = TypeVar("T")
+
+DIFFERENCE_RATIO_MAX: Final = 0.25
+"""Of a file's memory: what differs more is stored as a whole."""
+TAIL_BYTES: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long the VMM may take, in seconds, before it counts as failed."""
+
+    start_s: float = 30.0
+    adopt_s: float = 10.0
+    load_s: float = 60.0
+    command_s: float = COMMAND_TIMEOUT_S
+
+
+class Waiting:
+    """What a VMM that waits will need: its machine, the memory it was started for, changes to that."""
+
+    def __init__(self, machine: Machine, capture: Capture) -> None:
+        self.machine = machine
+        self.inherited_fd = capture.mapped.fd
+        self.memory_fd = os.dup(capture.mapped.fd)
+        # Who loads later may have the same memory in another form, without changes.
+        self.runs: PageRuns = capture.changes or ()
+        self.changes_fd = os.dup(capture.memory.fd) if self.runs else -1
+
+    def close(self) -> None:
+        """Close our descriptors. Idempotent."""
+        for fd in (self.memory_fd, self.changes_fd):
+            if fd >= 0:
+                os.close(fd)
+        self.memory_fd = self.changes_fd = -1
+
+    def lay_over(self, pid: int) -> int:
+        """Write the changes over the memory of `pid`, which has loaded what they are to; returns the bytes.
+
+        Raises:
+            OSError: the process is gone.
+        """
+        return lay_over(pid, find_regions(pid, self.memory_fd), self.changes_fd, self.runs)
+
+
+class RestVm(LiveCapture, Restored):
+    """One process and its API.
+
+    Args:
+        api_socket: its name in `folder`.
+        agent_socket: likewise.
+    """
+
+    product: ClassVar[str]
+    """What it is called in errors."""
+    logs: ClassVar[tuple[str, ...]]
+    """Of its folder, the files whose ends are its last words."""
+
+    def __init__(
+        self, process: HeldProcess, folder: Path, timeouts: Timeouts, api_socket: str, agent_socket: str
+    ) -> None:
+        self.runtime = Runtime(process.pid, process.start_ticks, read_boot_id(), {})
+        self.agent_socket = folder / agent_socket
+        self._process, self._folder, self._timeouts = process, folder, timeouts
+        self._api = Api(folder, api_socket, timeouts.command_s)
+        self._waiting: Waiting | None = None
+        self._prepared: dict[Path, Path] = {}  # Of each layer that is prepared, what it will be a copy of.
+        self._difference: tuple[list[Region], PageRuns] | None = None
+        self._pausing = anyio.Lock()
+        self._killed = self._stays_paused = False
+
+    @abstractmethod
+    async def connect(self, timeout_s: float) -> None:
+        """Return when the process has said who it is.
+
+        Raises:
+            VmmSilent: it did not in time.
+            VmmFailed: it ended.
+        """
+
+    @abstractmethod
+    async def _pause(self) -> None:
+        """Have the guest stand still."""
+
+    @abstractmethod
+    async def _resume(self) -> None:
+        """Have the guest run, if it does not."""
+
+    @abstractmethod
+    async def _load(self, waiting: Waiting, capture: Capture) -> None:
+        """Load `capture`, and run. Errors are as of `Restored.load`."""
+
+    @abstractmethod
+    def _format(self) -> CaptureFormat:
+        """Return what this process stores and can load."""
+
+    async def _wait_started(self) -> None:
+        await self._api.wait_listening(self._process, self._timeouts.start_s)
+        await self.connect(self._timeouts.start_s)
+
+    # The process
+
+    async def kill(self) -> None:
+        self._killed = self._killed or not self._process.is_exited
+        self._process.send_signal(signal.SIGKILL)
+        self._forget_waiting()
+        with anyio.CancelScope(shield=True):
+            await self._process.wait_exited()
+
+    async def detach(self) -> None:
+        self._forget_waiting()
+        self._process.close()
+
+    def _forget_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.close()
+            self._waiting = None
+
+    def last_words(self) -> str:
+        """Return the ends of its logs, such as there are."""
+        found = (read_tail(self._folder / name).strip() for name in self.logs)
+        return "\n".join(filter(None, found))
+
+    async def resume(self) -> None:
+        async with self._pausing:
+            await self._resume()
+
+    # Capture
+
+    async def prepare_disk(self, new_top: Path) -> None:
+        # Nothing is opened yet, and the VMM has no name for it.
+        if not new_top.exists():
+            raise VmmFailed(f"there is no {new_top.name}")
+        self._prepared[new_top] = await self.top_layer()
+
+    async def forget_disk(self, new_top: Path) -> None:
+        if self._prepared.pop(new_top, None) is None:
+            raise VmmFailed(f"{new_top.name} is not prepared, or in use")
+
+    async def copy_ahead(self, target: Capture) -> int:
+        return 0  # The VMM stores the memory itself, of a guest that stands still.
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        async with self._pausing:
+            try:
+                await self._pause()
+                yield
+            finally:
+                if not self._stays_paused:
+                    with anyio.CancelScope(shield=True):
+                        await self._resume()
+
+    def stay_paused(self) -> None:
+        self._stays_paused = True
+
+    async def copy_rest(self, target: Capture) -> int:
+        if self._difference is None:
+            return target.memory.resident_bytes  # Stored with the devices.
+        (regions, runs), self._difference = self._difference, None
+        copied = await self._in_thread(lambda: copy_changes(self._process.pid, regions, runs, target.memory))
+        target.changes = runs
+        return copied
+
+    async def _find_difference(self, target: Capture) -> tuple[list[Region], PageRuns] | None:
+        """Return where the guest's memory differs from the base that it stands on, if that is little."""
+        base, pid = target.base, self._process.pid
+        if base is None:
+            return None
+        regions = await self._in_thread(lambda: find_regions(pid, base.fd))
+        if not regions:
+            return None
+        runs = await self._in_thread(lambda: find_changes(pid, regions))
+        is_little = sum(length for _, length in runs) <= base.resident_bytes * DIFFERENCE_RATIO_MAX
+        return (regions, runs) if is_little else None
+
+    async def top_layer(self) -> Path:
+        await self.is_paused()  # What a VMM has open that answers no more is of no use.
+        return read_top_layer(self._process.pid, self._folder)
+
+    async def collapse_disk(self, base: Path) -> None:
+        await self.top_layer()  # A raw layer is the whole disk, of a VMM that is there.
+
+    # Restore
+
+    async def load(self, capture: Capture) -> None:
+        try:
+            capture.demand_format(self._format())
+        except SnapshotIncompatible:
+            await self.kill()
+            raise
+        waiting = self._waiting
+        assert waiting is not None, "not started to wait"
+        try:
+            async with asyncio.timeout(self._timeouts.load_s):
+                await self._in_thread(lambda: fill_overlay(waiting.machine))
+                await self._load(waiting, capture)
+        except (VmmFailed, TimeoutError) as error:
+            await self.kill()
+            raise VmmFailed(
+                f"{self.product} did not load the capture: {error} {self.last_words()}"
+            ) from error
+        self._forget_waiting()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        try:
+            return await to_thread.run_sync(work)
+        except OSError as error:
+            raise VmmFailed(f"the guest's memory or disk cannot be handled: {error}") from error
+
+
+@asynccontextmanager
+async def ended_unless_started(vm: RestVm) -> AsyncIterator[None]:
+    """Have `vm` be gone if what is done inside fails."""
+    try:
+        yield
+    except BaseException as error:
+        await vm.kill()
+        if isinstance(error, VmmFailed):
+            raise VmmFailed(f"{vm.product} did not start: {error} {vm.last_words()}") from error
+        raise
+
+
+def read_tail(log: Path) -> str:
+    """Return the end of a log; nothing, if there is none."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
