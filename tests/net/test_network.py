@@ -1,8 +1,10 @@
 """Endpoints from reservation to release, against the kernel."""
 
+import fcntl
 import os
 import signal
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -12,11 +14,12 @@ import pytest
 
 from ramet.core.errors import Invalid
 from ramet.core.ids import InstanceId
-from ramet.linux import netlink
+from ramet.linux import netlink, tun
 from ramet.net.bridge import Bridge, BridgeConfig
 from ramet.net.errors import BridgeClash, NetworkFailed, SubnetClash, TapHeld
 from ramet.net.network import AlreadyAttached, Network
 from ramet.net.nft import Nft, NftRefused
+from ramet.net.rates import RateLimits
 from ramet.net.slots import Endpoint, NoEndpoint
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
@@ -359,3 +362,71 @@ async def test_a_tap_is_not_passed_on_by_accident(network: Network) -> None:
     tap = await network.attach(A)
     assert not os.get_inheritable(tap.fd)
     assert socket.if_nametoindex(tap.name) == tap.ifindex
+
+
+def open_by_name(name: str) -> int:
+    """Open a TAP as a VMM does that is told its name."""
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+    flags = tun.IFF_TAP | tun.IFF_NO_PI | tun.IFF_VNET_HDR
+    fcntl.ioctl(fd, tun.TUNSETIFF, struct.pack("16sH22x", name.encode(), flags))
+    return fd
+
+
+async def test_a_tap_for_a_vmm_that_opens_it_by_name_is_there_until_it_is_released(network: Network) -> None:
+    endpoint = network.reserve(A)
+    tap = await network.attach(A, RateLimits(download_bytes_per_s=5_000_000), by_name=True)
+    assert not tap.is_open
+    port = links()[endpoint.tap_name]
+    assert port.master == netlink.interface_index("rmtbr0")
+    assert await admitted(network) == {endpoint.tap_name}
+    os.close(open_by_name(endpoint.tap_name))  # As of a VMM that has ended.
+    assert links()[endpoint.tap_name].index == port.index
+    with pytest.raises(TapHeld):
+        await network.attach(A, by_name=True)
+    await network.detach(A)
+    assert endpoint.tap_name not in links()
+    assert await admitted(network) == set()
+    await network.attach(A, by_name=True)
+    await network.release(A)
+    assert endpoint.tap_name not in links()
+    assert network.statistics().held_count == 0
+
+
+async def test_a_tap_that_a_vmm_opened_by_name_is_not_taken_from_it(network: Network) -> None:
+    endpoint = network.reserve(A)
+    await network.attach(A, by_name=True)
+    vmm = open_by_name(endpoint.tap_name)
+    with pytest.raises(TapHeld, match=endpoint.tap_name):
+        await network.release(A, timeout_s=0)
+    assert await admitted(network) == {endpoint.tap_name}
+    async with anyio.create_task_group() as group:
+        group.start_soon(network.release, A)
+        while network.statistics().stuck_count == 0:
+            await anyio.lowlevel.checkpoint()
+        assert network.endpoint(A) == endpoint
+        os.close(vmm)
+    assert endpoint.tap_name not in links()
+    assert network.statistics().held_count == 0
+
+
+async def test_a_failed_tap_for_a_name_leaves_nothing(network: Network, ip: Run) -> None:
+    endpoint = network.reserve(A)
+    ip("link del rmtbr0")
+    with pytest.raises(NetworkFailed):
+        await network.attach(A, by_name=True)
+    assert endpoint.tap_name not in links()
+
+
+async def test_the_next_daemon_removes_the_taps_of_vmms_that_ended_without_one(network: Network) -> None:
+    slots = {instance: network.reserve(instance).slot for instance in (A, B)}
+    names = {instance: (await network.attach(instance, by_name=True)).name for instance in (A, B)}
+    again = Network(BridgeConfig())
+    await again.open()
+    again.adopt(A, slots[A], by_name=True)
+    again.adopt(B, slots[B], is_attached=False)  # Its record is there; its VMM is not.
+    swept = await again.sweep()
+    assert swept.taps == (names[B],)
+    assert {names[A], names[B]} & links().keys() == {names[A]}
+    await again.release(A)
+    assert names[A] not in links()
+    await again.close()

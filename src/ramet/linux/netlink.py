@@ -66,6 +66,7 @@ IFLA_LINKINFO: Final = 18
 IFLA_AF_SPEC: Final = 26
 IFLA_INFO_KIND: Final = 1
 IFLA_INFO_DATA: Final = 2
+IFLA_TUN_PERSIST: Final = 6  # linux/if_link.h
 IFLA_INFO_SLAVE_KIND: Final = 4
 IFLA_INFO_SLAVE_DATA: Final = 5
 IFLA_INET6_ADDR_GEN_MODE: Final = 8
@@ -111,7 +112,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A network interface. `kind` is empty for hardware and loopback, "tun" for TAPs; `master` 0 is none."""
+    """A network interface. `kind` is empty for hardware and loopback, "tun" for TAPs; `master` 0 is none.
+
+    `is_persistent`: a TAP that outlives whoever holds it.
+    """
 
     index: int
     name: str
@@ -120,6 +124,7 @@ class Link:
     is_up: bool
     mac: str
     mtu_bytes: int
+    is_persistent: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,12 +495,15 @@ def _parse_link(body: bytes) -> Link:
     _, _, index, flags, _ = _LINK.unpack_from(body)
     attrs = dict(unpack(body[_LINK.size :]))
     info = dict(unpack(attrs.get(IFLA_LINKINFO, b"")))
+    kind = as_text(info.get(IFLA_INFO_KIND))
+    details = dict(unpack(info.get(IFLA_INFO_DATA, b""))) if kind == "tun" else {}
     return Link(
         index=index,
         name=as_text(attrs.get(IFLA_IFNAME)),
-        kind=as_text(info.get(IFLA_INFO_KIND)),
+        kind=kind,
         master=as_u32(attrs.get(IFLA_MASTER), 0),
         is_up=bool(flags & IFF_UP),
         mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
         mtu_bytes=as_u32(attrs.get(IFLA_MTU), 0),
+        is_persistent=details.get(IFLA_TUN_PERSIST) == b"\1",
     )

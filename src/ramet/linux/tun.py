@@ -1,7 +1,8 @@
-"""TAP devices that live as long as somebody holds their descriptor, and no longer.
+"""TAP devices that live as long as somebody holds their descriptor, and no longer; or that outlive it.
 
-A TAP is not made persistent: the descriptor is passed on to the VMM, and the kernel removes the TAP when the
-last holder closes it or dies. So no crash of ours can leave one behind.
+A TAP is not persistent: the descriptor is passed on to the VMM, and the kernel removes the TAP when the last
+holder closes it or dies. So no crash of ours can leave one behind. A VMM that opens its TAP itself, by name,
+needs one that is there while nobody holds it: that is made persistent, and must be ended.
 """
 
 import errno
@@ -15,6 +16,7 @@ NAME_BYTES_MAX: Final = 15  # IFNAMSIZ - 1
 # linux/if_tun.h
 TUNSETIFF: Final = 0x400454CA
 TUNGETIFF: Final = 0x800454D2
+TUNSETPERSIST: Final = 0x400454CB
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
@@ -35,12 +37,38 @@ def open_tap(name: str) -> int:
     Raises:
         OSError: EBUSY if the name is taken, EPERM without CAP_NET_ADMIN, ENOENT without /dev/net/tun.
     """
+    return _open(name, IFF_TUN_EXCL)
+
+
+def persist(fd: int) -> None:
+    """Have a TAP stay when its last descriptor is closed.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    fcntl.ioctl(fd, TUNSETPERSIST, 1)
+
+
+def end_persistent(name: str) -> None:
+    """Remove the persistent TAP `name`, which nobody holds. Blocks for some 20 ms; call it in a thread.
+
+    Raises:
+        OSError: EBUSY if somebody holds it.
+    """
+    fd = _open(name, 0)
+    try:
+        fcntl.ioctl(fd, TUNSETPERSIST, 0)
+    finally:
+        os.close(fd)
+
+
+def _open(name: str, further_flags: int) -> int:
     encoded = name.encode()
     if not 0 < len(encoded) <= NAME_BYTES_MAX:
         raise OSError(errno.EINVAL, f"{name!r} cannot name an interface")
     fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | IFF_TUN_EXCL
+        flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | further_flags
         fcntl.ioctl(fd, TUNSETIFF, _IFREQ.pack(encoded, flags))
     except OSError as error:
         os.close(fd)

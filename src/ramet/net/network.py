@@ -78,6 +78,8 @@ class Network:
         self._told: NetworkFacts | None = None
         self._attached: dict[InstanceId, Endpoint] = {}
         self._open_taps: dict[InstanceId, Tap] = {}
+        self._persistent: set[InstanceId] = set()
+        """Whose TAP is to be ended, since it does not go with its VMM."""
         self._stuck: set[InstanceId] = set()
         self._turns: defaultdict[InstanceId, anyio.Lock] = defaultdict(anyio.Lock)
 
@@ -137,11 +139,12 @@ class Network:
         *,
         is_attached: bool = True,
         limits: RateLimits = UNLIMITED,
+        by_name: bool = False,
     ) -> Endpoint:
         """Hold `slot` for `instance`, as its stored record says. For startup.
 
         With `is_attached` it may have a TAP: its admission is kept, and its limits are seen to by `run`;
-        without, it has neither.
+        without, it has neither. `by_name`: as it was attached.
 
         Raises:
             SlotHeld: another instance has it, or the subnet does not.
@@ -149,6 +152,8 @@ class Network:
         endpoint = self._pool.adopt(instance, slot)
         if is_attached:
             self._attached[instance] = endpoint
+            if by_name:
+                self._persistent.add(instance)
             self._shaping.put_nowait(endpoint, limits.or_else(self.config.default_limits))
         return endpoint
 
@@ -160,10 +165,13 @@ class Network:
         """
         return self._pool.endpoint(instance)
 
-    async def attach(self, instance: InstanceId, limits: RateLimits = UNLIMITED) -> Tap:
+    async def attach(
+        self, instance: InstanceId, limits: RateLimits = UNLIMITED, *, by_name: bool = False
+    ) -> Tap:
         """Make the TAP of `instance`, filtered and limited from its first moment.
 
-        Pass `fd` to the VMM, then close it. Where `limits` has none, the network's default counts.
+        Pass `fd` to the VMM, then close it; or, `by_name`, have the VMM open the TAP, which outlives it then.
+        Where `limits` has none, the network's default counts.
 
         If it fails, the slot is still held and there is no TAP.
 
@@ -176,9 +184,9 @@ class Network:
         """
         self._pool.endpoint(instance)
         async with self._turns[instance]:
-            return await self._attach(instance, limits.or_else(self.config.default_limits))
+            return await self._attach(instance, limits.or_else(self.config.default_limits), by_name)
 
-    async def _attach(self, instance: InstanceId, limits: RateLimits) -> Tap:
+    async def _attach(self, instance: InstanceId, limits: RateLimits, by_name: bool) -> Tap:
         endpoint = self._pool.endpoint(instance)
         held = self._open_taps.get(instance)
         if held is not None and held.is_open:
@@ -189,7 +197,7 @@ class Network:
                 await self._firewall.admit([endpoint])
             self._shaping.hold(endpoint, limits)
             with phase("network_tap"):
-                tap = await self._taps.open_tap(endpoint, limits)
+                tap = await self._taps.open_tap(endpoint, limits, by_name=by_name)
         except TapHeld:
             raise  # Somebody's TAP is there: its filter stays too.
         except BaseException:
@@ -198,12 +206,14 @@ class Network:
                 await self._dismiss(instance)
             self._stuck.discard(instance)
             raise
+        if by_name:
+            self._persistent.add(instance)
         self._open_taps[instance] = tap
         self._stuck.discard(instance)
         return tap
 
     async def detach(self, instance: InstanceId, timeout_s: float = GONE_TIMEOUT_S) -> None:
-        """Wait until the TAP of `instance` is gone and revoke its admission; the slot stays held.
+        """Have the TAP of `instance` be gone and revoke its admission; the slot stays held.
 
         For standby. Its VMM must have ended. Idempotent and not stopped by cancellation.
 
@@ -225,7 +235,9 @@ class Network:
             tap = self._open_taps.pop(instance, None)
             if tap is not None and tap.is_open:
                 await self._taps.close_tap(tap)
-            await self._taps.wait_gone(endpoint.tap_name, timeout_s)
+            is_persistent = instance in self._persistent
+            await self._taps.wait_gone(endpoint.tap_name, timeout_s, is_persistent=is_persistent)
+            self._persistent.discard(instance)
             await self._dismiss(instance)
         self._stuck.discard(instance)
 

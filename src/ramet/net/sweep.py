@@ -1,7 +1,8 @@
 """Ending what nobody owns: TAPs, admissions and neighbours left on our bridge, and IFBs beside it.
 
-Our own TAPs end with their VMM, so what is found here was made persistent by somebody, or belongs to a VMM
-that the daemon has disowned; either way it is reported, for the edge to log.
+Our own TAPs end with their VMM, but for those that a VMM opens by name: such a one is left behind when its
+VMM ended while there was no daemon. What else is found here was made persistent by somebody, or belongs to a
+VMM that the daemon has disowned; either way it is reported, for the edge to log.
 """
 
 import errno
@@ -37,6 +38,8 @@ async def sweep(
 ) -> Swept:
     """Remove TAPs and neighbours not of `held()` from our bridge; admissions, IFBs not of `attached()`.
 
+    Persistent TAPs, which no VMM takes along, go if they are not of `attached()`.
+
     TAPs go first, so that none is ever there without a filter. Interfaces on other bridges, with another
     prefix or of another kind are left alone.
 
@@ -47,9 +50,9 @@ async def sweep(
     taps, neighbours, ifbs = await anyio.to_thread.run_sync(_list, config)
     owned = tuple(held())  # After the listing: what was reserved in between is not an orphan.
     names, ips = {e.tap_name for e in owned}, {e.ip for e in owned}
-    taps = [tap for tap in taps if tap.name not in names]
+    used, kept = {e.ifb_name for e in attached()}, {e.tap_name for e in attached()}
+    taps = [tap for tap in taps if tap.name not in names or (tap.is_persistent and tap.name not in kept)]
     neighbours = [n for n in neighbours if n.ip not in ips]
-    used = {e.ifb_name for e in attached()}
     ifbs = [name for name in ifbs if name not in used]
     await anyio.to_thread.run_sync(_remove, taps, neighbours)
     await anyio.to_thread.run_sync(remove_ifbs, ifbs)

@@ -1,10 +1,12 @@
 """TAPs as ports of the bridge: opened, attached, and seen to be gone.
 
-A TAP is never persistent (see `ramet.linux.tun`): its descriptor goes to the VMM, and it dies with the VMM.
-So releasing one means waiting for the kernel's word that it is gone, not deleting it. Its forwarding entry
-is fixed and its port learns nothing, so a guest can neither take another's place in the bridge's table nor
-be flooded with what is meant for others; it is isolated, so ports do not reach each other. Its limits are put
-on while it is still down, and its descriptor is handed out last: it is never there without them.
+A TAP is not persistent (see `ramet.linux.tun`): its descriptor goes to the VMM, and it dies with the VMM.
+So releasing one means waiting for the kernel's word that it is gone, not deleting it. Only one that its VMM
+opens by name is persistent; it is ended when nobody holds it any more.
+
+A TAP's forwarding entry is fixed and its port learns nothing, so a guest can neither take another's place in
+the bridge's table nor be flooded with what is meant for others; it is isolated, so ports do not reach each
+other. Its limits are put on while it is still down, and it is handed out last: it is never there without.
 """
 
 import asyncio
@@ -23,16 +25,21 @@ from ramet.net.slots import Endpoint
 from ramet.net.tap_shaping import shaping_requests
 
 KERNEL_STAGE_WIDTH: Final = 4  # All of it waits for one lock, RTNL: more threads would only queue there.
+HELD_RETRY_S: Final = 0.05
+"""Nobody tells that a persistent TAP was let go of; a VMM that is gone has done so."""
 GONE_TIMEOUT_S: Final = 10.0  # A TAP takes about 20 ms to go once the last descriptor is closed.
 
 
 class Tap:
-    """An open TAP. The descriptor is not inherited by default; pass it to the VMM, then `close` ours."""
+    """A TAP. The descriptor is not inherited by default; pass it to the VMM, then `close` ours.
 
-    def __init__(self, name: str, ifindex: int, fd: int) -> None:
+    Without a descriptor it is persistent, and for the VMM to open.
+    """
+
+    def __init__(self, name: str, ifindex: int, fd: int | None) -> None:
         self.name = name
         self.ifindex = ifindex
-        self._fd: int | None = fd
+        self._fd = fd
 
     @property
     def fd(self) -> int:
@@ -42,7 +49,7 @@ class Tap:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether we still hold the descriptor."""
+        """Tell whether we hold the descriptor."""
         return self._fd is not None
 
     def close(self) -> None:
@@ -91,8 +98,12 @@ class Taps:
             asyncio.get_running_loop().remove_reader(removals.fileno())
             removals.close()
 
-    async def open_tap(self, endpoint: Endpoint, limits: RateLimits = UNLIMITED) -> Tap:
+    async def open_tap(
+        self, endpoint: Endpoint, limits: RateLimits = UNLIMITED, *, by_name: bool = False
+    ) -> Tap:
         """Create the TAP of `endpoint`, limited, make it an isolated port of the bridge and set it up.
+
+        With `by_name` it is persistent and nobody holds it.
 
         Its firewall element must be there already. On failure there is no TAP; its IFB may be.
 
@@ -101,9 +112,9 @@ class Taps:
             IfbHeld: an interface has the name of its IFB.
             NetworkFailed: the kernel refused, a bridge with 1,023 ports among the reasons.
         """
-        return await anyio.to_thread.run_sync(self._open_tap, endpoint, limits, limiter=self.limiter)
+        return await anyio.to_thread.run_sync(self._open_tap, endpoint, limits, by_name, limiter=self.limiter)
 
-    def _open_tap(self, endpoint: Endpoint, limits: RateLimits) -> Tap:
+    def _open_tap(self, endpoint: Endpoint, limits: RateLimits, by_name: bool) -> Tap:
         assert self._bridge is not None, "open() comes first"
         try:
             fd = tun.open_tap(endpoint.tap_name)
@@ -131,12 +142,17 @@ class Taps:
                         netlink.open_port(index, learning=False),
                     ]
                 )
+            if by_name:
+                tun.persist(fd)  # Last: until here it goes with us, whatever happens.
         except OSError as error:
             os.close(fd)
             raise NetworkFailed.because(f"attach TAP {endpoint.tap_name}", error) from error
         except BaseException:
             os.close(fd)
             raise
+        if by_name:
+            os.close(fd)
+            return Tap(endpoint.tap_name, index, None)
         return Tap(endpoint.tap_name, index, fd)
 
     async def close_tap(self, tap: Tap) -> None:
@@ -160,17 +176,24 @@ class Taps:
             if error.errno not in (errno.ENOENT, errno.ENODEV):
                 raise NetworkFailed.because(f"forget {endpoint.ip}", error) from error
 
-    async def wait_gone(self, name: str, timeout_s: float = GONE_TIMEOUT_S) -> None:
-        """Return when there is no interface `name`.
+    async def wait_gone(
+        self, name: str, timeout_s: float = GONE_TIMEOUT_S, *, is_persistent: bool = False
+    ) -> None:
+        """Return when there is no interface `name`; a persistent TAP is ended when nobody holds it.
 
         Raises:
             TapHeld: it is still there after `timeout_s`.
+            NetworkFailed: the kernel refused to end it.
         """
         gone = asyncio.Event()
         waiting = self._waiting.setdefault(name, set())
         waiting.add(gone)
         try:
             with anyio.move_on_after(timeout_s):
+                while is_persistent and netlink.interface_exists(name):
+                    if await anyio.to_thread.run_sync(_end_persistent, name, limiter=self.limiter):
+                        break
+                    await anyio.sleep(HELD_RETRY_S)
                 while netlink.interface_exists(name):
                     await gone.wait()
                     gone.clear()
@@ -191,3 +214,14 @@ class Taps:
         for name in tuple(self._waiting) if names is None else names:
             for waiter in self._waiting.get(name, ()):
                 waiter.set()
+
+
+def _end_persistent(name: str) -> bool:
+    """Remove a persistent TAP; tells whether nobody held it."""
+    try:
+        tun.end_persistent(name)
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise NetworkFailed.because(f"remove TAP {name}", error) from error
+        return False
+    return True
