@@ -47,6 +47,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "vmm.port",
             "wire.boot_config",
             "wire.messages",
+            "wire.vsock",
         }
     ),
     "setup": frozenset({"core", "linux", "wire_api.scopes"}),

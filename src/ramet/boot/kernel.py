@@ -26,7 +26,8 @@ else:
     from backports import zstd
 
 # What a guest needs beyond the built-ins. inet_diag and tcp_diag let a fork destroy the TCP connections of
-# its parent's address (SOCK_DESTROY); the vsock is that of Firecracker; crc32c_generic is only a soft dependency of ext4's checksums.
+# its parent's address (SOCK_DESTROY); crc32c_generic is only a soft dependency of ext4's checksums; the vsock
+# is how Firecracker's guests are spoken to.
 GUEST_MODULES: Final = (
     "virtio_pci",
     "virtio_mmio",

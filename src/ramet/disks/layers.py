@@ -176,7 +176,7 @@ class LayerStore:
             reader.close()
 
     @contextmanager
-    def draft(self, size_bytes: int, form: Form = "qcow2") -> Iterator["LayerDraft"]:
+    def draft(self, size_bytes: int, form: Form | None = None) -> Iterator["LayerDraft"]:
         """Make a layer inside that holds a whole disk; uncommitted, it is dropped.
 
         Raises:
@@ -187,7 +187,7 @@ class LayerStore:
         try:
             is_raw = form == "raw"
             writer = RawWriter(part, size_bytes) if is_raw else DiskWriter(part, size_bytes, base)
-            draft = LayerDraft(self, layer, size_bytes, form, writer)
+            draft = LayerDraft(self, layer, size_bytes, form or "qcow2", writer)
         except OSError as error:
             with suppress(OSError):  # The next start's sweep finds it.
                 part.unlink(missing_ok=True)

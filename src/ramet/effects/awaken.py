@@ -13,6 +13,7 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.machine import guest_identity, make_machine
 from ramet.effects.site import Rig, Site
 from ramet.guest.identity import identify_child
+from ramet.net.taps import Tap
 from ramet.telemetry.timings import phase, staged
 from ramet.vmm.port import Capture, LiveFork, LiveForkUnsupported, Restored
 
@@ -41,7 +42,7 @@ async def awaken(
     record: InstanceRecord,
     layer: LayerId,
     capture: Capture,
-    tap_fd: int | None,
+    tap: Tap | None,
     *,
     until_started: AsyncExitStack,
 ) -> Rig:
@@ -56,7 +57,7 @@ async def awaken(
         RametError: it did not work.
     """
     driver = waking_driver(site, record)
-    machine = make_machine(site, record, layer, tap_fd)
+    machine = make_machine(site, record, layer, tap)
     async with staged("vmm_start", site.stages.vmm_start()):
         vm = await driver.start_waiting(machine, capture)
     rig = site.rigs[record.id] = Rig(record.id, vm, layer)

@@ -90,8 +90,8 @@ async def start_berth(site: Site, berth: Berth, capture: Capture) -> None:
     driver = waking_driver(site, record)
     await to_thread.run_sync(prepare_folder, site, record)
     berth.layer = site.layers.create_on(berth.below, record.spec.overlay_bytes)
-    async with attached(site, record) as tap_fd:
-        machine = make_machine(site, record, berth.layer, tap_fd)
+    async with attached(site, record) as tap:
+        machine = make_machine(site, record, berth.layer, tap)
         async with staged("vmm_start", site.stages.vmm_start()):
             berth.vm = await driver.start_waiting(machine, capture)
 

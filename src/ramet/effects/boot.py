@@ -12,6 +12,7 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.folder import prepare_folder, remove_folder
 from ramet.effects.machine import make_machine
 from ramet.effects.site import Rig, Site, limits_of
+from ramet.net.taps import Tap
 from ramet.telemetry.timings import phase, staged
 from ramet.vmm.port import Vm
 
@@ -26,11 +27,11 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
     async with undone_on_failure(site, record) as made:
         with phase("disk"):
             await to_thread.run_sync(site.layers.ensure_base, record.spec.overlay_bytes)
-            layer = made.layer = site.layers.create(record.spec.overlay_bytes)
+            layer = made.layer = site.layers.create(record.spec.overlay_bytes, driver.disk_form)
         with phase("folder"):
             prepare_folder(site, record)
-        async with attached(site, record) as tap_fd:
-            machine = make_machine(site, record, layer, tap_fd)
+        async with attached(site, record) as tap:
+            machine = make_machine(site, record, layer, tap)
             async with staged("vmm_start", site.stages.vmm_start()):
                 vm = await driver.boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)
@@ -38,18 +39,20 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
 
 
 @asynccontextmanager
-async def attached(site: Site, record: InstanceRecord) -> AsyncIterator[int | None]:
+async def attached(site: Site, record: InstanceRecord) -> AsyncIterator[Tap | None]:
     """Hold a TAP open, to be handed to the VMM started inside; None without a network.
 
-    Outside, the VMM holds it alone, or nobody does and it is gone.
+    Outside, the VMM holds it alone, or nobody does and it is gone. One that the VMM opens itself is not held
+    open, and is there until it is detached.
     """
     if record.identity.slot is None:
         yield None
         return
     with phase("network"):
-        tap = await site.network.attach(record.id, limits_of(record.spec))
+        by_name = site.driver_of(record).opens_taps
+        tap = await site.network.attach(record.id, limits_of(record.spec), by_name=by_name)
     try:
-        yield tap.fd
+        yield tap
     finally:
         tap.close()
 

@@ -27,7 +27,8 @@ async def copy(
             made.vm = berth.vm
         if point.capture is not None:
             site.captures.hold(point.capture, record.id)
-        made.layer = site.layers.create_on(point.layer, record.spec.overlay_bytes)
+        form = site.driver_of(record).disk_form
+        made.layer = site.layers.create_on(point.layer, record.spec.overlay_bytes, form=form)
         if berth is None:
             prepare_folder(site, record)
         else:

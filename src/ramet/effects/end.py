@@ -13,6 +13,7 @@ from anyio import to_thread
 from ramet.core.errors import RametError
 from ramet.core.spec import Exit, InstanceRecord
 from ramet.effects.folder import CONSOLE_FILE, STARTED_LINE, drop_base, remove_folder
+from ramet.effects.output import OUTPUT_FILE, keep_output
 from ramet.effects.site import Rig, Site
 from ramet.effects.starvation import keep_fed
 from ramet.instance.events import VmmExited
@@ -26,6 +27,8 @@ STOP_ANSWER_TIMEOUT_S: Final = 5.0
 STOP_ATTEMPT_COUNT: Final = 2
 """A connection may be lost with the request on it."""
 POWER_OFF_TIMEOUT_S: Final = 20.0
+LAST_OUTPUT_TIMEOUT_S: Final = 5.0
+"""What a VMM that has ended left in its socket is read in no time, unless the disk is slow."""
 CONSOLE_TAIL_BYTES: Final = 16 << 10
 
 _EXIT_LINE: Final = re.compile(rb"RAMET-GUEST exit (\{.*\})")
@@ -38,11 +41,16 @@ _REASONS: Final = {
 
 async def watch(site: Site, rig: Rig) -> VmmExited:
     """Wait for the end of a VMM and tell how it came about."""
+    folder = site.instance_folder(rig.instance)
     async with anyio.create_task_group() as group:
         group.start_soon(keep_fed, rig)
-        reason = await rig.vm.wait_exited()
+        async with anyio.create_task_group() as fetching:
+            gone = anyio.Event()
+            fetching.start_soon(keep_output, rig, folder / OUTPUT_FILE, gone)
+            reason = await rig.vm.wait_exited()
+            gone.set()
+            fetching.cancel_scope.deadline = anyio.current_time() + LAST_OUTPUT_TIMEOUT_S
         group.cancel_scope.cancel()
-    folder = site.instance_folder(rig.instance)
     end, guest_reason = await to_thread.run_sync(read_exit, folder / CONSOLE_FILE)
     text = guest_reason or ("" if end is not None else _REASONS.get(reason, ""))
     return VmmExited(end, text, time.time(), rig.vm.runtime)

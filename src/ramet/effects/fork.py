@@ -67,11 +67,11 @@ async def _fork_from_nothing(
         if not has_folder:
             with timings.phase("folder"):
                 prepare_folder(site, record)
-        tap_fd = await until_started.enter_async_context(attached(site, record))
+        tap = await until_started.enter_async_context(attached(site, record))
         taken = await _landed(site, record, flight, timings)
         with timings.phase("disk"):
             layer = made.layer = site.layers.create_on(taken.frozen, record.spec.overlay_bytes)
-        rig = await awaken(site, record, layer, taken.capture, tap_fd, until_started=until_started)
+        rig = await awaken(site, record, layer, taken.capture, tap, until_started=until_started)
         _note(timings, flight, taken)
         return rig, layer
 

@@ -11,7 +11,8 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.site import Site
 from ramet.guest.identity import ENTROPY_BYTES, GuestIdentity
 from ramet.images.config import ImageConfig
-from ramet.vmm.port import DiskImage, Machine, Nic
+from ramet.net.taps import Tap
+from ramet.vmm.port import NO_FD, DiskImage, Machine, Nic
 from ramet.wire.boot_config import BootConfig
 from ramet.wire.messages import Network as GuestNetwork
 
@@ -75,7 +76,7 @@ def write_config_disk(site: Site, record: InstanceRecord, path: Path) -> None:
         disk.truncate(CONFIG_DISK_BYTES)
 
 
-def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap_fd: int | None) -> Machine:
+def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap: Tap | None) -> Machine:
     """Return what the VMM is told to build.
 
     Raises:
@@ -83,8 +84,9 @@ def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap_fd: int
     """
     folder = site.instance_folder(record.id)
     nic = None
-    if tap_fd is not None:
-        nic = Nic(site.network.endpoint(record.id).mac, tap_fd)
+    if tap is not None:
+        mac = site.network.endpoint(record.id).mac
+        nic = Nic(mac, tap.fd) if tap.is_open else Nic(mac, NO_FD, tap.name)
     return Machine(
         instance=record.id,
         folder=folder,

@@ -45,7 +45,13 @@ def take_up(site: Site, record: InstanceRecord, *, is_running: bool) -> Instance
     slot = record.identity.slot
     if slot is not None:
         try:
-            site.network.adopt(record.id, slot, is_attached=is_running, limits=limits_of(record.spec))
+            site.network.adopt(
+                record.id,
+                slot,
+                is_attached=is_running,
+                limits=limits_of(record.spec),
+                by_name=site.opens_taps(record.spec),
+            )
         except SlotHeld:
             slot = site.network.reserve(record.id).slot
     identity = replace(record.identity, name=_free_name(record, taken), slot=slot)

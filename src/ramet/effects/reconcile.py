@@ -67,6 +67,7 @@ async def reconcile(site: Site) -> Reconciled:
                 record.identity.slot,
                 is_attached=record.id in running,
                 limits=limits_of(record.spec),
+                by_name=site.opens_taps(record.spec),
             )
     for record in lost:
         log.warning("lost_record_made_again", instance=record.id, name=record.name)

@@ -12,7 +12,7 @@ from ramet.boot.kit import BootKit
 from ramet.core.compression import Compression
 from ramet.core.ids import InstanceId, LayerId
 from ramet.core.spec import FORK_POOL_IDLE_S, InstanceRecord, InstanceSpec
-from ramet.disks.layers import LayerStore
+from ramet.disks.layers import Form, LayerStore
 from ramet.effects.stages import Stages
 from ramet.guest.channel import Channel, open_channel
 from ramet.images.catalog import Catalog
@@ -108,6 +108,16 @@ class Site:
                 remedy="install it and restart the server, or delete the instance",
                 hypervisor=name,
             ) from error
+
+    def disk_form(self, spec: InstanceSpec) -> Form | None:
+        """Return the form of the layers of such an instance; None: this host lacks its hypervisor."""
+        driver = self.drivers.get(spec.hypervisor)
+        return None if driver is None else driver.disk_form
+
+    def opens_taps(self, spec: InstanceSpec) -> bool:
+        """Tell whether the VMM of such an instance opens its TAP itself; no, if this host lacks it."""
+        driver = self.drivers.get(spec.hypervisor)
+        return driver is not None and driver.opens_taps
 
     def image_rootfs(self, record: InstanceRecord) -> Path:
         """Return the root image of an instance.

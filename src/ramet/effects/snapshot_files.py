@@ -124,7 +124,9 @@ class SnapshotFiles:
         site, capture = self._site, CaptureId(mint_id())
         holder = f"import {capture}"
         with ExitStack() as stack:
-            disk = stack.enter_context(site.layers.draft(manifest.disk.size_bytes))
+            disk = stack.enter_context(
+                site.layers.draft(manifest.disk.size_bytes, site.disk_form(manifest.spec))
+            )
             memory: Draft | None = None
             if manifest.memory is not None:
                 stack.callback(site.captures.release, capture, holder)

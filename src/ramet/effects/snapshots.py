@@ -261,7 +261,9 @@ class NamedSnapshots:
             try:
                 if capture is not None:
                     site.captures.hold(capture, record.id)
-                layer = site.layers.create_on(snapshot.point.layer, snapshot.spec.overlay_bytes)
+                layer = site.layers.create_on(
+                    snapshot.point.layer, snapshot.spec.overlay_bytes, form=site.disk_form(snapshot.spec)
+                )
                 try:
                     await self._fleet.rewind(record.id, snapshot.spec, layer, capture)
                 except RametError:

@@ -39,8 +39,8 @@ async def start(
     async with ended_on_failure(site, record):
         with phase("folder"):
             await to_thread.run_sync(prepare_folder_again, site, record)
-        async with attached(site, record) as tap_fd:
-            machine = make_machine(site, record, layer, tap_fd)
+        async with attached(site, record) as tap:
+            machine = make_machine(site, record, layer, tap)
             async with staged("vmm_start", site.stages.vmm_start()):
                 vm = await site.driver_of(record).boot(machine)
         rig = site.rigs[record.id] = Rig(record.id, vm, layer)

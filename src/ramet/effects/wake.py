@@ -43,8 +43,8 @@ async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -
             async with ended_on_failure(site, record), AsyncExitStack() as until_started:
                 with phase("folder"):
                     await to_thread.run_sync(prepare_folder_again, site, record)
-                tap_fd = await until_started.enter_async_context(attached(site, record))
-                rig = await awaken(site, record, layer, capture, tap_fd, until_started=until_started)
+                tap = await until_started.enter_async_context(attached(site, record))
+                rig = await awaken(site, record, layer, capture, tap, until_started=until_started)
                 _keep_base(site, record)
         except BaseException:
             site.layers.release(layer)

@@ -1,4 +1,4 @@
-"""Connecting to the guest's agent: a serial port's socket, or a vsock's (`ramet.wire.vsock`)."""
+"""Connecting to a port of the guest: a serial port's socket, or a vsock's (`ramet.wire.vsock`)."""
 
 import asyncio
 import os
@@ -15,8 +15,10 @@ tells that it is open."""
 _SUN_PATH_BYTES: Final = 107  # sizeof(sockaddr_un.sun_path) less its final zero: unix(7).
 
 
-async def dial(path: Path) -> socket.socket:
+async def dial(path: Path, port: int = AGENT_PORT) -> socket.socket:
     """Connect to the agent behind the unix socket `path`, whatever the length of that.
+
+    Behind a vsock to whoever listens at `port`.
 
     Waits as long as the backlog is full or, behind a vsock, nobody listens in the guest.
 
@@ -28,7 +30,7 @@ async def dial(path: Path) -> socket.socket:
         if path.suffix != SOCKET_SUFFIX:
             return client
         try:
-            if await _ask_for_port(client):
+            if await _ask_for_port(client, port):
                 return client
         except OSError:
             pass  # Hung up on, as by one that nobody listens to: asked again.
@@ -63,10 +65,10 @@ async def _connect(path: Path) -> socket.socket:
             os.close(folder_fd)
 
 
-async def _ask_for_port(client: socket.socket) -> bool:
-    """Ask a vsock for the agent's port; tell whether somebody listens there."""
+async def _ask_for_port(client: socket.socket, port: int) -> bool:
+    """Ask a vsock for a port; tell whether somebody listens there."""
     loop = asyncio.get_running_loop()
-    await loop.sock_sendall(client, b"CONNECT %d\n" % AGENT_PORT)
+    await loop.sock_sendall(client, b"CONNECT %d\n" % port)
     answer = b""
     while not answer.endswith(b"\n"):
         # Byte by byte: what comes after the line is the guest's.

@@ -28,6 +28,7 @@ from ramet.linux.process import HeldProcess
 
 AGENT_PORT_NAME: Final = "ramet.agent"
 OUTPUT_PORT_NAME: Final = "ramet.output"
+NO_FD: Final = -1
 MEMORY_FILE_NAME: Final = "ramet-memory"
 """Of the file that holds a capture's memory, in memory or on a disk: VMMs' mappings are known by it."""
 
@@ -90,7 +91,7 @@ class NicLimits:
 class Nic:
     """The guest's network card. `tap_fd` is an open descriptor of its TAP, handed to the VMM.
 
-    `tap_name`: that of a TAP which nobody holds open, for a VMM that opens it itself; None if there is none.
+    `tap_name`: that of a TAP which nobody holds open, for a VMM that opens it itself; `tap_fd` is NO_FD then.
     `limits`: what the VMM is to hold it to; None: nothing, since the TAP is shaped.
     A VMM that has no such limits ignores it.
     """
@@ -213,6 +214,8 @@ class Vm(ABC):
 
     One that ends in `.vsock` is asked for the agent's port first (`ramet.wire.vsock`).
     """
+    output_socket: Path | None = None
+    """Where the workload's output is to be fetched, as of the agent's; None: the VMM writes `output.log`."""
 
     @abstractmethod
     async def wait_exited(self) -> ExitReason:
@@ -335,6 +338,10 @@ class Driver(ABC):
     name: str
     version: str
     accelerator: str
+    disk_form: Literal["raw", "qcow2"] = "qcow2"
+    """Of the layers that its VMMs write to."""
+    opens_taps: bool = False
+    """Whether its VMMs open their TAP themselves, by name: `Nic.tap_name`."""
 
     @abstractmethod
     async def boot(self, machine: Machine) -> Vm:

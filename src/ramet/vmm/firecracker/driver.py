@@ -58,6 +58,8 @@ class FirecrackerDriver(LiveFork):
 
     name = NAME
     accelerator = ACCELERATOR
+    disk_form = "raw"
+    opens_taps = True
 
     def __init__(
         self,

@@ -58,6 +58,7 @@ class FirecrackerVm(RestVm):
 
     def __init__(self, process: HeldProcess, folder: Path, timeouts: Timeouts) -> None:
         super().__init__(process, folder, timeouts, API_SOCKET, AGENT_SOCKET)
+        self.output_socket = self.agent_socket
         self._release: Release | None = None
         self._pager: Pager | None = None
         self._knows_all_written = False  # Since the boot; the first snapshot makes it forget.
