@@ -1,10 +1,12 @@
 """The fake Firecracker as a bench: the guest of the in-process fake, behind the real API."""
 
 import os
+import sys
 from pathlib import Path
 
 from ramet.guest.channel import Channel
 from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, FirecrackerDriver
+from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.firecracker.vm import Pager
 from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import Bench, LiveVm
@@ -13,13 +15,23 @@ from tests.vmm.fake_firecracker.program import NEWEST, VERSION_VARIABLE
 from tests.vmm.raw_layers import RawLayerStore
 
 PROGRAM = Path(__file__).parent / "fake_firecracker" / "firecracker"
+NEEDED = (*(Path(name) for name in ("/usr", "/bin", "/lib", "/lib64")), Path(sys.prefix), PROGRAM.parents[3])
+"""By the program, which is one of Python."""
 
 
 class FirecrackerBench(Bench):
     memory_bytes = 6 << 20
-    kernel = initramfs = root = Path("/dev/null")
 
-    def __init__(self, folder: Path, version: str = NEWEST, pager: Pager | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        version: str = NEWEST,
+        pager: Pager | None = None,
+        jail: JailMode = JailMode.OFF,
+    ) -> None:
+        self.jail = JailConfig(jail, program_folders=NEEDED if jail is JailMode.ON else ())
+        self.kernel = self.initramfs = self.root = folder / "nothing"
+        self.kernel.touch()
         self.faults = folder / "faults"
         self.faults.mkdir()
         self.version, self.pager = version, pager
@@ -37,7 +49,9 @@ class FirecrackerBench(Bench):
         timeouts = None if timeout_s is None else Timeouts(timeout_s, timeout_s, timeout_s, timeout_s)
         if load_timeout_s is not None:
             timeouts = Timeouts(load_s=load_timeout_s)
-        return FirecrackerDriver.open(self.instances, timeouts, pager=self.pager, environment=environment)
+        return FirecrackerDriver.open(
+            self.instances, timeouts, pager=self.pager, environment=environment, jail=self.jail
+        )
 
     async def thaw(self, vm: LiveVm, channel: Channel) -> None:
         # A snapshot ends the guest's connections.

@@ -1,5 +1,6 @@
 """The Firecracker driver keeps the contract of the port, on a strict fake of Firecracker."""
 
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from ramet.vmm.firecracker.jail import JailMode
 from tests.vmm.bench import LiveVm
 from tests.vmm.contract import ForkContract
 from tests.vmm.firecracker_bench import FirecrackerBench
@@ -14,10 +16,16 @@ from tests.vmm.firecracker_bench import FirecrackerBench
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture(scope="module", params=["1.10.1", "1.16.1"])
+KINDS = [("1.10.1", JailMode.OFF), ("1.16.1", JailMode.OFF)]
+if os.geteuid() == 0:
+    KINDS.append(("1.16.1", JailMode.ON))
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]}-jail-{kind[1]}")
 async def bench(request: pytest.FixtureRequest) -> AsyncIterator[FirecrackerBench]:
     folder = Path(tempfile.mkdtemp(prefix="ramet-fc-"))
-    bench = FirecrackerBench(folder, request.param)
+    version, jail = request.param
+    bench = FirecrackerBench(folder, version, jail=jail)
     yield bench
     await bench.aclose()
     shutil.rmtree(folder)

@@ -26,6 +26,7 @@ from ramet.linux.process import list_command_lines
 from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
+from ramet.vmm.firecracker.jail import UID_COUNT, UID_FIRST, JailConfig, JailMode
 from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
 from ramet.vmm.port import (
     MEMORY_FILE_NAME,
@@ -53,7 +54,7 @@ TIMEOUT_S = 60.0
 def why_not() -> str | None:
     """Return why there is nothing to try the driver on."""
     try:
-        FirecrackerDriver.open(Path("/"))
+        FirecrackerDriver.open(Path("/"), jail=JailConfig(JailMode.OFF))
     except Broken as error:
         return str(error)
     return None if os.access("/dev/kvm", os.R_OK | os.W_OK) else "/dev/kvm cannot be used"
@@ -61,14 +62,15 @@ def why_not() -> str | None:
 
 WHY_NOT = why_not()
 IS_ROOT = os.geteuid() == 0
+JAILS = [JailMode.OFF, JailMode.ON] if IS_ROOT else [JailMode.OFF]
 pytestmark = [pytest.mark.anyio, pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))]
 
 
 class RealBench:
     """A driver, and guests that count."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, jail: JailMode) -> None:
+        self.folder, self.jail = folder, JailConfig(jail)
         for name in ("instances", "layers"):
             (folder / name).mkdir()
         self.layers = RawLayerStore(folder / "layers")
@@ -77,7 +79,7 @@ class RealBench:
         self.tops: dict[int, LayerId] = {}
 
     def open_driver(self, pager: Pager | None = None) -> FirecrackerDriver:
-        return FirecrackerDriver.open(self.folder / "instances", pager=pager)
+        return FirecrackerDriver.open(self.folder / "instances", pager=pager, jail=self.jail)
 
     def machine(self, layer: LayerId, kernel: bytes | None = None) -> Machine:
         instance = InstanceId(mint_id())
@@ -140,10 +142,10 @@ class RealBench:
             await vm.kill()
 
 
-@pytest.fixture
-async def bench() -> AsyncIterator[RealBench]:
+@pytest.fixture(params=JAILS)
+async def bench(request: pytest.FixtureRequest) -> AsyncIterator[RealBench]:
     folder = Path(tempfile.mkdtemp(prefix="ramet-fc-"))
-    bench = RealBench(folder)
+    bench = RealBench(folder, request.param)
     yield bench
     await bench.aclose()
     shutil.rmtree(folder)
@@ -440,6 +442,34 @@ async def test_a_network_card_is_held_to_its_own_limits(namespace: None, bench: 
         assert limits_in(await child._api.get("/vm/config")) == wanted
         await goes_on(child)
         await child.kill()
+
+
+async def test_in_its_jail_it_is_another_user_without_power_that_sees_its_own_files_only(
+    bench: RealBench,
+) -> None:
+    vm = await bench.boot()
+    pid, folder = vm.runtime.pid, vm.agent_socket.parent
+    status = dict(
+        line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines() if ":\t" in line
+    )
+    uid = int(status["Uid"].split()[0])
+    assert bench.driver.is_jailed == (bench.jail.mode is JailMode.ON)
+    if not bench.driver.is_jailed:
+        assert uid == os.geteuid()
+        return
+    assert UID_FIRST < uid < UID_FIRST + UID_COUNT
+    assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
+    seen = Path(f"/proc/{pid}/root")
+    assert not (seen / "etc").exists()
+    assert {path.name for path in (seen / "dev").iterdir()} == {"kvm", "urandom"}
+    assert {path.name for path in (seen / str(folder).lstrip("/")).iterdir()} >= {"api.sock", "console.log"}
+    assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (0, 0o711)
+    top = bench.layers.path(bench.tops[pid])
+    assert top.stat().st_uid == uid
+    (await bench.capture(vm)).close()
+    assert top.stat().st_uid == 0  # Frozen, and not its any more.
+    sibling = await bench.boot()
+    assert os.stat(f"/proc/{sibling.runtime.pid}").st_uid not in (0, uid)
 
 
 async def test_its_metrics_and_its_log_can_be_cut_short_while_it_writes_them(bench: RealBench) -> None:

@@ -157,9 +157,13 @@ class RegistrySettings(BaseModel, extra="forbid"):
 
 
 class HypervisorSettings(BaseModel, extra="forbid"):
-    """What runs the guests: `default` for an instance that names none."""
+    """What runs the guests: `default` for an instance that names none.
+
+    `firecracker_jail`: whether Firecracker runs as a user of its own that sees only its own files.
+    """
 
     default: Literal["qemu", "qemu-microvm"] = "qemu"
+    firecracker_jail: Literal["auto", "on", "off"] = "auto"
 
 
 class ForkSettings(BaseModel, extra="forbid"):

@@ -8,6 +8,7 @@ needs one that is there while nobody holds it: that is made persistent, and must
 import errno
 import fcntl
 import os
+import socket
 import struct
 from typing import Final
 
@@ -17,6 +18,7 @@ NAME_BYTES_MAX: Final = 15  # IFNAMSIZ - 1
 TUNSETIFF: Final = 0x400454CA
 TUNGETIFF: Final = 0x800454D2
 TUNSETPERSIST: Final = 0x400454CB
+TUNSETOWNER: Final = 0x400454CC
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
@@ -76,3 +78,17 @@ def _open(name: str, further_flags: int) -> int:
             raise OSError(errno.EBUSY, f"{name}: the name is taken") from error
         raise
     return fd
+
+
+def give_tap(name: str, uid: int) -> None:
+    """Let user `uid`, and nobody else without CAP_NET_ADMIN, attach to the persistent TAP `name`.
+
+    Raises:
+        OSError: there is none, or somebody is attached to it (EBUSY).
+    """
+    socket.if_nametoindex(name)  # Or the next would make one.
+    fd = _open(name, 0)
+    try:
+        fcntl.ioctl(fd, TUNSETOWNER, uid)
+    finally:
+        os.close(fd)

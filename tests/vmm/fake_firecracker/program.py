@@ -115,6 +115,7 @@ class Program:
         faults.strike(call, self._options.id, late=False)
         was_paused = machine.state != "Running"
         result = machine.execute(key, body)
+        self._bind_vsock()
         if body.get("action_type") == "FlushMetrics" and self._metrics is not None:
             self._metrics.write('{"utc_timestamp_ms": 1}\n')
             self._metrics.flush()
@@ -127,14 +128,17 @@ class Program:
 
     # The vsock: while the guest stands still nothing is taken from it.
 
-    def _set_open(self, is_running: bool) -> None:
-        if self._vsock is None:
-            path = self._machine.vsock_path
-            if path is None:
-                return
+    def _bind_vsock(self) -> None:
+        """Bind the guest's socket as soon as there is a vsock, when it is configured or loaded."""
+        path = self._machine.vsock_path
+        if self._vsock is None and path is not None:
             self._vsock = socket.socket(socket.AF_UNIX)
             self._vsock.bind(path)
             self._vsock.listen(128)
+
+    def _set_open(self, is_running: bool) -> None:
+        if self._vsock is None:
+            return
         waited_for = self._agent or self._vsock
         if is_running:
             serve = self._serve_agent if self._agent else self._accept_agent

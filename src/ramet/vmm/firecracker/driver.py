@@ -30,6 +30,7 @@ from ramet.vmm.firecracker.build import (
     demand_buildable,
 )
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES, Release
+from ramet.vmm.firecracker.jail import UID_FIRST, Jail, JailConfig, cell_of
 from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager
 from ramet.vmm.port import (
     Capture,
@@ -53,6 +54,7 @@ class FirecrackerDriver(LiveFork):
     Args:
         instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
         pager: serves the memory of children; without, they map its file.
+        jail: what each process is put into; without, it runs as we do. Those that are found may have another.
         environment: of the processes; without, ours.
     """
 
@@ -69,10 +71,13 @@ class FirecrackerDriver(LiveFork):
         timeouts: Timeouts,
         pager: Pager | None = None,
         environment: Mapping[str, str] | None = None,
+        jail: Jail | None = None,
+        uid_first: int = UID_FIRST,
     ) -> None:
         self.version = release.text
         self._program, self._release, self._instances_folder = program, release, instances_folder
         self._timeouts, self._pager, self._environment = timeouts, pager, environment
+        self._jail, self._uid_first = jail, uid_first
 
     @classmethod
     def open(
@@ -81,11 +86,12 @@ class FirecrackerDriver(LiveFork):
         timeouts: Timeouts | None = None,
         pager: Pager | None = None,
         environment: Mapping[str, str] | None = None,
+        jail: JailConfig | None = None,
     ) -> "FirecrackerDriver":
         """Find Firecracker on this host.
 
         Raises:
-            Broken: there is none, or it is too old.
+            Broken: there is none, it is too old, or cannot be put into the jail that it must have.
         """
         known = os.environ if environment is None else environment
         program = known.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
@@ -101,7 +107,16 @@ class FirecrackerDriver(LiveFork):
         except (OSError, subprocess.CalledProcessError) as error:
             raise Broken(f"{program} does not run: {error}", remedy="see `ramet doctor`") from error
         release = Release.told(asked.stdout)
-        return cls(Path(program), release, instances_folder, timeouts or Timeouts(), pager, environment)
+        config, path = jail or JailConfig(), Path(program).absolute()
+        made, limits = Jail.open(path, config, environment), timeouts or Timeouts()
+        return cls(
+            path, release, instances_folder, limits, pager, environment, made, uid_first=config.uid_first
+        )
+
+    @property
+    def is_jailed(self) -> bool:
+        """Whether what it starts is put into a jail."""
+        return self._jail is not None
 
     async def boot(self, machine: Machine) -> FirecrackerVm:
         demand_buildable(machine)
@@ -109,7 +124,7 @@ class FirecrackerDriver(LiveFork):
             await to_thread.run_sync(fill_overlay, machine)
         except OSError as error:
             raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
-        vm = self._spawn(machine, [])
+        vm = await self._spawn(machine, [])
         async with ended_unless_started(vm):
             await vm.start(machine)
         return vm
@@ -121,7 +136,7 @@ class FirecrackerDriver(LiveFork):
                 f"Firecracker {self.version} cannot give a child a network card of its own",
                 remedy="install Firecracker 1.12 or newer",
             )
-        vm = self._spawn(machine, [capture.mapped.fd])
+        vm = await self._spawn(machine, [capture.mapped.fd])
         async with ended_unless_started(vm):
             await vm.wait_for(machine, capture, self._pager)
         return vm
@@ -148,7 +163,12 @@ class FirecrackerDriver(LiveFork):
             process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
         except ProcessLookupError as error:
             raise VmmFailed("the VMM is gone", instance=instance) from error
-        vm = FirecrackerVm(process, folder, self._timeouts)
+        try:
+            cell = cell_of(runtime.pid, folder, self._uid_first)
+        except OSError as error:
+            process.close()
+            raise VmmFailed("the VMM is gone", instance=instance) from error
+        vm = FirecrackerVm(process, folder, self._timeouts, cell)
         try:
             await vm.connect(self._timeouts.adopt_s)
         except BaseException as error:
@@ -168,18 +188,24 @@ class FirecrackerDriver(LiveFork):
         process.send_signal(signal.SIGKILL)
         await process.wait_exited()
 
-    def _spawn(self, machine: Machine, passed: list[int]) -> FirecrackerVm:
+    async def _spawn(self, machine: Machine, passed: list[int]) -> FirecrackerVm:
         folder = machine.folder
         argv = [str(self._program), "--id", f"{NAME_PREFIX}{machine.instance}", "--api-sock", API_SOCKET]
         argv += ["--log-path", LOG, "--level", "Info", "--metrics-path", METRICS]
+        environment, cell = self._environment, None
         try:
             for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: Firecracker takes no used name.
                 (folder / left).unlink(missing_ok=True)
             for name in (LOG, METRICS):
                 (folder / name).touch()  # Before 1.14 they must be there.
+            if self._jail is not None:
+                own = [folder / name for name in (LOG, METRICS)]
+                cell = await to_thread.run_sync(self._jail.admit, machine, own, passed)
+                argv = self._jail.command(cell, machine, argv, is_paged=self._pager is not None)
+                environment = self._jail.environment(environment)
             process = HeldProcess.start(
-                argv, output=folder / CONSOLE, cwd=folder, pass_fds=passed, environment=self._environment
+                argv, output=folder / CONSOLE, cwd=folder, pass_fds=passed, environment=environment
             )
         except OSError as error:
             raise VmmFailed(f"Firecracker cannot be started: {error}") from error
-        return FirecrackerVm(process, folder, self._timeouts)
+        return FirecrackerVm(process, folder, self._timeouts, cell)

@@ -4,7 +4,9 @@ A capture is Firecracker's own snapshot, taken while the guest stands still. Of 
 file, what is its own is copied from outside, so that a difference is always one to that file.
 """
 
-from contextlib import suppress
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -12,6 +14,7 @@ import anyio
 
 from ramet.core.errors import RametError
 from ramet.linux.clone import clone_file
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import HeldProcess
 from ramet.linux.processor import read_processor
@@ -28,9 +31,10 @@ from ramet.vmm.firecracker.build import (
     requests_of,
 )
 from ramet.vmm.firecracker.features import CLOCK_REALTIME, TRACK_DIRTY_PAGES, Release
+from ramet.vmm.firecracker.jail import Cell
 from ramet.vmm.firecracker.limiters import limiters_of
 from ramet.vmm.port import Capture, CaptureFormat, ExitReason, Machine, VmmFailed
-from ramet.vmm.raw_overlay import OVERLAY_LINK, link_overlay
+from ramet.vmm.raw_overlay import OVERLAY_LINK, layers_of, link_overlay
 from ramet.vmm.rest import Api
 from ramet.vmm.rest_vm import RestVm, Timeouts, Waiting, read_tail
 
@@ -56,9 +60,12 @@ class FirecrackerVm(RestVm):
     product = "Firecracker"
     logs = (LOG, CONSOLE)
 
-    def __init__(self, process: HeldProcess, folder: Path, timeouts: Timeouts) -> None:
+    def __init__(
+        self, process: HeldProcess, folder: Path, timeouts: Timeouts, cell: Cell | None = None
+    ) -> None:
         super().__init__(process, folder, timeouts, API_SOCKET, AGENT_SOCKET)
         self.output_socket = self.agent_socket
+        self._cell = cell
         self._release: Release | None = None
         self._pager: Pager | None = None
         self._knows_all_written = False  # Since the boot; the first snapshot makes it forget.
@@ -76,6 +83,7 @@ class FirecrackerVm(RestVm):
         await self._wait_started()
         for path, body in requests_of(machine):
             await self._api.put(path, body)
+        self._keep_out()
         await self._api.put("/actions", {"action_type": "InstanceStart"})
         self._knows_all_written = True
 
@@ -87,6 +95,7 @@ class FirecrackerVm(RestVm):
         """
         self._waiting, self._pager = Waiting(machine, capture), pager
         await self._wait_started()
+        self._keep_out()
 
     async def _wait_started(self) -> None:
         await super()._wait_started()
@@ -106,6 +115,12 @@ class FirecrackerVm(RestVm):
             return ExitReason.GUEST_SHUTDOWN
         return ExitReason.GUEST_RESET
 
+    async def kill(self) -> None:
+        await super().kill()
+        if self._cell is not None:
+            with suppress(FileNotFoundError):  # Whoever removed its folder has ended it before.
+                self._cell.keep_out()
+
     async def is_paused(self) -> bool:
         return await self._api.get_text("/", "state") != "Running"
 
@@ -120,6 +135,9 @@ class FirecrackerVm(RestVm):
     async def switch_disk(self, new_top: Path) -> None:
         old_top = self._prepared[new_top]
         await self._in_thread(lambda: clone_file(old_top, new_top))
+        cell = self._cell
+        if cell is not None:
+            await self._in_thread(lambda: cell.own(new_top))
         link_overlay(self._folder, new_top)
         try:
             await self._api.patch(
@@ -129,30 +147,64 @@ class FirecrackerVm(RestVm):
             link_overlay(self._folder, old_top)
             raise
         del self._prepared[new_top]
+        if cell is not None:
+            await self._in_thread(lambda: cell.disown(old_top))
 
     async def save_devices(self, target: Capture) -> None:
         self._difference = await self._find_difference(target)
         kind, self._knows_all_written = "Diff" if self._knows_all_written else "Full", False
         if self._difference is None:
             # What was never written is a hole of the file, which a whole would fill with zeros.
-            await self._create_snapshot(target, kind, target.memory.path)
+            await self._create_snapshot(target, kind, target.memory)
         else:
             # What has changed is copied by us: Firecracker knows only what did since its last snapshot.
             unused = SealableFile("ramet-unused", target.memory.size_bytes)
             try:
-                await self._create_snapshot(target, "Diff", unused.path)
+                await self._create_snapshot(target, "Diff", unused)
             finally:
                 unused.close()
         target.format = self._format()
 
-    async def _create_snapshot(self, target: Capture, kind: str, memory_path: str) -> None:
-        body = {"snapshot_type": kind, "snapshot_path": target.devices.path, "mem_file_path": memory_path}
-        await self._api.put("/snapshot/create", body)
+    async def _create_snapshot(self, target: Capture, kind: str, memory: FilledOnce) -> None:
+        async with self._paths(target.devices.fd, memory.fd, are_written=True) as (devices_path, memory_path):
+            body = {"snapshot_type": kind, "snapshot_path": devices_path, "mem_file_path": memory_path}
+            await self._api.put("/snapshot/create", body)
+
+    # The jail
+
+    @asynccontextmanager
+    async def _paths(self, *fds: int, are_written: bool = False) -> AsyncIterator[list[str]]:
+        """Inside, the VMM can open our `fds` by the paths that are yielded."""
+        if self._cell is None:
+            yield [f"/proc/{os.getpid()}/fd/{fd}" for fd in fds]
+            return
+        reached = (self._cell.written if are_written else self._cell.reached)(*fds)
+        paths = await self._in_thread(reached.__enter__)
+        try:
+            yield paths
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._in_thread(lambda: reached.__exit__(None, None, None))
+
+    def _keep_out(self) -> None:
+        """Let a VMM whose guest is about to run make no files in its folder."""
+        if self._cell is not None:
+            try:
+                self._cell.keep_out()
+            except OSError as error:
+                raise VmmFailed(f"the VMM's folder cannot be closed to it: {error}") from error
+
+    def _let_in(self, cell: Cell, waiting: Waiting, capture: Capture) -> None:
+        cell.own(layers_of(waiting.machine.overlay)[0])
+        cell.let_read(capture.devices.fd)
+        cell.let_in()
 
     # Restore
 
     async def _load(self, waiting: Waiting, capture: Capture) -> None:
-        pager, session = self._pager, waiting.machine.instance
+        pager, session, cell = self._pager, waiting.machine.instance, self._cell
+        if cell is not None:
+            await self._in_thread(lambda: self._let_in(cell, waiting, capture))
         if pager is None or waiting.runs:  # Changes are laid over a file.
             await self._load_from(waiting, capture, "File", f"/proc/self/fd/{waiting.inherited_fd}")
             return
@@ -161,32 +213,51 @@ class FirecrackerVm(RestVm):
         except RametError as error:
             raise VmmFailed(f"no pager serves its memory: {error}") from error
         try:
-            await self._load_from(waiting, capture, "Uffd", str(path))
+            if cell is None:
+                await self._load_from(waiting, capture, "Uffd", str(path))
+            else:
+                await self._load_paged(cell, waiting, capture, path)
         except BaseException:
             with anyio.CancelScope(shield=True), suppress(RametError):  # It ends with its VMM as well.
                 await pager.close_session(session)
             raise
 
+    async def _load_paged(self, cell: Cell, waiting: Waiting, capture: Capture, path: Path) -> None:
+        try:
+            socket_fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                os.chown(path, cell.uid, cell.uid)
+                async with self._paths(socket_fd) as (reached,):
+                    await self._load_from(waiting, capture, "Uffd", reached)
+            finally:
+                os.close(socket_fd)
+        except OSError as error:
+            raise VmmFailed(f"the pager's socket cannot be given to the VMM: {error}") from error
+
     async def _load_from(self, waiting: Waiting, capture: Capture, backend: str, path: str) -> None:
         release, nic = self._demand_release(), waiting.machine.nic
+        stands_still = bool(waiting.runs) or self._cell is not None
         tracking = "track_dirty_pages" if release.has(TRACK_DIRTY_PAGES) else "enable_diff_snapshots"
         body: dict[str, object] = {
-            "snapshot_path": capture.devices.path,
             "mem_backend": {"backend_type": backend, "backend_path": path},
             tracking: True,
-            "resume_vm": not waiting.runs,
+            "resume_vm": not stands_still,
         }
         if nic is not None:
             body["network_overrides"] = [{"iface_id": NIC, "host_dev_name": nic.tap_name}]
         if release.has(CLOCK_REALTIME):
             body["clock_realtime"] = True
-        await self._api.put("/snapshot/load", body, self._timeouts.load_s)
+        async with self._paths(capture.devices.fd) as (devices_path,):
+            body["snapshot_path"] = devices_path
+            await self._api.put("/snapshot/load", body, self._timeouts.load_s)
+        self._keep_out()
         if nic is not None and nic.limits is not None:
             # Until here it had its source's, who may have had others: a guest that runs is quarantined still.
             await self._api.patch(f"/network-interfaces/{NIC}", {"iface_id": NIC, **limiters_of(nic.limits)})
         if waiting.runs:
             await self._in_thread(lambda: waiting.lay_over(self._process.pid))
-            await self._api.patch("/vm", {"state": "Resumed"})
+        if stands_still:
+            await self._resume()
 
     def _format(self) -> CaptureFormat:
         text = self._demand_release().text
