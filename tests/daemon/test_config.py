@@ -90,6 +90,10 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("oversubscription:\n  cpu: 0\n", "oversubscription.cpu"),
         ("oversubscription:\n  disk: .inf\n", "oversubscription.disk"),
         ("oversubscription:\n  gpu: 1\n", "oversubscription.gpu"),
+        ("hypervisor:\n  firecracker_jail: maybe\n", "hypervisor.firecracker_jail"),
+        ("hypervisor:\n  firecracker_max_concurrent_restores: 0\n", "max_concurrent_restores"),
+        ("hypervisor:\n  firecracker_snapshot_memory_backend: tape\n", "memory_backend"),
+        ("hypervisor:\n  firecracker_uffd_graduation:\n    scan_interval: soon\n", "scan_interval"),
     ],
 )
 def test_what_cannot_be_is_named(tmp_path: Path, text: str, named: str) -> None:
@@ -115,6 +119,24 @@ def test_a_port_that_is_none_is_refused() -> None:
     settings = load_settings({"network": {"allow_host_ports": ["domain"]}})
     with pytest.raises(SettingsInvalid, match="domain"):
         settings.network.bridge()
+
+
+def test_hypervisors_defaults_and_what_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = load_settings({}).hypervisor
+    assert (found.default, found.firecracker_jail) == ("qemu", "auto")
+    assert found.firecracker_snapshot_memory_backend == "file"
+    assert found.firecracker_uffd_cache_max_bytes == 4_294_967_296
+    assert found.firecracker_max_concurrent_restores == 32
+    assert found.firecracker_uffd_graduation.config() is None
+    monkeypatch.setenv("RAMET_HYPERVISOR__FIRECRACKER_UFFD_CACHE_MAX_BYTES", "64MB")
+    monkeypatch.setenv("RAMET_HYPERVISOR__FIRECRACKER_UFFD_GRADUATION__ENABLED", "true")
+    monkeypatch.setenv("RAMET_HYPERVISOR__FIRECRACKER_UFFD_GRADUATION__MIN_SESSION_AGE", "90s")
+    found = load_settings({}).hypervisor
+    assert found.firecracker_uffd_cache_max_bytes == 64 << 20
+    graduation = found.firecracker_uffd_graduation.config()
+    assert graduation is not None
+    assert (graduation.min_session_age_s, graduation.max_concurrent) == (90, 1)
+    assert (graduation.scan_interval_s, graduation.completion_timeout_s) == (60, 600)
 
 
 def test_registries_are_nested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

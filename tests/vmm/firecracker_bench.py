@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from ramet.guest.channel import Channel
-from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, FirecrackerDriver
+from ramet.vmm.firecracker.backend import Backend, Choice, MemoryFacts
+from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, RESTORE_COUNT_MAX, FirecrackerDriver
 from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.firecracker.vm import Pager
 from ramet.vmm.rest_vm import Timeouts
@@ -17,6 +18,11 @@ from tests.vmm.raw_layers import RawLayerStore
 PROGRAM = Path(__file__).parent / "fake_firecracker" / "firecracker"
 NEEDED = (*(Path(name) for name in ("/usr", "/bin", "/lib", "/lib64")), Path(sys.prefix), PROGRAM.parents[3])
 """By the program, which is one of Python."""
+
+
+def always_paged(_: MemoryFacts) -> Backend:
+    """Have the pager serve whatever it can: what lies in memory would not be."""
+    return Backend.UFFD
 
 
 class FirecrackerBench(Bench):
@@ -35,6 +41,8 @@ class FirecrackerBench(Bench):
         self.faults = folder / "faults"
         self.faults.mkdir()
         self.version, self.pager = version, pager
+        self.choose: Choice = always_paged
+        self.restore_count_max = RESTORE_COUNT_MAX
         super().__init__(folder)
         self.layers = RawLayerStore(folder / "layers")
 
@@ -50,7 +58,13 @@ class FirecrackerBench(Bench):
         if load_timeout_s is not None:
             timeouts = Timeouts(load_s=load_timeout_s)
         return FirecrackerDriver.open(
-            self.instances, timeouts, pager=self.pager, environment=environment, jail=self.jail
+            self.instances,
+            timeouts,
+            pager=self.pager,
+            environment=environment,
+            jail=self.jail,
+            choose=self.choose,
+            restore_count_max=self.restore_count_max,
         )
 
     async def thaw(self, vm: LiveVm, channel: Channel) -> None:

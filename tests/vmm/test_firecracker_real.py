@@ -42,6 +42,7 @@ from ramet.vmm.rest import Api
 from tests.net.namespaces import own_namespace, run_ip
 from tests.vmm import tiny_guest
 from tests.vmm.bench import digest
+from tests.vmm.firecracker_bench import always_paged
 from tests.vmm.raw_layers import RawLayerStore
 
 MEMORY_BYTES = 16 << 20
@@ -79,7 +80,9 @@ class RealBench:
         self.tops: dict[int, LayerId] = {}
 
     def open_driver(self, pager: Pager | None = None) -> FirecrackerDriver:
-        return FirecrackerDriver.open(self.folder / "instances", pager=pager, jail=self.jail)
+        return FirecrackerDriver.open(
+            self.folder / "instances", pager=pager, jail=self.jail, choose=always_paged
+        )
 
     def machine(self, layer: LayerId, kernel: bytes | None = None) -> Machine:
         instance = InstanceId(mint_id())

@@ -1,5 +1,6 @@
 """`ramet doctor` with the daemon's settings: the checks are told what the daemon would be told."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +22,16 @@ def examine(overrides: dict[str, object], file: Path | None, host: HostView | No
         file: of settings; None takes the one that `ramet setup` writes, if it is there.
     """
     finding, settings = _read_settings(overrides, file, host or HostView())
+    subject = Subject(
+        settings.data_dir,
+        settings.socket,
+        settings.kernel_package,
+        default_hypervisor=settings.hypervisor.default,
+    )
     try:
-        subject = Subject(
-            settings.data_dir, settings.socket, settings.kernel_package, settings.network.bridge()
-        )
+        subject = replace(subject, bridge=settings.network.bridge())
     except RametError as error:
         finding = fail("settings", error.code, error.message, error.remedy)
-        subject = Subject(settings.data_dir, settings.socket, settings.kernel_package)
     return [finding, *check_all(subject, host)]
 
 

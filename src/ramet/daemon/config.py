@@ -40,12 +40,13 @@ from ramet.admission.capacity import (
 from ramet.core.compression import Compression
 from ramet.core.errors import Invalid
 from ramet.core.spec import FORK_POOL_IDLE_S, RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
-from ramet.core.units import parse_rate, parse_size
+from ramet.core.units import parse_duration, parse_rate, parse_size
 from ramet.images.reference import is_authority
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
 from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
 from ramet.net.rates import RateLimits
+from ramet.pager.graduation import GraduationConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
@@ -73,6 +74,16 @@ def _parse_bytes(value: object) -> object:
         raise ValueError(str(error)) from error
 
 
+def _parse_duration(value: object) -> object:
+    """Return the seconds that a duration such as "10m" stands for; what is none is judged by the model."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_duration(value)
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+
+
 def _parse_rate(value: object) -> object:
     """Return the bytes per second that a rate such as "1Gbps" stands for; what is none is judged later."""
     if not isinstance(value, str):
@@ -88,6 +99,7 @@ def _or_auto(parse: Callable[[object], object] = lambda value: value) -> BeforeV
     return BeforeValidator(lambda value: None if value == "auto" else parse(value))
 
 
+Duration = Annotated[PositiveFloat, BeforeValidator(_parse_duration)]
 Rate = Annotated[int, BeforeValidator(_parse_rate), Field(ge=RATE_BYTES_PER_S_MIN, le=RATE_BYTES_PER_S_MAX)]
 
 
@@ -156,14 +168,40 @@ class RegistrySettings(BaseModel, extra="forbid"):
         )
 
 
+class GraduationSettings(BaseModel, extra="forbid"):
+    """Whether and when a guest that the pager serves is given all of its memory and needs it no more."""
+
+    enabled: bool = False
+    min_session_age: Duration = 600.0
+    max_concurrent: PositiveInt = 1
+    scan_interval: Duration = 60.0
+    completion_timeout: Duration = 600.0
+
+    def config(self) -> GraduationConfig | None:
+        """Return the part `ramet.pager` understands; None if it is off."""
+        if not self.enabled:
+            return None
+        return GraduationConfig(
+            min_session_age_s=self.min_session_age,
+            max_concurrent=self.max_concurrent,
+            scan_interval_s=self.scan_interval,
+            completion_timeout_s=self.completion_timeout,
+        )
+
+
 class HypervisorSettings(BaseModel, extra="forbid"):
     """What runs the guests: `default` for an instance that names none.
 
-    `firecracker_jail`: whether Firecracker runs as a user of its own that sees only its own files.
+    `firecracker_jail`: whether Firecracker runs as a user of its own that sees only its own files. Its
+    `..._snapshot_memory_backend`: `file` maps a capture's file, `uffd` asks the pager where that is quicker.
     """
 
     default: Literal["qemu", "qemu-microvm"] = "qemu"
     firecracker_jail: Literal["auto", "on", "off"] = "auto"
+    firecracker_snapshot_memory_backend: Literal["file", "uffd"] = "file"
+    firecracker_uffd_cache_max_bytes: Annotated[PositiveInt, BeforeValidator(_parse_bytes)] = 4 << 30
+    firecracker_max_concurrent_restores: PositiveInt = 32
+    firecracker_uffd_graduation: GraduationSettings = GraduationSettings()
 
 
 class ForkSettings(BaseModel, extra="forbid"):

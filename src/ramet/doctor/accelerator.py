@@ -61,6 +61,17 @@ def check_accelerator(_: Subject, host: HostView) -> Iterator[Finding]:
         )
 
 
+def kvm_refusal(host: HostView) -> str | None:
+    """Return why a VMM that needs KVM cannot boot a stock kernel here, None if it can."""
+    if not any(host.exists(f"/sys/module/{name}") for name in _MODULES.values()):
+        if host.exists("/sys/module/kvm_pvm"):
+            return "it needs KVM, and that of this host is a paravirtual one, which boots no stock kernel"
+        return "it needs KVM, and neither kvm_intel nor kvm_amd is loaded"
+    if not os.access(host.path("/dev/kvm"), os.R_OK | os.W_OK):
+        return "it needs KVM, and /dev/kvm is missing or may not be opened by this user"
+    return None
+
+
 def _cpu_flags(host: HostView) -> list[str]:
     for line in (host.read("/proc/cpuinfo") or "").splitlines():
         if line.startswith("flags"):

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
-from ramet.doctor import accelerator, capacity, installation, kernel, network, programs
+from ramet.doctor import accelerator, capacity, hypervisors, installation, kernel, network, programs
 from ramet.doctor.findings import Finding, warn
 from ramet.doctor.host import HostView
 from ramet.doctor.subject import Subject
@@ -15,6 +15,7 @@ Check = Callable[[Subject, HostView], Iterable[Finding]]
 
 CHECKS: Final[Sequence[Check]] = (
     accelerator.check_accelerator,
+    hypervisors.check_hypervisors,
     programs.check_qemu,
     programs.check_other_vmms,
     programs.check_image_tools,

@@ -15,9 +15,13 @@ class Subject:
         socket: the API's unix socket.
         kernel_package: the .deb the guests' kernel is taken from, None for an installed one.
         bridge: the guests' bridge.
+        default_hypervisor: of instances that name none.
+        firecracker: where Firecracker is, None for the path.
     """
 
     data_dir: Path = Path("/var/lib/ramet")
     socket: Path = Path("/run/ramet/api.sock")
     kernel_package: Path | None = None
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
+    default_hypervisor: str = "qemu"
+    firecracker: str | None = None

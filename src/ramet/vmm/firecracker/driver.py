@@ -20,6 +20,7 @@ from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
+from ramet.vmm.firecracker.backend import Choice, choose_backend
 from ramet.vmm.firecracker.build import (
     AGENT_SOCKET,
     API_SOCKET,
@@ -31,7 +32,7 @@ from ramet.vmm.firecracker.build import (
 )
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES, Release
 from ramet.vmm.firecracker.jail import UID_FIRST, Jail, JailConfig, cell_of
-from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager
+from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager, Restoring
 from ramet.vmm.port import (
     Capture,
     LiveFork,
@@ -44,6 +45,7 @@ from ramet.vmm.raw_overlay import fill_overlay
 from ramet.vmm.rest_vm import Timeouts, ended_unless_started
 
 PROGRAM: Final = "firecracker"
+RESTORE_COUNT_MAX: Final = 32
 PROGRAM_VARIABLE: Final = "RAMET_FIRECRACKER"
 """Of the environment: where the program is, if not on the path."""
 
@@ -53,7 +55,8 @@ class FirecrackerDriver(LiveFork):
 
     Args:
         instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
-        pager: serves the memory of children; without, they map its file.
+        pager: serves the memory of children, if `choose` says so; without, they map its file.
+        restore_count_max: how many loads are under way at a time; others wait for a place.
         jail: what each process is put into; without, it runs as we do. Those that are found may have another.
         environment: of the processes; without, ours.
     """
@@ -73,11 +76,14 @@ class FirecrackerDriver(LiveFork):
         environment: Mapping[str, str] | None = None,
         jail: Jail | None = None,
         uid_first: int = UID_FIRST,
+        choose: Choice = choose_backend,
+        restore_count_max: int = RESTORE_COUNT_MAX,
     ) -> None:
         self.version = release.text
         self._program, self._release, self._instances_folder = program, release, instances_folder
         self._timeouts, self._pager, self._environment = timeouts, pager, environment
         self._jail, self._uid_first = jail, uid_first
+        self._choose, self._restores = choose, anyio.Semaphore(restore_count_max)
 
     @classmethod
     def open(
@@ -87,6 +93,8 @@ class FirecrackerDriver(LiveFork):
         pager: Pager | None = None,
         environment: Mapping[str, str] | None = None,
         jail: JailConfig | None = None,
+        choose: Choice = choose_backend,
+        restore_count_max: int = RESTORE_COUNT_MAX,
     ) -> "FirecrackerDriver":
         """Find Firecracker on this host.
 
@@ -110,7 +118,16 @@ class FirecrackerDriver(LiveFork):
         config, path = jail or JailConfig(), Path(program).absolute()
         made, limits = Jail.open(path, config, environment), timeouts or Timeouts()
         return cls(
-            path, release, instances_folder, limits, pager, environment, made, uid_first=config.uid_first
+            path,
+            release,
+            instances_folder,
+            limits,
+            pager,
+            environment,
+            made,
+            config.uid_first,
+            choose,
+            restore_count_max,
         )
 
     @property
@@ -136,9 +153,11 @@ class FirecrackerDriver(LiveFork):
                 f"Firecracker {self.version} cannot give a child a network card of its own",
                 remedy="install Firecracker 1.12 or newer",
             )
+        is_first = not (machine.folder / LOG).exists()
         vm = await self._spawn(machine, [capture.mapped.fd])
         async with ended_unless_started(vm):
-            await vm.wait_for(machine, capture, self._pager)
+            restoring = Restoring(self._pager, self._choose, self._restores, is_first)
+            await vm.wait_for(machine, capture, restoring)
         return vm
 
     async def find(self) -> dict[InstanceId, Runtime]:

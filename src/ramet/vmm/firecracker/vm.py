@@ -7,6 +7,7 @@ file, what is its own is copied from outside, so that a difference is always one
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -16,9 +17,11 @@ from ramet.core.errors import RametError
 from ramet.linux.clone import clone_file
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.memfd import SealableFile
+from ramet.linux.pagecache import read_cached_bytes
 from ramet.linux.process import HeldProcess
 from ramet.linux.processor import read_processor
 from ramet.vmm.append_only import append_only
+from ramet.vmm.firecracker.backend import Backend, Choice, MemoryFacts
 from ramet.vmm.firecracker.build import (
     AGENT_SOCKET,
     API_SOCKET,
@@ -54,6 +57,19 @@ class Pager(Protocol):
         """End a session."""
 
 
+@dataclass(frozen=True, slots=True)
+class Restoring:
+    """What a load takes into account: the pager, who chooses between it and the file, and places to load in.
+
+    `is_first`: this instance was not started or loaded before.
+    """
+
+    pager: Pager | None
+    choose: Choice
+    places: anyio.Semaphore
+    is_first: bool
+
+
 class FirecrackerVm(RestVm):
     """One Firecracker process and its API."""
 
@@ -67,7 +83,7 @@ class FirecrackerVm(RestVm):
         self.output_socket = self.agent_socket
         self._cell = cell
         self._release: Release | None = None
-        self._pager: Pager | None = None
+        self._restoring: Restoring | None = None
         self._knows_all_written = False  # Since the boot; the first snapshot makes it forget.
 
     async def connect(self, timeout_s: float) -> None:
@@ -87,13 +103,13 @@ class FirecrackerVm(RestVm):
         await self._api.put("/actions", {"action_type": "InstanceStart"})
         self._knows_all_written = True
 
-    async def wait_for(self, machine: Machine, capture: Capture, pager: Pager | None) -> None:
+    async def wait_for(self, machine: Machine, capture: Capture, restoring: Restoring) -> None:
         """Have a process that has just been started wait for `capture`.
 
         Raises:
             VmmFailed: the process ended.
         """
-        self._waiting, self._pager = Waiting(machine, capture), pager
+        self._waiting, self._restoring = Waiting(machine, capture), restoring
         await self._wait_started()
         self._keep_out()
 
@@ -201,11 +217,30 @@ class FirecrackerVm(RestVm):
 
     # Restore
 
+    async def load(self, capture: Capture) -> None:
+        assert self._restoring is not None, "not started to wait"
+        async with self._restoring.places:
+            await super().load(capture)
+
+    async def _choose_pager(self, waiting: Waiting, capture: Capture) -> Pager | None:
+        """Return the pager, if it is to serve the memory."""
+        restoring, mapped = self._restoring, capture.mapped
+        if restoring is None or restoring.pager is None or waiting.runs:  # Changes are laid over a file.
+            return None
+        cached_bytes = await self._in_thread(lambda: read_cached_bytes(mapped.fd))
+        cached_ratio = cached_bytes / mapped.resident_bytes if mapped.resident_bytes else 1.0
+        chosen = restoring.choose(MemoryFacts(cached_ratio, is_first=restoring.is_first))
+        return restoring.pager if chosen is Backend.UFFD else None
+
     async def _load(self, waiting: Waiting, capture: Capture) -> None:
-        pager, session, cell = self._pager, waiting.machine.instance, self._cell
+        pager, session, cell = (
+            await self._choose_pager(waiting, capture),
+            waiting.machine.instance,
+            self._cell,
+        )
         if cell is not None:
             await self._in_thread(lambda: self._let_in(cell, waiting, capture))
-        if pager is None or waiting.runs:  # Changes are laid over a file.
+        if pager is None:
             await self._load_from(waiting, capture, "File", f"/proc/self/fd/{waiting.inherited_fd}")
             return
         try:
