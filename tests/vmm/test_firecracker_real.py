@@ -27,6 +27,7 @@ from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
 from ramet.vmm.firecracker.jail import UID_COUNT, UID_FIRST, JailConfig, JailMode
+from ramet.vmm.firecracker.rewrite import rewrite_folder
 from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
 from ramet.vmm.port import (
     MEMORY_FILE_NAME,
@@ -473,6 +474,32 @@ async def test_in_its_jail_it_is_another_user_without_power_that_sees_its_own_fi
     assert top.stat().st_uid == 0  # Frozen, and not its any more.
     sibling = await bench.boot()
     assert os.stat(f"/proc/{sibling.runtime.pid}").st_uid not in (0, uid)
+
+
+async def test_a_snapshot_of_another_folder_is_loaded_when_its_paths_are_rewritten(bench: RealBench) -> None:
+    theirs, ours = bench.folder / "theirs", bench.folder / "ours00"
+    for folder in (theirs, ours):
+        folder.mkdir()
+        (folder / "root.img").write_bytes(bytes(DISK_BYTES))
+    layer = bench.layers.create(DISK_BYTES)
+    machine = replace(bench.machine(layer), root=theirs / "root.img")
+    source = bench.keep(await bench.driver.boot(machine), layer)
+    await until(lambda: len(counted(source)) > 2)
+    capture = await bench.capture(source)
+    await source.kill()
+    shutil.rmtree(theirs)
+    content = Path(capture.devices.path).read_bytes()
+    rewritten, count = rewrite_folder(content, str(theirs), str(ours))
+    assert count == 1
+    imported = Capture(capture.memory, SealableFile("ramet-devices"), capture.format)
+    os.pwrite(imported.devices.fd, rewritten, 0)
+    imported.devices.seal()
+    below = bench.layers.create_on(layer, DISK_BYTES)
+    child_machine = replace(bench.machine(below), root=ours / "root.img")
+    child = bench.keep(await bench.driver.start_waiting(child_machine, imported), below)
+    await child.load(imported)
+    await goes_on(child)
+    imported.close()
 
 
 async def test_its_metrics_and_its_log_can_be_cut_short_while_it_writes_them(bench: RealBench) -> None:
