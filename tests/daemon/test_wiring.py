@@ -7,6 +7,7 @@ import pytest
 from ramet.core.errors import Broken
 from ramet.daemon.config import HypervisorSettings, Settings
 from ramet.daemon.wiring import _open_drivers
+from ramet.linux import kvm
 from ramet.store.paths import DataFolder
 
 QEMU = """#!/bin/sh
@@ -56,4 +57,51 @@ def test_a_default_hypervisor_that_is_not_there_keeps_the_daemon_from_starting(
     install_qemu(tmp_path / "bin", monkeypatch, "pc-q35-7.2")
     settings = Settings(hypervisor=HypervisorSettings(default="qemu-microvm"))
     with pytest.raises(Broken, match="no machine type microvm"):
+        _open_drivers(settings, folder)
+
+
+def install_firecracker(place: Path, version: str) -> Path:
+    program = place / "firecracker-of-ours"
+    program.write_text(f"#!/bin/sh\necho Firecracker v{version}\n")
+    program.chmod(0o755)
+    return program
+
+
+@pytest.fixture
+def firecracker(folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    install_qemu(tmp_path / "bin", monkeypatch, "pc-q35-7.2")
+    monkeypatch.delenv("RAMET_FIRECRACKER", raising=False)
+    return install_firecracker(tmp_path, "1.16.1")
+
+
+def test_firecracker_is_a_hypervisor_where_it_is_installed_and_kvm_runs_guests(
+    folder: DataFolder, firecracker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = HypervisorSettings(firecracker_binary_path=firecracker, default="firecracker")
+    monkeypatch.setattr(kvm, "runs_stock_kernels", lambda: True)
+    drivers = _open_drivers(Settings(hypervisor=named), folder)
+    assert drivers.keys() == {"qemu", "firecracker"}
+    driver = drivers["firecracker"]
+    assert (driver.version, driver.disk_form, driver.opens_taps) == ("1.16.1", "raw", True)
+    assert _open_drivers(Settings(), folder).keys() == {"qemu"}  # Nobody says where it is.
+
+
+def test_without_kvm_there_is_no_firecracker(
+    folder: DataFolder, firecracker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "runs_stock_kernels", lambda: False)
+    settings = Settings(hypervisor=HypervisorSettings(firecracker_binary_path=firecracker))
+    assert _open_drivers(settings, folder).keys() == {"qemu"}
+    settings.hypervisor.default = "firecracker"
+    with pytest.raises(Broken, match="/dev/kvm"):
+        _open_drivers(settings, folder)
+
+
+def test_a_firecracker_that_is_too_old_is_refused_with_its_version(
+    folder: DataFolder, firecracker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "runs_stock_kernels", lambda: True)
+    old = install_firecracker(tmp_path, "1.9.0")
+    settings = Settings(hypervisor=HypervisorSettings(firecracker_binary_path=old, default="firecracker"))
+    with pytest.raises(Broken, match=r"1\.9"):
         _open_drivers(settings, folder)

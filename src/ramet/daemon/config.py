@@ -194,14 +194,16 @@ class HypervisorSettings(BaseModel, extra="forbid"):
 
     `firecracker_jail`: whether Firecracker runs as a user of its own that sees only its own files. Its
     `..._snapshot_memory_backend`: `file` maps a capture's file, `uffd` asks the pager where that is quicker.
+    `firecracker_binary_path`: where it is, if not on the path.
     """
 
-    default: Literal["qemu", "qemu-microvm"] = "qemu"
+    default: Literal["qemu", "qemu-microvm", "firecracker"] = "qemu"
     firecracker_jail: Literal["auto", "on", "off"] = "auto"
     firecracker_snapshot_memory_backend: Literal["file", "uffd"] = "file"
     firecracker_uffd_cache_max_bytes: Annotated[PositiveInt, BeforeValidator(_parse_bytes)] = 4 << 30
     firecracker_max_concurrent_restores: PositiveInt = 32
     firecracker_uffd_graduation: GraduationSettings = GraduationSettings()
+    firecracker_binary_path: Path | None = None
 
 
 class ForkSettings(BaseModel, extra="forbid"):

@@ -1,8 +1,9 @@
 """Where the parts are put together: the only file that names a driver."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import anyio
 import structlog
@@ -24,12 +25,15 @@ from ramet.effects.stages import Stages
 from ramet.images.catalog import Catalog
 from ramet.images.limits import ImageLimits
 from ramet.instance.fleet import Fleet
+from ramet.linux import kvm
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
+from ramet.vmm.firecracker.driver import FirecrackerDriver
+from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
 from ramet.vmm.qemu.board import BOARDS
 from ramet.vmm.qemu.driver import QemuDriver
@@ -119,16 +123,37 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
         Broken: that of the default hypervisor is not among them.
         ProgramNotBuilt: a part of this installation is missing.
     """
-    drivers: dict[str, Driver] = {}
     library = native_program(WRITEWATCH_LIBRARY)
-    for board in BOARDS:
+    openers: dict[str, Callable[[], Driver]] = {
+        board.name: partial(QemuDriver.open, folder.instances, board=board, watch_library=library)
+        for board in BOARDS
+    }
+    openers[FirecrackerDriver.name] = lambda: _open_firecracker(settings, folder)
+    drivers: dict[str, Driver] = {}
+    for name, opener in openers.items():
         try:
-            drivers[board.name] = QemuDriver.open(folder.instances, board=board, watch_library=library)
+            drivers[name] = opener()
         except Broken as error:
-            if board.name == settings.hypervisor.default:
+            if name == settings.hypervisor.default:
                 raise
-            log.info("hypervisor_unavailable", hypervisor=board.name, error=str(error))
+            log.info("hypervisor_unavailable", hypervisor=name, error=str(error))
     return drivers
+
+
+def _open_firecracker(settings: Settings, folder: DataFolder) -> FirecrackerDriver:
+    """Open the driver of Firecracker, which emulates no processor.
+
+    Raises:
+        Broken: it is not installed, or this host has no KVM for it.
+    """
+    wanted = settings.hypervisor
+    jail = JailConfig(JailMode(wanted.firecracker_jail))
+    driver = FirecrackerDriver.open(folder.instances, program=wanted.firecracker_binary_path, jail=jail)
+    if not kvm.runs_stock_kernels():
+        raise Broken(
+            f"firecracker needs {kvm.DEVICE}, and one that runs a stock kernel", remedy="see `ramet doctor`"
+        )
+    return driver
 
 
 def _prepare_kit(settings: Settings, folder: DataFolder) -> BootKit:

@@ -12,17 +12,15 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from ramet.vmm.fake.guest import GuestEnded, HungUp
-from ramet.wire.vsock import AGENT_PORT
+from ramet.vmm.fake.guest import GuestEnded
 from tests.vmm.fake_firecracker import faults
 from tests.vmm.fake_firecracker.api import Refused, parse
 from tests.vmm.fake_firecracker.machine import Machine
+from tests.vmm.fake_firecracker.vsock import Vsock
 from tests.vmm.fake_firecracker.wire import HttpConnection, Request, answer
 
 VERSION_VARIABLE: Final = "RAMET_FAKE_FIRECRACKER_VERSION"
 NEWEST: Final = "1.16.1"
-_READ_BYTES: Final = 65_536
-_GREETING_BYTES_MAX: Final = 32
 
 
 class Program:
@@ -35,9 +33,7 @@ class Program:
         # Not for appending, as Firecracker opens it.
         self._metrics = open(options.metrics_path, "r+") if options.metrics_path else None  # noqa: SIM115
         self._machine = Machine(version, options.id, self._print)
-        self._vsock: socket.socket | None = None
-        self._agent: socket.socket | None = None
-        self._greeting = b""
+        self._vsock = Vsock(self._selector, lambda: self._machine.guest)
 
     def run(self) -> int:
         """Serve until the guest ends; returns the exit code."""
@@ -115,91 +111,18 @@ class Program:
         faults.strike(call, self._options.id, late=False)
         was_paused = machine.state != "Running"
         result = machine.execute(key, body)
-        self._bind_vsock()
+        self._vsock.bind(machine.vsock_path)
         if body.get("action_type") == "FlushMetrics" and self._metrics is not None:
             self._metrics.write('{"utc_timestamp_ms": 1}\n')
             self._metrics.flush()
         if key == ("PUT", "/snapshot/create"):
-            self._reset_vsock()
+            self._vsock.reset()
+        if key == ("PUT", "/actions") and was_paused:
+            self._vsock.output = b"the workload has begun\n"
         if was_paused != (machine.state != "Running"):
-            self._set_open(machine.state == "Running")
+            self._vsock.set_running(machine.state == "Running")
         faults.strike(call, self._options.id, late=True)
         return result
-
-    # The vsock: while the guest stands still nothing is taken from it.
-
-    def _bind_vsock(self) -> None:
-        """Bind the guest's socket as soon as there is a vsock, when it is configured or loaded."""
-        path = self._machine.vsock_path
-        if self._vsock is None and path is not None:
-            self._vsock = socket.socket(socket.AF_UNIX)
-            self._vsock.bind(path)
-            self._vsock.listen(128)
-
-    def _set_open(self, is_running: bool) -> None:
-        if self._vsock is None:
-            return
-        waited_for = self._agent or self._vsock
-        if is_running:
-            serve = self._serve_agent if self._agent else self._accept_agent
-            self._selector.register(waited_for, selectors.EVENT_READ, serve)
-        else:
-            self._selector.unregister(waited_for)
-
-    def _reset_vsock(self) -> None:
-        """End the guest's connections, as a snapshot does: the guest is told that its host has changed."""
-        if self._agent is not None:
-            self._machine.guest.hang_up()
-            self._agent.close()
-            self._agent = None
-
-    def _accept_agent(self) -> None:
-        assert self._vsock is not None
-        self._agent, _ = self._vsock.accept()
-        self._greeting = b""
-        self._selector.unregister(self._vsock)
-        self._selector.register(self._agent, selectors.EVENT_READ, self._serve_agent)
-
-    def _serve_agent(self) -> None:
-        peer = self._agent
-        assert peer is not None
-        try:
-            data = peer.recv(_READ_BYTES)
-            if data and self._take(peer, data):
-                return
-        except (ConnectionError, HungUp):
-            pass  # As good as an end: dropped below.
-        self._drop_agent(peer)
-
-    def _take(self, peer: socket.socket, data: bytes) -> bool:
-        """Take what the host sent; false ends the connection."""
-        if not self._greeting.endswith(b"\n"):
-            line, newline, data = (self._greeting + data).partition(b"\n")
-            self._greeting = line + newline
-            if not newline:
-                return len(line) <= _GREETING_BYTES_MAX
-            if line != b"CONNECT %d" % AGENT_PORT:
-                return False  # The guest listens at no other port.
-            peer.sendall(b"OK 1073741824\n")
-            self._machine.guest.connect(lambda answer: self._send(peer, answer))
-        if data:
-            self._machine.guest.receive(data)
-        return True
-
-    def _send(self, peer: socket.socket, data: bytes) -> None:
-        try:
-            peer.sendall(data)
-        except (BrokenPipeError, ConnectionResetError):
-            return  # The next read tells that it is gone.
-
-    def _drop_agent(self, peer: socket.socket) -> None:
-        if self._greeting.endswith(b"\n"):
-            self._machine.guest.hang_up()
-        self._selector.unregister(peer)
-        peer.close()
-        self._agent = None
-        assert self._vsock is not None
-        self._selector.register(self._vsock, selectors.EVENT_READ, self._accept_agent)
 
 
 def main() -> None:

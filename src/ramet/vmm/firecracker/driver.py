@@ -95,27 +95,28 @@ class FirecrackerDriver(LiveFork):
         jail: JailConfig | None = None,
         choose: Choice = choose_backend,
         restore_count_max: int = RESTORE_COUNT_MAX,
+        program: Path | None = None,
     ) -> "FirecrackerDriver":
-        """Find Firecracker on this host.
+        """Find Firecracker on this host; `program`: where it is, if that is known.
 
         Raises:
             Broken: there is none, it is too old, or cannot be put into the jail that it must have.
         """
         known = os.environ if environment is None else environment
-        program = known.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
-        if program is None:
+        found = program or known.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
+        if found is None:
             raise Broken(
                 f"{PROGRAM} is not installed",
-                remedy=f"put it on the path, or say where it is: {PROGRAM_VARIABLE}",
+                remedy="put it on the path, or say where it is: hypervisor.firecracker_binary_path",
             )
         try:
             asked = subprocess.run(
-                [program, "--version"], stdout=subprocess.PIPE, text=True, check=True, env=environment
+                [found, "--version"], stdout=subprocess.PIPE, text=True, check=True, env=environment
             )
         except (OSError, subprocess.CalledProcessError) as error:
-            raise Broken(f"{program} does not run: {error}", remedy="see `ramet doctor`") from error
+            raise Broken(f"{found} does not run: {error}", remedy="see `ramet doctor`") from error
         release = Release.told(asked.stdout)
-        config, path = jail or JailConfig(), Path(program).absolute()
+        config, path = jail or JailConfig(), Path(found).absolute()
         made, limits = Jail.open(path, config, environment), timeouts or Timeouts()
         return cls(
             path,

@@ -28,6 +28,7 @@ from anyio import to_thread
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
+from ramet.linux import kvm
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
@@ -550,13 +551,8 @@ def _ask(*argv: str) -> str:
 
 
 def find_accelerator() -> str:
-    """Return "kvm" where it can run a stock kernel, otherwise "tcg".
-
-    /dev/kvm may open and still be a paravirtual one (kvm_pvm), under which no stock kernel boots; so the
-    hardware's own module is asked for.
-    """
-    hardware = any(Path("/sys/module", name).exists() for name in ("kvm_intel", "kvm_amd"))
-    return "kvm" if hardware and os.access("/dev/kvm", os.R_OK | os.W_OK) else "tcg"
+    """Return "kvm" where it can run a stock kernel, otherwise "tcg"."""
+    return "kvm" if kvm.runs_stock_kernels() else "tcg"
 
 
 def _listen(path: Path) -> socket.socket:
