@@ -40,6 +40,7 @@ from ramet.store.paths import DataFolder
 from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
+from ramet.vmm.port import Driver
 
 MEMORY_BYTES = 1 << 20
 OVERLAY_BYTES = 4 << 20
@@ -91,7 +92,12 @@ class World:
         self.folder, self.images = folder, images
         self.nursery: Nursery | None = None
         self.vmm_timeout_s = COMMAND_TIMEOUT_S
+        self.memory_bytes = MEMORY_BYTES
         self.prepare: Callable[[Site], None] = lambda site: None
+
+    def open_driver(self, data: DataFolder, faults: Faults) -> Driver:
+        """Return the driver of a daemon's one hypervisor."""
+        return FakeDriver(data.instances, faults, self.vmm_timeout_s, self.nursery)
 
     @asynccontextmanager
     async def daemon(self, faults: Faults | None = None) -> AsyncIterator[Daemon]:
@@ -106,12 +112,12 @@ class World:
             await catalog.open()
             network = Network(BridgeConfig())
             stack.push_async_callback(network.close)
-            driver = FakeDriver(data.instances, faults, self.vmm_timeout_s, self.nursery)
+            driver = self.open_driver(data, faults)
             kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
             layers = LayerStore(data.layers)
             captures = CaptureStore(data.captures)
             site = Site(
-                data, database, network, layers, captures, catalog, {"fake": driver}, kit, Stages("kvm")
+                data, database, network, layers, captures, catalog, {driver.name: driver}, kit, Stages("kvm")
             )
             stack.push_async_callback(_let_go, site)
             self.prepare(site)
@@ -127,7 +133,7 @@ class World:
                 group.start_soon(captures.run)
                 group.start_soon(snapshots.run)
                 digest = catalog.resolve("demo:1").digest
-                spec = InstanceSpec("demo:1", digest, "fake", 1, MEMORY_BYTES, OVERLAY_BYTES)
+                spec = InstanceSpec("demo:1", digest, driver.name, 1, self.memory_bytes, OVERLAY_BYTES)
                 named = NamedSnapshots(site, snapshots, fleet, performer.pools)
                 yield Daemon(fleet, named, site, faults, spec)
                 group.cancel_scope.cancel()
@@ -145,7 +151,9 @@ class World:
         rules = subprocess.run(["nft", "-j", "list", "ruleset"], capture_output=True, check=True).stdout
         return {
             "processes": {str(pid) for pid in self.processes()},
-            "layers": {path.name for path in (data / "layers").glob("*.qcow2")},
+            "layers": {
+                path.name for path in (data / "layers").iterdir() if not path.name.startswith("ext4-")
+            },
             "snapshots": _without_checksums({path.name for path in (data / "snapshots").iterdir()}),
             "captures": {path.name for path in (data / "captures").iterdir()},
             "folders": {path.name for path in (data / "instances").iterdir()},

@@ -1,18 +1,24 @@
 """The machine behind the API: what is configured, whether it runs, and what a snapshot of it holds."""
 
+import fcntl
 import json
 import os
+import socket
+import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from ramet.linux.tun import IFF_NO_PI, IFF_TAP, IFF_VNET_HDR, TUNSETIFF
 from ramet.vmm.fake.guest import Guest, new_memory
 from tests.vmm.fake_firecracker.api import Refused, Version
 from tests.vmm.fake_firecracker.memory import Memory, WrongPage
 
 State = str  # "Not started", "Running" or "Paused"
 _SUM_BYTES: Final = 8
+_LOOPBACK: Final = "lo"
+_TAP_FLAGS: Final = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR
 _VCPUS_MAX: Final = 32
 
 
@@ -105,8 +111,10 @@ class Machine:
                 if "socket" not in body:
                     os.close(_open(body.get("path_on_host", ""), _flags(body), "Drive config error"))
             case "network-interfaces":
-                if not Path("/sys/class/net", body["host_dev_name"]).exists():
-                    raise Refused(f"Network config error: no TAP {body['host_dev_name']}")
+                try:
+                    self._open_tap(body["host_dev_name"])
+                except OSError as error:
+                    raise Refused(f"Network config error: Open tap device failed: {error}") from error
             case "logger" | "metrics":
                 file = body.get("log_path", body.get("metrics_path"))
                 if file is not None and self.version < (1, 14) and not os.path.exists(file):
@@ -115,6 +123,17 @@ class Machine:
             self._configured[name][body["drive_id" if name == "drives" else "iface_id"]] = body
         else:
             self._configured[name] = body
+
+    def _open_tap(self, name: str) -> None:
+        """Hold the TAP `name` as long as this process lives. An interface that is none is only looked for.
+
+        Raises:
+            OSError: there is none, or somebody holds it.
+        """
+        socket.if_nametoindex(name)
+        fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC) if name != _LOOPBACK else -1
+        if fd >= 0:
+            fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_FLAGS))
 
     def _act(self, action: str) -> None:
         if action != "InstanceStart":
@@ -245,8 +264,7 @@ class Machine:
         tracks = body.get("track_dirty_pages", False) or body.get("enable_diff_snapshots", False)
         self._machine["track_dirty_pages"] = tracks
         for nic in self._configured["network-interfaces"].values():
-            if not Path("/sys/class/net", nic["host_dev_name"]).exists():
-                raise ValueError(f"no TAP {nic['host_dev_name']}")
+            self._open_tap(nic["host_dev_name"])
         backend = body.get("mem_backend") or {"backend_type": "File", "backend_path": body["mem_file_path"]}
         attach = Memory.of_file if backend["backend_type"] == "File" else Memory.of_pager
         self._memory = attach(backend["backend_path"], content["sums"])
