@@ -18,6 +18,7 @@ from ramet.store.paths import DataFolder
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.firecracker.build import NAME_PREFIX
 from ramet.vmm.firecracker.driver import FirecrackerDriver
+from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver, SnapshotIncompatible
 from tests.effects.world import Daemon, World, new_folder
 from tests.vmm.fake_firecracker import faults as armed
@@ -43,7 +44,9 @@ class FirecrackerWorld(World):
 
     def open_driver(self, data: DataFolder, faults: Faults) -> Driver:
         environment = os.environ | {VERSION_VARIABLE: self.version, VARIABLE: str(self.failing)}
-        return FirecrackerDriver.open(data.instances, environment=environment, program=PROGRAM)
+        return FirecrackerDriver.open(
+            data.instances, environment=environment, program=PROGRAM, jail=JailConfig(JailMode.OFF)
+        )
 
     def processes(self) -> dict[int, InstanceId]:
         found = {}

@@ -214,7 +214,7 @@ class ForkContract:
         await child.collapse_disk(bench.layers.base(top))
         bench.layers.rebased(top)
         short = [path for path, _ in bench.layers.chain(top)]
-        assert short == [long[0], long[-1]]
+        assert short == list(dict.fromkeys((long[0], long[-1])))  # Of raw layers one is all.
         assert await child.top_layer() == long[0]
         dropped = {str(path) for path in long[1:-1]}
         assert not dropped & open_files(child.runtime.pid)

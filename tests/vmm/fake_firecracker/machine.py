@@ -1,5 +1,6 @@
 """The machine behind the API: what is configured, whether it runs, and what a snapshot of it holds."""
 
+import errno
 import fcntl
 import json
 import os
@@ -130,7 +131,10 @@ class Machine:
         Raises:
             OSError: there is none, or somebody holds it.
         """
-        socket.if_nametoindex(name)
+        try:
+            socket.if_nametoindex(name)
+        except OSError as error:
+            raise OSError(errno.ENODEV, f"no TAP {name}") from error
         fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC) if name != _LOOPBACK else -1
         if fd >= 0:
             fcntl.ioctl(fd, TUNSETIFF, struct.pack("16sH22x", name.encode(), _TAP_FLAGS))
