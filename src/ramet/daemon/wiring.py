@@ -148,7 +148,12 @@ def _open_firecracker(settings: Settings, folder: DataFolder) -> FirecrackerDriv
     """
     wanted = settings.hypervisor
     jail = JailConfig(JailMode(wanted.firecracker_jail))
-    driver = FirecrackerDriver.open(folder.instances, program=wanted.firecracker_binary_path, jail=jail)
+    driver = FirecrackerDriver.open(
+        folder.instances,
+        program=wanted.firecracker_binary_path,
+        jail=jail,
+        restore_count_max=wanted.firecracker_max_concurrent_restores,
+    )
     if not kvm.runs_stock_kernels():
         raise Broken(
             f"firecracker needs {kvm.DEVICE}, and one that runs a stock kernel", remedy="see `ramet doctor`"
