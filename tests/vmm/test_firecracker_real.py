@@ -23,6 +23,7 @@ from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import list_command_lines
+from ramet.linux.stored_file import StoredFile
 from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
@@ -117,9 +118,12 @@ class RealBench:
         layer = self.layers.create(DISK_BYTES)
         return self.keep(await self.driver.boot(self.machine(layer, kernel)), layer)
 
-    async def capture(self, vm: FirecrackerVm, base: SealableFile | None = None) -> Capture:
-        memory = SealableFile(MEMORY_FILE_NAME, MEMORY_BYTES)
-        target = Capture(memory, SealableFile("ramet-devices"), base=base)
+    async def capture(
+        self, vm: FirecrackerVm, base: SealableFile | None = None, target: Capture | None = None
+    ) -> Capture:
+        if target is None:
+            memory = SealableFile(MEMORY_FILE_NAME, MEMORY_BYTES)
+            target = Capture(memory, SealableFile("ramet-devices"), base=base)
         new_top = self.layers.create_on(self.tops[vm.runtime.pid], DISK_BYTES)
         await vm.prepare_disk(self.layers.path(new_top))
         await vm.copy_ahead(target)
@@ -223,6 +227,25 @@ async def test_a_child_goes_on_where_its_source_was_and_neither_sees_the_other(b
     assert await child.top_layer() == bench.layers.path(bench.tops[child.runtime.pid])
     assert await source.top_layer() == bench.layers.path(bench.tops[source.runtime.pid])
     capture.close()
+
+
+async def test_a_capture_may_lie_on_a_disk_which_nobody_but_us_can_change(bench: RealBench) -> None:
+    source = await bench.boot()
+    await until(lambda: len(counted(source)) > 2)
+    frozen = bench.tops[source.runtime.pid]
+    files = [bench.folder / name for name in ("stored-memory", "stored-devices")]
+    target = Capture(StoredFile.create(files[0], MEMORY_BYTES), StoredFile.create(files[1]))
+    await bench.capture(source, target=target)
+    await source.kill()
+    target.close()
+    stored = Capture(StoredFile.open(files[0]), StoredFile.open(files[1]), target.format)
+    child = await bench.child(stored, frozen)
+    await child.load(stored)
+    await goes_on(child)
+    for file in files:
+        found = file.stat()
+        assert (found.st_uid, found.st_mode & 0o337) == (os.geteuid(), 0)
+    stored.close()
 
 
 async def test_of_a_child_only_the_changes_are_captured_however_often(bench: RealBench) -> None:

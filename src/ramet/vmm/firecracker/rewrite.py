@@ -144,7 +144,7 @@ def _is_string(body: bytes, start: int) -> bool:
     """Tell whether a string begins at `start`, after its length."""
     if start < _LENGTH.size:
         return False
-    (length,) = _LENGTH.unpack(body[start - _LENGTH.size : start])
+    length: int = _LENGTH.unpack(body[start - _LENGTH.size : start])[0]
     return 0 < length <= _PATH_BYTES_MAX and start + length <= len(body)
 
 
