@@ -22,11 +22,13 @@ def examine(overrides: dict[str, object], file: Path | None, host: HostView | No
         file: of settings; None takes the one that `ramet setup` writes, if it is there.
     """
     finding, settings = _read_settings(overrides, file, host or HostView())
+    program = settings.hypervisor.firecracker_binary_path
     subject = Subject(
         settings.data_dir,
         settings.socket,
         settings.kernel_package,
         default_hypervisor=settings.hypervisor.default,
+        firecracker=None if program is None else str(program),
     )
     try:
         subject = replace(subject, bridge=settings.network.bridge())
