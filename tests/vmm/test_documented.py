@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from ramet.vmm.cloud_hypervisor import build as cloud_build
+from ramet.vmm.cloud_hypervisor import features as cloud_features
+from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from ramet.vmm.firecracker.build import DEVICE_MODEL, VOLUME_COUNT_MAX
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import FEATURES, OLDEST
@@ -58,3 +61,24 @@ def test_the_tables_of_firecracker_are_current() -> None:
     for table in render_firecracker():
         assert table in page, f"put this into {FIRECRACKER_PAGE.name}:\n{table}"
     assert f"{'.'.join(map(str, OLDEST))} or newer" in page
+
+
+def test_the_tables_of_cloud_hypervisor_are_current() -> None:
+    features = [
+        f"| `{each.name}` | {'.'.join(map(str, each.since))} | {each.use} |"
+        for each in cloud_features.FEATURES
+    ]
+    limits = [
+        f"|  | `{CloudHypervisorDriver.name}` |",
+        "| --- | --- |",
+        f"| device model | {cloud_build.DEVICE_MODEL} |",
+        "| devices | PCI |",
+        f"| accelerator | {CloudHypervisorDriver.accelerator} |",
+        f"| live fork | {_yes(issubclass(CloudHypervisorDriver, LiveFork))} |",
+        f"| places for volumes | {cloud_build.VOLUME_COUNT_MAX} |",
+        f"| agent | vsock, port {AGENT_PORT} |",
+    ]
+    page = (DOCS / "cloud-hypervisor.md").read_text()
+    for rows in (features, limits):
+        assert "\n".join(rows) in page, rows
+    assert f"{cloud_features.OLDEST[0]} or newer" in page

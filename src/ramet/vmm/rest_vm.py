@@ -17,6 +17,7 @@ from typing import ClassVar, Final, TypeVar
 import anyio
 from anyio import to_thread
 
+from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, read_boot_id
@@ -28,6 +29,7 @@ from ramet.vmm.port import (
     Restored,
     SnapshotIncompatible,
     VmmFailed,
+    VmmSilent,
 )
 from ramet.vmm.private_mapping import Region, copy_changes, find_changes, find_regions, lay_over
 from ramet.vmm.raw_overlay import fill_overlay, read_top_layer
@@ -60,13 +62,15 @@ class Waiting:
         # Who loads later may have the same memory in another form, without changes.
         self.runs: PageRuns = capture.changes or ()
         self.changes_fd = os.dup(capture.memory.fd) if self.runs else -1
+        nic = machine.nic
+        self.tap_fd = os.dup(nic.tap_fd) if nic is not None and nic.tap_fd >= 0 else -1
 
     def close(self) -> None:
         """Close our descriptors. Idempotent."""
-        for fd in (self.memory_fd, self.changes_fd):
+        for fd in (self.memory_fd, self.changes_fd, self.tap_fd):
             if fd >= 0:
                 os.close(fd)
-        self.memory_fd = self.changes_fd = -1
+        self.memory_fd = self.changes_fd = self.tap_fd = -1
 
     def lay_over(self, pid: int) -> int:
         """Write the changes over the memory of `pid`, which has loaded what they are to; returns the bytes.
@@ -243,6 +247,9 @@ class RestVm(LiveCapture, Restored):
             raise VmmFailed(f"the guest's memory or disk cannot be handled: {error}") from error
 
 
+V = TypeVar("V", bound=RestVm)
+
+
 @asynccontextmanager
 async def ended_unless_started(vm: RestVm) -> AsyncIterator[None]:
     """Have `vm` be gone if what is done inside fails."""
@@ -253,6 +260,41 @@ async def ended_unless_started(vm: RestVm) -> AsyncIterator[None]:
         if isinstance(error, VmmFailed):
             raise VmmFailed(f"{vm.product} did not start: {error} {vm.last_words()}") from error
         raise
+
+
+async def adopt(
+    instance: InstanceId, runtime: Runtime, new_vm: Callable[[HeldProcess], V], timeout_s: float
+) -> V:
+    """Take hold of a VMM found on this host. Errors are as of `Driver.adopt`, and those of `new_vm`."""
+    try:
+        process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+    except ProcessLookupError as error:
+        raise VmmFailed("the VMM is gone", instance=instance) from error
+    try:
+        vm = new_vm(process)
+    except BaseException:
+        process.close()
+        raise
+    try:
+        await vm.connect(timeout_s)
+    except BaseException as error:
+        is_gone = process.is_exited
+        with anyio.CancelScope(shield=True):
+            await vm.detach()
+        if isinstance(error, VmmFailed) and not is_gone:
+            raise VmmSilent(f"the VMM cannot be taken hold of: {error}", instance=instance) from error
+        raise
+    return vm
+
+
+async def end_process(runtime: Runtime) -> None:
+    """End the process of `runtime`, which need not answer; return when it is gone. Idempotent."""
+    try:
+        process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
+    except ProcessLookupError:
+        return
+    process.send_signal(signal.SIGKILL)
+    await process.wait_exited()
 
 
 def read_tail(log: Path) -> str:

@@ -181,7 +181,7 @@ def parse(
         body = json.loads(raw)
     except ValueError as error:
         raise _unreadable(str(error)) from error
-    _check(version, endpoint.body, body)
+    check(version, endpoint.body, body)
     if endpoint.needs_one_of and sum(name in body for name in endpoint.needs_one_of) != 1:
         raise _unreadable(f"exactly one of {' and '.join(endpoint.needs_one_of)} is required")
     if endpoint.id_field is not None and body[endpoint.id_field] != device:
@@ -193,7 +193,12 @@ def parse(
     return key, body
 
 
-def _check(version: Version, schema: Body, body: Any) -> None:
+def check(version: Version, schema: Body, body: Any) -> None:
+    """Check a body, or a member of one, in the version of that number.
+
+    Raises:
+        Refused: it has other members than it may.
+    """
     if not isinstance(body, dict):
         raise _unreadable("invalid type, expected an object")
     known = {name: each for name, each in schema.items() if each.since <= version < each.until}
@@ -210,12 +215,12 @@ def _check(version: Version, schema: Body, body: Any) -> None:
 def _check_kind(version: Version, name: str, kind: Any, value: Any) -> None:
     match kind:
         case dict():
-            _check(version, kind, value)
+            check(version, kind, value)
         case list():
             if not isinstance(value, list):
                 raise _unreadable(f"invalid type of `{name}`, expected a sequence")
             for each in value:
-                _check(version, kind[0], each)
+                check(version, kind[0], each)
         case tuple():
             if value not in kind:
                 raise _unreadable(f"unknown variant `{value}`, expected one of {', '.join(kind)}")

@@ -27,15 +27,15 @@ def is_taken(folder: Path, kind: Kind, call: str, vmm_id: str | None = None) -> 
     return (folder / (TAKEN + _name(kind, call, vmm_id))).exists()
 
 
-def strike(call: str, vmm_id: str, *, late: bool) -> None:
-    """Do what is armed for `call`, if anything.
+def strike(call: str, vmm_id: str, *, late: bool, variable: str = VARIABLE) -> None:
+    """Do what is armed for `call`, if anything; `variable` names the folder.
 
     Raises:
         Refused: that is to fail.
     """
-    if VARIABLE not in os.environ:
+    if variable not in os.environ:
         return
-    folder, prefix = Path(os.environ[VARIABLE]), "late-" if late else ""
+    folder, prefix = Path(os.environ[variable]), "late-" if late else ""
     kinds: tuple[Kind, ...] = ("fail", "hang", "die")
     for kind in kinds:
         for which in (None, vmm_id):

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 _READ_BYTES: Final = 65_536
-_REASONS: Final = {200: "OK", 204: "No Content", 400: "Bad Request"}
+_FDS_MAX: Final = 16
+_REASONS: Final = {
+    200: "OK",
+    204: "No Content",
+    400: "Bad Request",
+    404: "Not Found",
+    500: "Internal Server Error",
+}
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,8 @@ class HttpConnection:
 
     def __init__(self, peer: socket.socket) -> None:
         self._peer, self._received = peer, b""
+        self.fds: list[int] = []
+        """Descriptors that came with what was received; whoever takes them clears the list."""
 
     def receive(self) -> list[Request] | None:
         """Read once and return the requests that are whole; None at the end.
@@ -31,7 +40,8 @@ class HttpConnection:
             ConnectionError: it was reset.
             ValueError: that is no HTTP.
         """
-        data = self._peer.recv(_READ_BYTES)
+        data, fds, _, _ = socket.recv_fds(self._peer, _READ_BYTES, _FDS_MAX)
+        self.fds += fds
         if not data:
             return None
         self._received += data
@@ -58,9 +68,9 @@ class HttpConnection:
             return
 
 
-def answer(code: int, result: Any) -> bytes:
+def answer(code: int, result: Any, server: str = "Firecracker API") -> bytes:
     """Return an answer as bytes."""
-    head = f"HTTP/1.1 {code} {_REASONS[code]}\r\nServer: Firecracker API\r\nConnection: keep-alive\r\n"
+    head = f"HTTP/1.1 {code} {_REASONS[code]}\r\nServer: {server}\r\nConnection: keep-alive\r\n"
     if result is None:
         return (head + "\r\n").encode()
     body = json.dumps(result)

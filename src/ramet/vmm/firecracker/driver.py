@@ -6,7 +6,6 @@ socket appears there, and is waited for by inotify; after a restart of the daemo
 
 import os
 import shutil
-import signal
 import subprocess
 from collections.abc import Mapping
 from itertools import pairwise
@@ -39,10 +38,9 @@ from ramet.vmm.port import (
     LiveForkUnsupported,
     Machine,
     VmmFailed,
-    VmmSilent,
 )
 from ramet.vmm.raw_overlay import fill_overlay
-from ramet.vmm.rest_vm import Timeouts, ended_unless_started
+from ramet.vmm.rest_vm import Timeouts, adopt, end_process, ended_unless_started
 
 PROGRAM: Final = "firecracker"
 RESTORE_COUNT_MAX: Final = 32
@@ -179,34 +177,17 @@ class FirecrackerDriver(LiveFork):
         return found
 
     async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> FirecrackerVm:
-        try:
-            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
-        except ProcessLookupError as error:
-            raise VmmFailed("the VMM is gone", instance=instance) from error
-        try:
-            cell = cell_of(runtime.pid, folder, self._uid_first)
-        except OSError as error:
-            process.close()
-            raise VmmFailed("the VMM is gone", instance=instance) from error
-        vm = FirecrackerVm(process, folder, self._timeouts, cell)
-        try:
-            await vm.connect(self._timeouts.adopt_s)
-        except BaseException as error:
-            is_gone = process.is_exited
-            with anyio.CancelScope(shield=True):
-                await vm.detach()
-            if isinstance(error, VmmFailed) and not is_gone:
-                raise VmmSilent(f"the VMM cannot be taken hold of: {error}", instance=instance) from error
-            raise
-        return vm
+        def new_vm(process: HeldProcess) -> FirecrackerVm:
+            try:
+                cell = cell_of(runtime.pid, folder, self._uid_first)
+            except OSError as error:
+                raise VmmFailed("the VMM is gone", instance=instance) from error
+            return FirecrackerVm(process, folder, self._timeouts, cell)
+
+        return await adopt(instance, runtime, new_vm, self._timeouts.adopt_s)
 
     async def end(self, runtime: Runtime) -> None:
-        try:
-            process = HeldProcess(runtime.pid, start_ticks=runtime.start_ticks)
-        except ProcessLookupError:
-            return
-        process.send_signal(signal.SIGKILL)
-        await process.wait_exited()
+        await end_process(runtime)
 
     async def _spawn(self, machine: Machine, passed: list[int]) -> FirecrackerVm:
         folder = machine.folder

@@ -1,0 +1,90 @@
+"""A machine as a configuration: what every Cloud Hypervisor of ours has, in one fixed order.
+
+All that belongs to one VM alone is named relative to its folder, which is the VMM's working directory. A
+snapshot therefore names nothing of its source but the kernel, the root and the network card.
+
+Order and options are the device model, an ABI: whoever changes them raises `DEVICE_MODEL`.
+"""
+
+from pathlib import Path
+from typing import Any, Final
+
+from ramet.vmm.port import Machine, Nic, VmmUnsupported
+from ramet.vmm.raw_overlay import OVERLAY_LINK
+from ramet.wire.vsock import SOCKET_SUFFIX
+
+DEVICE_MODEL: Final = 1
+API_SOCKET: Final = "api.sock"
+AGENT_SOCKET: Final = f"agent{SOCKET_SUFFIX}"
+CONSOLE: Final = "console.log"
+LOG: Final = "vmm.log"
+EVENTS: Final = "events.json"
+"""What happens to the guest, told by the VMM: a reset, above all, which does not end it."""
+NIC: Final = "nic"
+ZONE: Final = "ram"
+"""The one piece of memory; it has a name of its own because only a named one can be of a file."""
+VOLUME_COUNT_MAX: Final = 0
+GUEST_CID: Final = 3
+"""The same for all: a guest is reached through its own socket, never by this number."""
+KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disable=1"
+
+
+def demand_buildable(machine: Machine) -> None:
+    """Check that Cloud Hypervisor can build `machine`.
+
+    Raises:
+        VmmUnsupported: it has no such device.
+    """
+    if len(machine.volumes) > VOLUME_COUNT_MAX:
+        count = len(machine.volumes)
+        raise VmmUnsupported(
+            f"an instance on cloud-hypervisor has {VOLUME_COUNT_MAX} volumes at most, not {count}",
+            remedy="use fewer volumes, or another hypervisor",
+        )
+    if any(layer_format != "raw" for _, layer_format in machine.overlay.layers):
+        raise VmmUnsupported(
+            "cloud-hypervisor is given raw disks only, and this one has qcow2 layers",
+            remedy="use hypervisor qemu",
+        )
+
+
+def config_of(machine: Machine) -> dict[str, Any]:
+    """Return the body of `vm.create`; the network card comes after it, with its descriptor."""
+    return {
+        "cpus": {"boot_vcpus": machine.vcpu_count, "max_vcpus": machine.vcpu_count, "nested": False},
+        "memory": {"size": 0, "zones": [{"id": ZONE, "size": machine.memory_bytes}]},
+        "payload": {
+            "kernel": str(machine.kernel),
+            "initramfs": str(machine.initramfs),
+            "cmdline": KERNEL_ARGUMENTS,
+        },
+        "disks": [
+            _disk("root", machine.root, is_read_only=True),
+            _disk("overlay", Path(OVERLAY_LINK), is_read_only=False),
+            _disk("config", _relative(machine.config, machine.folder), is_read_only=True),
+        ],
+        "rng": {"src": "/dev/urandom"},
+        "serial": {"mode": "File", "file": CONSOLE},
+        "console": {"mode": "Off"},
+        "vsock": {"cid": GUEST_CID, "socket": AGENT_SOCKET},
+    }
+
+
+def card_of(nic: Nic) -> dict[str, Any]:
+    """Return the body of `vm.add-net`; a TAP without a name goes along with it as a descriptor."""
+    card: dict[str, Any] = {"id": NIC, "mac": nic.mac}
+    return card if nic.tap_fd >= 0 else card | {"tap": nic.tap_name}
+
+
+def _disk(name: str, path: Path, *, is_read_only: bool) -> dict[str, Any]:
+    return {
+        "id": name,
+        "serial": name,
+        "path": str(path),
+        "readonly": is_read_only,
+        "image_type": "Raw",  # Or it is whatever the guest has made its head look like.
+    }
+
+
+def _relative(path: Path, folder: Path) -> Path:
+    return path.relative_to(folder) if path.is_relative_to(folder) else path

@@ -1,0 +1,149 @@
+"""Cloud Hypervisor, 51 or newer: starts its processes and finds them again.
+
+Each has a session of its own, its instance's folder as working directory, and its output in files. Its API's
+socket appears there, and is waited for by inotify; after a restart of the daemon it is found by its name.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Final
+
+from anyio import to_thread
+
+from ramet.core.errors import Broken
+from ramet.core.ids import InstanceId
+from ramet.core.spec import Runtime
+from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
+from ramet.vmm.cloud_hypervisor.build import (
+    AGENT_SOCKET,
+    API_SOCKET,
+    EVENTS,
+    LOG,
+    demand_buildable,
+)
+from ramet.vmm.cloud_hypervisor.features import Release
+from ramet.vmm.cloud_hypervisor.vm import ACCELERATOR, NAME, CloudHypervisorVm
+from ramet.vmm.port import Capture, LiveFork, Machine, VmmFailed
+from ramet.vmm.raw_overlay import fill_overlay
+from ramet.vmm.rest_vm import Timeouts, adopt, end_process, ended_unless_started
+
+PROGRAM: Final = "cloud-hypervisor"
+PROGRAM_VARIABLE: Final = "RAMET_CLOUD_HYPERVISOR"
+"""Of the environment: where the program is, if not on the path."""
+_API_OPTION: Final = ("--api-socket", f"path={API_SOCKET}")
+
+
+class CloudHypervisorDriver(LiveFork):
+    """Starts Cloud Hypervisor.
+
+    Args:
+        instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
+        environment: of the processes; without, ours.
+    """
+
+    name = NAME
+    accelerator = ACCELERATOR
+    disk_form = "raw"
+
+    def __init__(
+        self,
+        program: Path,
+        release: Release,
+        instances_folder: Path,
+        timeouts: Timeouts,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.version = release.text
+        self._program, self._instances_folder = program, instances_folder
+        self._timeouts, self._environment = timeouts, environment
+
+    @classmethod
+    def open(
+        cls,
+        instances_folder: Path,
+        timeouts: Timeouts | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> "CloudHypervisorDriver":
+        """Find Cloud Hypervisor on this host.
+
+        Raises:
+            Broken: there is none, or it is too old.
+        """
+        known = os.environ if environment is None else environment
+        program = known.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
+        if program is None:
+            raise Broken(
+                f"{PROGRAM} is not installed",
+                remedy=f"put it on the path, or say where it is: {PROGRAM_VARIABLE}",
+            )
+        try:
+            asked = subprocess.run(
+                [program, "--version"], stdout=subprocess.PIPE, text=True, check=True, env=environment
+            )
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Broken(f"{program} does not run: {error}", remedy="see `ramet doctor`") from error
+        release = Release.told(asked.stdout)
+        return cls(Path(program), release, instances_folder, timeouts or Timeouts(), environment)
+
+    async def boot(self, machine: Machine) -> CloudHypervisorVm:
+        demand_buildable(machine)
+        try:
+            await to_thread.run_sync(fill_overlay, machine)
+        except OSError as error:
+            raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
+        vm = self._spawn(machine, [])
+        async with ended_unless_started(vm):
+            await vm.start(machine)
+        return vm
+
+    async def start_waiting(self, machine: Machine, capture: Capture) -> CloudHypervisorVm:
+        demand_buildable(machine)
+        vm = self._spawn(machine, [capture.mapped.fd])
+        async with ended_unless_started(vm):
+            await vm.wait_for(machine, capture)
+        return vm
+
+    async def find(self) -> dict[InstanceId, Runtime]:
+        found: dict[InstanceId, Runtime] = {}
+        for pid, arguments in list_command_lines():
+            if _API_OPTION not in pairwise(arguments):
+                continue
+            try:
+                folder = Path(os.readlink(f"/proc/{pid}/cwd"))
+                if folder.parent != self._instances_folder:
+                    continue
+                ticks = read_start_ticks(pid)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            found[InstanceId(folder.name)] = Runtime(pid, ticks, read_boot_id(), {})
+        return found
+
+    async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> CloudHypervisorVm:
+        return await adopt(
+            instance,
+            runtime,
+            lambda process: CloudHypervisorVm(process, folder, self._timeouts),
+            self._timeouts.adopt_s,
+        )
+
+    async def end(self, runtime: Runtime) -> None:
+        await end_process(runtime)
+
+    def _spawn(self, machine: Machine, passed: list[int]) -> CloudHypervisorVm:
+        folder = machine.folder
+        # -v: without it the log says nothing of an end that was in order.
+        argv = [str(self._program), *_API_OPTION, "--event-monitor", f"path={EVENTS}", "-v"]
+        try:
+            for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: it takes no used name.
+                (folder / left).unlink(missing_ok=True)
+            (folder / EVENTS).write_bytes(b"")
+            process = HeldProcess.start(
+                argv, output=folder / LOG, cwd=folder, pass_fds=passed, environment=self._environment
+            )
+        except OSError as error:
+            raise VmmFailed(f"Cloud Hypervisor cannot be started: {error}") from error
+        return CloudHypervisorVm(process, folder, self._timeouts)
