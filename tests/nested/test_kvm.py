@@ -36,6 +36,12 @@ def test_the_demo_forks_with_kvm() -> None:
     assert report["forks"]["succeeded"] == report["forks"]["count"] == 2
 
 
+@pytest.mark.skipif("RAMET_FIRECRACKER" not in os.environ, reason="RAMET_FIRECRACKER names no Firecracker")
+def test_the_demo_forks_with_firecracker() -> None:
+    report = run_demo({"RAMET_HYPERVISOR__DEFAULT": "firecracker"})
+    assert report["forks"]["succeeded"] == report["forks"]["count"] == 2
+
+
 def test_a_host_within_that_is_cut_short_is_a_failure_with_its_last_words() -> None:
     with pytest.raises(NestedFailed, match="last words"):
         run_within(["sleep", "600"], kernel_package=PACKAGE, timeout_s=10, say=print)

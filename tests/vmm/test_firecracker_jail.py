@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ramet.core.errors import Broken
+from ramet.linux import jail_exec
 from ramet.linux.cgroup import CgroupTree
 from ramet.linux.jail_exec import EXIT_FAILED
 from ramet.vmm.firecracker.driver import FirecrackerDriver
@@ -179,15 +180,38 @@ def hierarchy(folder: Path, controllers: str) -> Path:
 def test_a_group_has_limits_where_there_are_controllers(tmp_path: Path) -> None:
     tree = CgroupTree.open(hierarchy(tmp_path, "cpu memory pids"))
     assert tree is not None
-    group = tree.create("one", cpu_count=3, task_count_max=130)
-    assert (group / "cpu.max").read_text() == "300000 100000"
-    assert (group / "pids.max").read_text() == "130"
+    group = tree.plan("one", cpu_count=3, task_count_max=130)
+    assert group.limits == {"cpu.max": "300000 100000", "pids.max": "130"}
     assert (tree.folder / "cgroup.subtree_control").read_text() == "+cpu +pids"
-    empty = tree.folder / "ended"
+    empty, entered = tree.folder / "ended", tree.folder / "entered"
     empty.mkdir()
+    entered.mkdir()
+    (entered / "cgroup.procs").touch()  # Stands for somebody in it.
     tree.remove_empty()
     assert not empty.exists()
-    assert group.exists()  # Its files stand for somebody in it.
+    assert entered.exists()
+
+
+def test_a_group_that_a_sweep_takes_away_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = CgroupTree.open(hierarchy(tmp_path, "cpu memory pids"))
+    assert tree is not None
+    swept: list[str] = []
+    write = jail_exec._write
+
+    def write_after_a_sweep(path: str, text: str) -> None:
+        if not swept:
+            tree.remove_empty()
+            swept.append(path)
+        write(path, text)
+
+    monkeypatch.setattr(jail_exec, "_write", write_after_a_sweep)
+    group = tree.plan("one", cpu_count=3, task_count_max=130)
+    jail_exec._join(str(group.folder), group.limits)
+    assert swept
+    assert (group.folder / "cpu.max").read_text() == "300000 100000"
+    assert (group.folder / "cgroup.procs").read_text() == str(os.getpid())
 
 
 def test_there_are_no_groups_without_controllers(tmp_path: Path) -> None:

@@ -59,7 +59,7 @@ def _refuse_qemu(host: HostView) -> tuple[str | None, str | None]:
 
 
 def _refuse_firecracker(subject: Subject, host: HostView) -> str | None:
-    program = subject.firecracker or "firecracker"
+    program = subject.firecracker_program
     told = host.run(program, "--version")
     version = find_version(told.text) if told is not None else None
     if version is None:

@@ -69,10 +69,10 @@ def check_qemu(_: Subject, host: HostView) -> Iterator[Finding]:
         )
 
 
-def check_other_vmms(_: Subject, host: HostView) -> Iterator[Finding]:
+def check_other_vmms(subject: Subject, host: HostView) -> Iterator[Finding]:
     """Tell which other VMMs are installed."""
     for program, name in _OPTIONAL:
-        told = host.run(program, "--version")
+        told = host.run(subject.firecracker_program if program == "firecracker" else program, "--version")
         if told is None:
             yield info(
                 "vmm", f"{program.replace('-', '_')}_missing", f"{name} is not installed; it is optional"

@@ -1,5 +1,6 @@
 """What of the settings the checks need."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ class Subject:
         kernel_package: the .deb the guests' kernel is taken from, None for an installed one.
         bridge: the guests' bridge.
         default_hypervisor: of instances that name none.
-        firecracker: where Firecracker is, None for the path.
+        firecracker: where Firecracker is, None where the environment says, or on the path.
     """
 
     data_dir: Path = Path("/var/lib/ramet")
@@ -25,3 +26,8 @@ class Subject:
     bridge: BridgeConfig = field(default_factory=BridgeConfig)
     default_hypervisor: str = "qemu"
     firecracker: str | None = None
+
+    @property
+    def firecracker_program(self) -> str:
+        """What is started for Firecracker."""
+        return self.firecracker or os.environ.get("RAMET_FIRECRACKER") or "firecracker"

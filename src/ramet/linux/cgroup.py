@@ -3,7 +3,9 @@
 A controller is there for us only if it is not bound to version 1: a host may have version 2 without any.
 """
 
+from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
@@ -12,6 +14,14 @@ from ramet.linux.process import PROC
 CPU_PERIOD_US: Final = 100_000  # The kernel's default of cpu.max.
 WANTED: Final = ("cpu", "pids")
 _FOLDER: Final = "ramet"
+
+
+@dataclass(frozen=True, slots=True)
+class Cgroup:
+    """A group and its limits, by the kernel's files in its folder (cgroup-v2.rst)."""
+
+    folder: Path
+    limits: Mapping[str, str]
 
 
 class CgroupTree:
@@ -36,20 +46,13 @@ class CgroupTree:
         (folder / "cgroup.subtree_control").write_text(wanted)
         return cls(folder)
 
-    def create(self, name: str, *, cpu_count: int, task_count_max: int) -> Path:
-        """Make a group of at most so many threads, on at most so many processors.
-
-        Raises:
-            OSError: the kernel refuses.
-        """
-        group = self.folder / name
-        group.mkdir(exist_ok=True)
-        (group / "pids.max").write_text(str(task_count_max))
-        (group / "cpu.max").write_text(f"{cpu_count * CPU_PERIOD_US} {CPU_PERIOD_US}")
-        return group
+    def plan(self, name: str, *, cpu_count: int, task_count_max: int) -> Cgroup:
+        """Return a group of at most so many threads, on at most so many processors, made by who enters it."""
+        cpu_max = f"{cpu_count * CPU_PERIOD_US} {CPU_PERIOD_US}"
+        return Cgroup(self.folder / name, {"pids.max": str(task_count_max), "cpu.max": cpu_max})
 
     def remove_empty(self) -> None:
-        """Remove the groups of those that have ended."""
+        """Remove the groups of those that have ended; who is about to enter one makes it again."""
         for group in self.folder.iterdir():
             with suppress(OSError):  # EBUSY: somebody is in it. ENOENT: somebody else removed it.
                 if group.is_dir():

@@ -12,6 +12,7 @@ Whatever fails is told on standard error, and ends it with 126. Imports the stan
 """
 
 import ctypes
+import errno
 import json
 import os
 import resource
@@ -21,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 EXIT_FAILED: Final = 126
+_JOIN_ATTEMPTS_MAX: Final = 100
 
 # sys/mount.h, linux/sched.h, linux/prctl.h, asm/unistd_64.h
 _MS_RDONLY: Final = 1
@@ -47,7 +49,7 @@ def main() -> None:
     plan, argv = json.loads(sys.argv[1]), sys.argv[2:]
     try:
         if plan["cgroup"] is not None:
-            _write(plan["cgroup"], str(os.getpid()))
+            _join(**plan["cgroup"])
         _enter(plan["folder"], plan["binds"], plan["devices"], plan["uid"], plan["gid"])
         _give_up_power(plan["uid"], plan["gid"], plan["groups"])
         os.execv(argv[0], argv)
@@ -58,6 +60,20 @@ def main() -> None:
 def _fail(reason: str) -> int:
     sys.stderr.write(f"the jail cannot be made: {reason}\n")
     return EXIT_FAILED
+
+
+def _join(folder: str, limits: Mapping[str, str]) -> None:
+    """Make a control group and enter it; a sweep of empty ones may remove it in between."""
+    files = {**limits, "cgroup.procs": str(os.getpid())}
+    for attempts_left in reversed(range(_JOIN_ATTEMPTS_MAX)):
+        try:
+            os.makedirs(folder, exist_ok=True)
+            for name, text in files.items():
+                _write(f"{folder}/{name}", text)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENODEV) or not attempts_left:
+                raise
 
 
 def _enter(

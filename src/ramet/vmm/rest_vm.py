@@ -103,7 +103,7 @@ class RestVm(LiveCapture, Restored):
         self._api = Api(folder, api_socket, timeouts.command_s)
         self._waiting: Waiting | None = None
         self._prepared: dict[Path, Path] = {}  # Of each layer that is prepared, what it will be a copy of.
-        self._difference: tuple[list[Region], PageRuns] | None = None
+        self._difference: list[Region] | None = None
         self._pausing = anyio.Lock()
         self._killed = self._stays_paused = False
 
@@ -195,13 +195,15 @@ class RestVm(LiveCapture, Restored):
     async def copy_rest(self, target: Capture) -> int:
         if self._difference is None:
             return target.memory.resident_bytes  # Stored with the devices.
-        (regions, runs), self._difference = self._difference, None
-        copied = await self._in_thread(lambda: copy_changes(self._process.pid, regions, runs, target.memory))
+        (regions, pid), self._difference = (self._difference, self._process.pid), None
+        # Only now: to store its devices a VMM writes to the guest's memory, such as that connections end.
+        runs = await self._in_thread(lambda: find_changes(pid, regions))
+        copied = await self._in_thread(lambda: copy_changes(pid, regions, runs, target.memory))
         target.changes = runs
         return copied
 
-    async def _find_difference(self, target: Capture) -> tuple[list[Region], PageRuns] | None:
-        """Return where the guest's memory differs from the base that it stands on, if that is little."""
+    async def _find_difference(self, target: Capture) -> list[Region] | None:
+        """Return where the VMM maps the base that its guest stands on, if little of it differs."""
         base, pid = target.base, self._process.pid
         if base is None:
             return None
@@ -210,7 +212,7 @@ class RestVm(LiveCapture, Restored):
             return None
         runs = await self._in_thread(lambda: find_changes(pid, regions))
         is_little = sum(length for _, length in runs) <= base.resident_bytes * DIFFERENCE_RATIO_MAX
-        return (regions, runs) if is_little else None
+        return regions if is_little else None
 
     async def top_layer(self) -> Path:
         await self.is_paused()  # What a VMM has open that answers no more is of no use.

@@ -220,6 +220,7 @@ class Machine:
         if is_diff and not self._machine.get("track_dirty_pages") and self.version < (1, 13):
             raise Refused("Create snapshot error: Diff snapshots need track_dirty_pages.")
         assert self._memory is not None
+        self._memory.tell_of_snapshot()
         try:
             self._memory.store(body["mem_file_path"], all_pages=not is_diff)
             content = {

@@ -117,6 +117,11 @@ class Memory:
             if self._mapped[at : at + PAGE_BYTES] != piece:
                 self._mapped[at : at + PAGE_BYTES] = piece
 
+    def tell_of_snapshot(self) -> None:
+        """Write a page that the guest does not: the vsock device tells its driver that connections end."""
+        page = len(self.sums) // 4 - 1
+        self._mapped[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = os.urandom(PAGE_BYTES)
+
     def store(self, path: str, *, all_pages: bool) -> None:
         """Write all pages, or those that changed since the last time, to their places in file `path`.
 

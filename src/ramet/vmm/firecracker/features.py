@@ -30,7 +30,7 @@ TRACK_DIRTY_PAGES: Final = Feature(
 NETWORK_OVERRIDES: Final = Feature(
     "network_overrides", (1, 12), "a child's network card is given the child's own TAP"
 )
-CLOCK_REALTIME: Final = Feature("clock_realtime", (1, 16), "a woken guest's clock is not behind")
+CLOCK_REALTIME: Final = Feature("clock_realtime", (1, 16), "not used: the agent is told the time")
 VSOCK_OVERRIDE: Final = Feature("vsock_override", (1, 16), "not needed: paths are relative")
 FEATURES: Final = (NETWORK_OVERRIDES, TRACK_DIRTY_PAGES, CLOCK_REALTIME, VSOCK_OVERRIDE)
 

@@ -23,7 +23,7 @@ from typing import Final
 
 from ramet.core.errors import Broken
 from ramet.linux import jail_exec
-from ramet.linux.cgroup import CgroupTree, find_mount
+from ramet.linux.cgroup import Cgroup, CgroupTree, find_mount
 from ramet.linux.tun import give_tap
 from ramet.vmm.port import Machine
 from ramet.vmm.raw_overlay import layers_of
@@ -240,12 +240,12 @@ class Jail:
             devices.append(_TUN)
         if is_paged:
             devices.append(_USERFAULTFD)
-        group: Path | None = None
+        group: Cgroup | None = None
         if self._cgroups is not None:
             self._cgroups.remove_empty()
             cpu_count = machine.vcpu_count + 1  # And one for its own threads.
             task_count = machine.vcpu_count + TASK_COUNT_MAX
-            group = self._cgroups.create(machine.instance, cpu_count=cpu_count, task_count_max=task_count)
+            group = self._cgroups.plan(machine.instance, cpu_count=cpu_count, task_count_max=task_count)
         return self._command(cell, machine.folder, binds, devices, group, argv)
 
     def _command(
@@ -254,7 +254,7 @@ class Jail:
         folder: Path,
         binds: Sequence[tuple[Path, str]],
         devices: Sequence[str],
-        group: Path | None,
+        group: Cgroup | None,
         argv: Sequence[str],
     ) -> list[str]:
         plan = {
@@ -264,7 +264,7 @@ class Jail:
             "folder": str(folder),
             "binds": [(str(path), use) for path, use in _without_inner([*binds, *self._binds])],
             "devices": {path: _numbers(path) for path in devices if os.path.exists(path)},
-            "cgroup": None if group is None else str(group / "cgroup.procs"),
+            "cgroup": None if group is None else {"folder": str(group.folder), "limits": dict(group.limits)},
         }
         return [sys.executable, "-I", "-S", _HELPER, json.dumps(plan), *argv]
 

@@ -33,7 +33,7 @@ from ramet.vmm.firecracker.build import (
     OVERLAY_DRIVE,
     requests_of,
 )
-from ramet.vmm.firecracker.features import CLOCK_REALTIME, TRACK_DIRTY_PAGES, Release
+from ramet.vmm.firecracker.features import TRACK_DIRTY_PAGES, Release
 from ramet.vmm.firecracker.jail import Cell
 from ramet.vmm.firecracker.limiters import limiters_of
 from ramet.vmm.port import Capture, CaptureFormat, ExitReason, Machine, VmmFailed
@@ -280,8 +280,6 @@ class FirecrackerVm(RestVm):
         }
         if nic is not None:
             body["network_overrides"] = [{"iface_id": NIC, "host_dev_name": nic.tap_name}]
-        if release.has(CLOCK_REALTIME):
-            body["clock_realtime"] = True
         async with self._paths(capture.devices.fd) as (devices_path,):
             body["snapshot_path"] = devices_path
             await self._api.put("/snapshot/load", body, self._timeouts.load_s)
