@@ -17,6 +17,10 @@ pytestmark = [
     pytest.mark.timeout(500),
 ]
 TIMEOUT_S = 480.0
+FIRECRACKER = {"RAMET_HYPERVISOR__DEFAULT": "firecracker"}
+WITH_FIRECRACKER = pytest.mark.skipif(
+    "RAMET_FIRECRACKER" not in os.environ, reason="RAMET_FIRECRACKER names no Firecracker"
+)
 PACKAGE = Path(os.environ.get("RAMET_KERNEL_PACKAGE", ""))
 
 
@@ -36,10 +40,20 @@ def test_the_demo_forks_with_kvm() -> None:
     assert report["forks"]["succeeded"] == report["forks"]["count"] == 2
 
 
-@pytest.mark.skipif("RAMET_FIRECRACKER" not in os.environ, reason="RAMET_FIRECRACKER names no Firecracker")
+@WITH_FIRECRACKER
 def test_the_demo_forks_with_firecracker() -> None:
-    report = run_demo({"RAMET_HYPERVISOR__DEFAULT": "firecracker"})
+    report = run_demo(FIRECRACKER)
     assert report["forks"]["succeeded"] == report["forks"]["count"] == 2
+
+
+@WITH_FIRECRACKER
+def test_an_instance_on_firecracker_sleeps_twice_and_outlives_the_daemon() -> None:
+    command = ["unshare", "--net", "bash", "tests/nested/life.sh"]
+    lines: list[str] = []
+    status = run_within(
+        command, kernel_package=PACKAGE, timeout_s=TIMEOUT_S, say=lines.append, variables=FIRECRACKER
+    )
+    assert (status, lines[-1:]) == (0, ["whole"]), "\n".join(lines)
 
 
 def test_a_host_within_that_is_cut_short_is_a_failure_with_its_last_words() -> None:
