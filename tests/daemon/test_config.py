@@ -123,7 +123,7 @@ def test_a_port_that_is_none_is_refused() -> None:
 
 def test_hypervisors_defaults_and_what_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_settings({}).hypervisor
-    assert (found.default, found.firecracker_jail) == ("qemu", "auto")
+    assert (found.default, found.firecracker_jail) == (None, "auto")
     assert found.firecracker_snapshot_memory_backend == "file"
     assert found.firecracker_uffd_cache_max_bytes == 4_294_967_296
     assert found.firecracker_max_concurrent_restores == 32

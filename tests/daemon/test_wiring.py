@@ -60,6 +60,16 @@ def test_a_default_hypervisor_that_is_not_there_keeps_the_daemon_from_starting(
         _open_drivers(settings, folder)
 
 
+def test_a_host_without_any_is_told_what_to_install(
+    folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("RAMET_FIRECRACKER", "RAMET_CLOUD_HYPERVISOR"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(Broken, match="qemu-system-x86_64"):
+        _open_drivers(Settings(), folder)
+
+
 def install_firecracker(place: Path, version: str) -> Path:
     program = place / "firecracker-of-ours"
     program.write_text(f"#!/bin/sh\necho Firecracker v{version}\n")
@@ -93,6 +103,23 @@ def test_without_kvm_there_is_no_firecracker(
     settings = Settings(hypervisor=HypervisorSettings(firecracker_binary_path=firecracker))
     assert _open_drivers(settings, folder).keys() == {"qemu"}
     settings.hypervisor.default = "firecracker"
+    with pytest.raises(Broken, match="/dev/kvm"):
+        _open_drivers(settings, folder)
+
+
+def test_cloud_hypervisor_is_one_where_it_is_installed_and_kvm_runs_guests(
+    folder: DataFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install_qemu(tmp_path / "bin", monkeypatch, "pc-q35-7.2")
+    program = tmp_path / "ours"
+    program.write_text("#!/bin/sh\necho cloud-hypervisor v53.0\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("RAMET_CLOUD_HYPERVISOR", str(program))
+    monkeypatch.setattr(kvm, "runs_stock_kernels", lambda: True)
+    settings = Settings(hypervisor=HypervisorSettings(default="cloud-hypervisor"))
+    driver = _open_drivers(settings, folder)["cloud-hypervisor"]
+    assert (driver.version, driver.disk_form, driver.opens_taps) == ("53.0", "raw", False)
+    monkeypatch.setattr(kvm, "runs_stock_kernels", lambda: False)
     with pytest.raises(Broken, match="/dev/kvm"):
         _open_drivers(settings, folder)
 

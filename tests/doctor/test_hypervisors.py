@@ -24,37 +24,54 @@ def test_the_default_is_told_with_what_else_can_be_used(host: MadeHost) -> None:
     with_qemu(host)
     host.program("firecracker", "echo Firecracker v1.16.1")
     with_kvm(host)
+    host.program("cloud-hypervisor", "echo cloud-hypervisor v53.0")
     (finding,) = check_hypervisors(Subject(), host.view())
     assert finding.level is Level.OK
     assert "none get qemu" in finding.message
-    assert finding.message.endswith("also usable: qemu-microvm, firecracker")
+    assert finding.message.endswith("also usable: qemu-microvm, firecracker, cloud-hypervisor")
+
+
+def test_without_a_setting_the_default_is_the_first_that_can_be_used(host: MadeHost) -> None:
+    host.program("cloud-hypervisor", "echo cloud-hypervisor v53.0")
+    with_kvm(host)
+    first, *_ = check_hypervisors(Subject(), host.view())
+    assert first.level is Level.OK
+    assert "none get cloud-hypervisor" in first.message
+    first, *_ = check_hypervisors(Subject(default_hypervisor="qemu"), host.view())
+    assert (first.code, first.remedy) == (
+        "default_hypervisor_unusable",
+        "set hypervisor.default to cloud-hypervisor",
+    )
 
 
 @pytest.mark.parametrize(
-    ("program", "module", "device", "reason"),
+    ("hypervisor", "version", "module", "device", "reason"),
     [
-        (None, "kvm_intel", True, "not installed"),
-        ("v1.9.1", "kvm_intel", True, "1.9.1 is older than 1.10"),
-        ("v1.16.1", "kvm_pvm", True, "paravirtual"),
-        ("v1.16.1", None, True, "neither kvm_intel nor kvm_amd"),
-        ("v1.16.1", "kvm_amd", False, "/dev/kvm is missing"),
+        ("firecracker", None, "kvm_intel", True, "not installed"),
+        ("firecracker", "v1.9.1", "kvm_intel", True, "1.9.1 is older than 1.10"),
+        ("firecracker", "v1.16.1", "kvm_pvm", True, "paravirtual"),
+        ("firecracker", "v1.16.1", None, True, "neither kvm_intel nor kvm_amd"),
+        ("firecracker", "v1.16.1", "kvm_amd", False, "/dev/kvm is missing"),
+        ("cloud-hypervisor", None, "kvm_intel", True, "not installed"),
+        ("cloud-hypervisor", "v50.2", "kvm_intel", True, "50.2 is older than 51.0"),
+        ("cloud-hypervisor", "v53.0", None, True, "neither kvm_intel nor kvm_amd"),
     ],
 )
-def test_why_firecracker_cannot_be_used_is_told(
-    host: MadeHost, program: str | None, module: str | None, device: bool, reason: str
+def test_why_a_vmm_that_needs_kvm_cannot_be_used_is_told(
+    host: MadeHost, hypervisor: str, version: str | None, module: str | None, device: bool, reason: str
 ) -> None:
     with_qemu(host)
-    if program is not None:
-        host.program("firecracker", f"echo Firecracker {program}")
+    if version is not None:
+        host.program(hypervisor, f"echo {hypervisor} {version}")
     if module is not None:
         host.folder(f"/sys/module/{module}")
     if device:
         host.file("/dev/kvm")
-    first, second = check_hypervisors(Subject(), host.view())
+    first, *others = check_hypervisors(Subject(), host.view())
     assert first.level is Level.OK
-    assert (second.code, second.level) == ("hypervisor_unusable", Level.INFO)
-    assert second.message.startswith("firecracker")
-    assert reason in second.message
+    assert {(each.code, each.level) for each in others} == {("hypervisor_unusable", Level.INFO)}
+    (told,) = (each for each in others if each.message.startswith(hypervisor))
+    assert reason in told.message
 
 
 def test_a_default_that_cannot_be_used_fails_and_names_those_that_can(host: MadeHost) -> None:

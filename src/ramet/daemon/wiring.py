@@ -32,6 +32,7 @@ from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
+from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
@@ -67,6 +68,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         database = Database(folder.database)
         stack.callback(database.close)
         drivers = await to_thread.run_sync(_open_drivers, settings, folder)
+        default: str = settings.hypervisor.default or next(iter(drivers))
         capacity = settings.capacity_config()
         admission = Admission(host_limits(capacity, folder.root))
         images = Catalog(folder.images, ImageLimits(), registries=settings.registries.config())
@@ -83,7 +85,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             images,
             drivers,
             kit,
-            Stages(drivers[settings.hypervisor.default].accelerator, settings.forks.width),
+            Stages(drivers[default].accelerator, settings.forks.width),
             admission=admission,
             compression=settings.snapshot.compression_default.how(),
             fork_pool_idle_s=settings.forks.pool_idle_s,
@@ -109,7 +111,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 images,
                 snapshots,
                 drivers,
-                settings.hypervisor.default,
+                default,
                 network,
                 SiteResources(site),
             )
@@ -117,10 +119,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 
 
 def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver]:
-    """Open every driver this host has.
+    """Open every driver this host has; the first is that of instances that name none, if no setting does.
 
     Raises:
-        Broken: that of the default hypervisor is not among them.
+        Broken: there is none, or not that of the default hypervisor.
         ProgramNotBuilt: a part of this installation is missing.
     """
     library = native_program(WRITEWATCH_LIBRARY)
@@ -129,7 +131,9 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
         for board in BOARDS
     }
     openers[FirecrackerDriver.name] = lambda: _open_firecracker(settings, folder)
+    openers[CloudHypervisorDriver.name] = lambda: _open_cloud_hypervisor(folder)
     drivers: dict[str, Driver] = {}
+    refusals: list[Broken] = []
     for name, opener in openers.items():
         try:
             drivers[name] = opener()
@@ -137,11 +141,14 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
             if name == settings.hypervisor.default:
                 raise
             log.info("hypervisor_unavailable", hypervisor=name, error=str(error))
+            refusals.append(error)
+    if not drivers:
+        raise refusals[0]
     return drivers
 
 
 def _open_firecracker(settings: Settings, folder: DataFolder) -> FirecrackerDriver:
-    """Open the driver of Firecracker, which emulates no processor.
+    """Open the driver of Firecracker.
 
     Raises:
         Broken: it is not installed, or this host has no KVM for it.
@@ -154,11 +161,31 @@ def _open_firecracker(settings: Settings, folder: DataFolder) -> FirecrackerDriv
         jail=jail,
         restore_count_max=wanted.firecracker_max_concurrent_restores,
     )
+    _demand_kvm(driver)
+    return driver
+
+
+def _open_cloud_hypervisor(folder: DataFolder) -> CloudHypervisorDriver:
+    """Open the driver of Cloud Hypervisor.
+
+    Raises:
+        Broken: it is not installed, or this host has no KVM for it.
+    """
+    driver = CloudHypervisorDriver.open(folder.instances)
+    _demand_kvm(driver)
+    return driver
+
+
+def _demand_kvm(driver: Driver) -> None:
+    """Check that this host has what a VMM needs that emulates no processor.
+
+    Raises:
+        Broken: it has not.
+    """
     if not kvm.runs_stock_kernels():
         raise Broken(
-            f"firecracker needs {kvm.DEVICE}, and one that runs a stock kernel", remedy="see `ramet doctor`"
+            f"{driver.name} needs {kvm.DEVICE}, and one that runs a stock kernel", remedy="see `ramet doctor`"
         )
-    return driver
 
 
 def _prepare_kit(settings: Settings, folder: DataFolder) -> BootKit:

@@ -10,6 +10,7 @@ from ramet.doctor.programs import QEMU, QEMU_MACHINE_TYPE, QEMU_VERSION_MIN, fin
 from ramet.doctor.subject import Subject
 
 FIRECRACKER_VERSION_MIN: Final = (1, 10)
+CLOUD_HYPERVISOR_VERSION_MIN: Final = (51, 0)
 CHECK: Final = "hypervisors"
 _INSTALL: Final = "apt-get install qemu-system-x86"
 
@@ -18,7 +19,7 @@ def check_hypervisors(subject: Subject, host: HostView) -> Iterator[Finding]:
     """Say which can be used, and which an instance that names none gets."""
     refusals = find_refusals(subject, host)
     usable = [name for name, why_not in refusals.items() if why_not is None]
-    default = subject.default_hypervisor
+    default = subject.default_hypervisor or next(iter(usable), next(iter(refusals)))
     if default in usable:
         others = ", ".join(name for name in usable if name != default) or "none"
         message = f"instances that name none get {default} (hypervisor.default); also usable: {others}"
@@ -39,7 +40,14 @@ def check_hypervisors(subject: Subject, host: HostView) -> Iterator[Finding]:
 def find_refusals(subject: Subject, host: HostView) -> Mapping[str, str | None]:
     """Return why each hypervisor cannot be used here, None if it can."""
     qemu, microvm = _refuse_qemu(host)
-    return {"qemu": qemu, "qemu-microvm": microvm, "firecracker": _refuse_firecracker(subject, host)}
+    return {
+        "qemu": qemu,
+        "qemu-microvm": microvm,
+        "firecracker": _refuse(subject.firecracker_program, "Firecracker", FIRECRACKER_VERSION_MIN, host),
+        "cloud-hypervisor": _refuse(
+            subject.cloud_hypervisor_program, "Cloud Hypervisor", CLOUD_HYPERVISOR_VERSION_MIN, host
+        ),
+    }
 
 
 def _refuse_qemu(host: HostView) -> tuple[str | None, str | None]:
@@ -58,14 +66,14 @@ def _refuse_qemu(host: HostView) -> tuple[str | None, str | None]:
     return q35, microvm
 
 
-def _refuse_firecracker(subject: Subject, host: HostView) -> str | None:
-    program = subject.firecracker_program
+def _refuse(program: str, name: str, version_min: tuple[int, int], host: HostView) -> str | None:
+    """Return why a VMM that needs KVM cannot be used, None if it can."""
     told = host.run(program, "--version")
     version = find_version(told.text) if told is not None else None
     if version is None:
         return f"{program} is not installed or does not answer"
-    if version[:2] < FIRECRACKER_VERSION_MIN:
-        return f"Firecracker {_shown(version)} is older than {_shown(FIRECRACKER_VERSION_MIN)}"
+    if version[:2] < version_min:
+        return f"{name} {_shown(version)} is older than {_shown(version_min)}"
     return kvm_refusal(host)
 
 

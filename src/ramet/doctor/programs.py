@@ -20,7 +20,6 @@ _NEEDED_FOR_PACKAGE = (
     ("dpkg-deb", "taking the guest kernel out of its package", "dpkg"),
     ("depmod", "the modules of the guest kernel", "kmod"),
 )
-_OPTIONAL = (("firecracker", "Firecracker"), ("cloud-hypervisor", "Cloud Hypervisor"))
 
 
 def check_qemu(_: Subject, host: HostView) -> Iterator[Finding]:
@@ -71,16 +70,18 @@ def check_qemu(_: Subject, host: HostView) -> Iterator[Finding]:
 
 def check_other_vmms(subject: Subject, host: HostView) -> Iterator[Finding]:
     """Tell which other VMMs are installed."""
-    for program, name in _OPTIONAL:
-        told = host.run(subject.firecracker_program if program == "firecracker" else program, "--version")
+    optional = (
+        ("firecracker", "Firecracker", subject.firecracker_program),
+        ("cloud_hypervisor", "Cloud Hypervisor", subject.cloud_hypervisor_program),
+    )
+    for code, name, program in optional:
+        told = host.run(program, "--version")
         if told is None:
-            yield info(
-                "vmm", f"{program.replace('-', '_')}_missing", f"{name} is not installed; it is optional"
-            )
+            yield info("vmm", f"{code}_missing", f"{name} is not installed; it is optional")
         else:
             version = find_version(told.text)
             shown = ".".join(map(str, version)) if version else "of unknown version"
-            yield info("vmm", program.replace("-", "_"), f"{name} {shown} is installed")
+            yield info("vmm", code, f"{name} {shown} is installed")
 
 
 def check_image_tools(_: Subject, host: HostView) -> Iterator[Finding]:
