@@ -17,9 +17,13 @@ pytestmark = [
     pytest.mark.timeout(500),
 ]
 TIMEOUT_S = 480.0
-FIRECRACKER = {"RAMET_HYPERVISOR__DEFAULT": "firecracker"}
-WITH_FIRECRACKER = pytest.mark.skipif(
-    "RAMET_FIRECRACKER" not in os.environ, reason="RAMET_FIRECRACKER names no Firecracker"
+NEEDED = {"firecracker": "RAMET_FIRECRACKER", "cloud-hypervisor": "RAMET_CLOUD_HYPERVISOR"}
+ON_EACH_INSTALLED = pytest.mark.parametrize(
+    "hypervisor",
+    [
+        pytest.param(name, marks=pytest.mark.skipif(variable not in os.environ, reason=f"no {variable}"))
+        for name, variable in NEEDED.items()
+    ],
 )
 PACKAGE = Path(os.environ.get("RAMET_KERNEL_PACKAGE", ""))
 
@@ -40,18 +44,22 @@ def test_the_demo_forks_with_kvm() -> None:
     assert report["forks"]["succeeded"] == report["forks"]["count"] == 2
 
 
-@WITH_FIRECRACKER
-def test_the_demo_forks_with_firecracker() -> None:
-    report = run_demo(FIRECRACKER)
+@ON_EACH_INSTALLED
+def test_the_demo_forks_with(hypervisor: str) -> None:
+    report = run_demo({"RAMET_HYPERVISOR__DEFAULT": hypervisor})
     assert report["forks"]["succeeded"] == report["forks"]["count"] == 2
 
 
-@WITH_FIRECRACKER
-def test_an_instance_on_firecracker_sleeps_twice_and_outlives_the_daemon() -> None:
+@ON_EACH_INSTALLED
+def test_an_instance_sleeps_twice_and_outlives_the_daemon_with(hypervisor: str) -> None:
     command = ["unshare", "--net", "bash", "tests/nested/life.sh"]
     lines: list[str] = []
     status = run_within(
-        command, kernel_package=PACKAGE, timeout_s=TIMEOUT_S, say=lines.append, variables=FIRECRACKER
+        command,
+        kernel_package=PACKAGE,
+        timeout_s=TIMEOUT_S,
+        say=lines.append,
+        variables={"RAMET_HYPERVISOR__DEFAULT": hypervisor},
     )
     assert (status, lines[-1:]) == (0, ["whole"]), "\n".join(lines)
 
