@@ -11,19 +11,22 @@ import pytest
 from ramet.linux.priority import AUTOGROUP
 
 PROGRAM = """
-import json, os, subprocess, sys, threading
+import json, os, resource, subprocess, sys, threading
 from pathlib import Path
 from ramet.linux.priority import AUTOGROUP, go_first
 
 def tell():
+    assert resource.getrlimit(resource.RLIMIT_NICE)[0] == 0 or not went_first
     group = AUTOGROUP.read_text().split()[-1] if AUTOGROUP.exists() else None
     return [os.getpriority(os.PRIO_PROCESS, 0), group]
 
-if sys.argv[1] == "child":
+went_first = sys.argv[1] == "child"
+if went_first:
     print(json.dumps(tell()))
     raise SystemExit
 before = tell()
 go_first(-7, *map(Path, sys.argv[2:]))
+went_first = True
 of_threads = []
 thread = threading.Thread(target=lambda: of_threads.append(tell()))
 thread.start()

@@ -31,7 +31,7 @@ ramet fork web copy
 test "$(ramet exec copy -- hostname)" = copy
 ramet stop copy
 ramet start copy
-test "$(ramet exec copy -- tail -n 1 /tmp/state)" = second
+test "$(ramet exec copy -- cat /tmp/state | tail -n 1)" = second
 ramet rm --force web copy
 ! ip link show type tun | grep .
 kill $daemon

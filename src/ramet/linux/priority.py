@@ -6,6 +6,7 @@ nice the thread is, and how nice its group. What the thread starts, threads and 
 """
 
 import os
+import resource
 from pathlib import Path
 from typing import Final
 
@@ -21,9 +22,10 @@ def go_first(niceness: int, autogroup: Path = AUTOGROUP) -> None:
         niceness: from -20, which goes first, to -1.
 
     Raises:
-        OSError: that is not permitted (it needs CAP_SYS_NICE).
+        OSError: that is not permitted (it needs CAP_SYS_NICE, or as much by RLIMIT_NICE, which is given up).
     """
     os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, 0, niceness)
     if os.getsid(0) == os.getpid() and autogroup.exists():
         autogroup.write_text(str(niceness))
+    resource.setrlimit(resource.RLIMIT_NICE, (0, 0))

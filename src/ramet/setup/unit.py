@@ -16,7 +16,6 @@ CAPABILITIES: Final = (
     "CAP_NET_ADMIN",  # TAPs, the bridge, nftables.
     "CAP_SYS_PTRACE",  # Reading guests' memory for a capture, also of VMMs an earlier daemon started.
     "CAP_KILL",
-    "CAP_SYS_NICE",  # The daemon goes before its guests.
     "CAP_CHOWN",  # From here on: unpacking images with their owners, devices and capabilities.
     "CAP_DAC_OVERRIDE",
     "CAP_DAC_READ_SEARCH",
@@ -48,6 +47,8 @@ OOMPolicy=continue
 Delegate=yes
 TasksMax=infinity
 LimitNOFILE={open_files}
+# The daemon goes before its guests; it takes this from what it starts.
+LimitNICE=-15
 
 RuntimeDirectory=ramet
 RuntimeDirectoryPreserve=yes
