@@ -29,9 +29,10 @@ wait $daemon
 serve # It takes hold of the guest that ran on.
 ramet fork web copy
 test "$(ramet exec copy -- hostname)" = copy
+ramet exec copy -- sh -c 'echo kept >/tmp/kept'
 ramet stop copy
 ramet start copy
-test "$(ramet exec copy -- cat /tmp/state | tail -n 1)" = second
+test "$(ramet exec copy -- cat /tmp/kept)" = kept
 ramet rm --force web copy
 ! ip link show type tun | grep .
 kill $daemon
