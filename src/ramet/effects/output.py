@@ -22,6 +22,7 @@ from ramet.wire.vsock import OUTPUT_PORT
 
 OUTPUT_FILE: Final = "output.log"
 RETRY_S: Final = 1.0
+REST_S: Final = 0.1
 _READ_BYTES: Final = 64 << 10
 
 log = structlog.get_logger(__name__)
@@ -42,6 +43,9 @@ async def keep_output(rig: Rig, file: Path, gone: anyio.Event) -> None:
             await _append(connection, file)
         finally:
             connection.close()
+        with anyio.move_on_after(REST_S):  # Somebody who takes each connection and ends it keeps nobody busy.
+            await gone.wait()
+            return
 
 
 async def _append(connection: socket.socket, file: Path) -> None:
