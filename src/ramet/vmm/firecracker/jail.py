@@ -21,6 +21,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+import structlog
+
 from ramet.core.errors import Broken
 from ramet.linux import jail_exec
 from ramet.linux.cgroup import Cgroup, CgroupTree, find_mount
@@ -42,6 +44,8 @@ _LIBRARIES: Final = (Path("/lib"), Path("/lib64"), Path("/usr/lib"))
 _ELF_HEADER_BYTES: Final = 4096
 _PROBE_TIMEOUT_S: Final = 30.0
 _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin"}
+
+log = structlog.get_logger(__name__)
 
 
 class JailMode(StrEnum):
@@ -183,6 +187,7 @@ class Jail:
                 f"{program} cannot be put into a jail: {refusal}",
                 remedy="set hypervisor.firecracker_jail to auto or off, or give the daemon what it lacks",
             )
+        log.info("firecracker_without_jail", reason=refusal)
         return None
 
     def _try(self, environment: Mapping[str, str] | None) -> str | None:
