@@ -11,21 +11,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from ramet.core.errors import Broken
+from ramet.vmm.feature import Feature
 
 OLDEST: Final = (51, 0)
 """Before it no request says that a disk is raw: a guest that writes another format's head into its disk is
 given the files that this names (GHSA-jmr4-g2hv-mjj6)."""
 NEWEST_KNOWN: Final = (53, 0)
 """The newest whose API was read; of a newer one, the same is expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """Something that not every version has."""
-
-    name: str
-    since: tuple[int, int]
-    use: str
 
 
 FEATURES: Final = (

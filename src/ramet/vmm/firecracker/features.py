@@ -9,19 +9,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from ramet.core.errors import Broken
+from ramet.vmm.feature import Feature
 
 OLDEST: Final = (1, 10)
 NEWEST_KNOWN: Final = (1, 16)
 """The newest whose API was read; of a newer one, the same is expected."""
-
-
-@dataclass(frozen=True, slots=True)
-class Feature:
-    """Something that not every version has."""
-
-    name: str
-    since: tuple[int, int]
-    use: str
 
 
 TRACK_DIRTY_PAGES: Final = Feature(
