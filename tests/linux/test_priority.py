@@ -17,8 +17,8 @@ from ramet.linux.priority import AUTOGROUP, go_first
 
 def tell():
     assert resource.getrlimit(resource.RLIMIT_NICE)[0] == 0 or not went_first
-    group = AUTOGROUP.read_text().split()[-1] if AUTOGROUP.exists() else None
-    return [os.getpriority(os.PRIO_PROCESS, 0), group]
+    group = AUTOGROUP.read_text().split() if AUTOGROUP.exists() else []
+    return [os.getpriority(os.PRIO_PROCESS, 0), group[-1] if group else None]
 
 went_first = sys.argv[1] == "child"
 if went_first:
@@ -59,3 +59,9 @@ def test_a_kernel_without_autogroups_is_no_failure(tmp_path: Path) -> None:
     told = run(tmp_path / "none", leads_session=True)
     assert told["after"][0] == -7
     assert not (tmp_path / "none").exists()
+
+
+def test_who_is_in_no_autogroup_is_asked_for_none(tmp_path: Path) -> None:
+    (group := tmp_path / "autogroup").write_text("")
+    assert run(group, leads_session=True)["after"][0] == -7
+    assert group.read_text() == ""

@@ -16,7 +16,8 @@ AUTOGROUP: Final = Path("/proc/self/autogroup")
 def go_first(niceness: int, autogroup: Path = AUTOGROUP) -> None:
     """Have the calling thread, and the session that this process leads, go before others.
 
-    A session that somebody else leads is left alone, and so is a kernel without autogroups.
+    A session that somebody else leads is left alone, and so is a kernel without autogroups. A process that
+    has been in no session but the first one is in none either: what the kernel tells of it is empty.
 
     Args:
         niceness: from -20, which goes first, to -1.
@@ -26,6 +27,6 @@ def go_first(niceness: int, autogroup: Path = AUTOGROUP) -> None:
     """
     os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
     os.setpriority(os.PRIO_PROCESS, 0, niceness)
-    if os.getsid(0) == os.getpid() and autogroup.exists():
+    if os.getsid(0) == os.getpid() and autogroup.exists() and autogroup.read_text():
         autogroup.write_text(str(niceness))
     resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
