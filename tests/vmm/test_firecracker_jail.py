@@ -13,7 +13,7 @@ from ramet.linux.cgroup import CgroupTree
 from ramet.linux.jail_exec import EXIT_FAILED
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.jail import UID_COUNT, UID_FIRST, Cell, Jail, JailConfig, JailMode, cell_of
-from tests.vmm.firecracker_bench import NEEDED
+from tests.vmm.fake_rest_bench import NEEDED
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="a jail takes root")
 SHELL = Path("/bin/sh")

@@ -33,7 +33,7 @@ from ramet.vmm.port import (
 )
 from ramet.vmm.private_mapping import Region, copy_changes, find_changes, find_regions, lay_over
 from ramet.vmm.raw_overlay import fill_overlay, read_top_layer
-from ramet.vmm.rest import COMMAND_TIMEOUT_S, Api
+from ramet.vmm.rest import COMMAND_TIMEOUT_S, Api, Refusal
 
 T = TypeVar("T")
 
@@ -122,7 +122,11 @@ class RestVm(LiveCapture, Restored):
 
     @abstractmethod
     async def _resume(self) -> None:
-        """Have the guest run, if it does not."""
+        """Have the guest run, if it does not.
+
+        Raises:
+            Refusal: it will not.
+        """
 
     @abstractmethod
     async def _load(self, waiting: Waiting, capture: Capture) -> None:
@@ -134,7 +138,7 @@ class RestVm(LiveCapture, Restored):
 
     async def _wait_started(self) -> None:
         await self._api.wait_listening(self._process, self._timeouts.start_s)
-        await self.connect(self._timeouts.start_s)
+        await self.connect(self._timeouts.command_s)
 
     # The process
 
@@ -187,7 +191,13 @@ class RestVm(LiveCapture, Restored):
             finally:
                 if not self._stays_paused:
                     with anyio.CancelScope(shield=True):
-                        await self._resume()
+                        await self._go_on()
+
+    async def _go_on(self) -> None:
+        try:
+            await self._resume()
+        except Refusal:
+            await self._resume()  # Once more: nobody else will, and its guest would stand still for ever.
 
     def stay_paused(self) -> None:
         self._stays_paused = True
