@@ -16,7 +16,7 @@ from ramet.pager import (
     WorkingSetUse,
     pack,
 )
-from ramet.pager.packed import WINDOW_BYTES
+from ramet.pager.packed import WINDOW_BYTES, PackedDamaged, read_memory_bytes, unpack
 from tests.pager.conftest import NewVmm, VmmProcess
 from tests.pager.test_faults import MIB, PAGE_BYTES
 
@@ -183,3 +183,37 @@ def test_memory_that_is_no_whole_number_of_pages_is_not_packed(folder: Path) -> 
     raw.write_bytes(bytes(4097))
     with pytest.raises(OSError, match="no whole number of pages"):
         pack(raw, folder / "packed")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_packed_is_unpacked_where_it_was(tmp_path: Path, seed: int) -> None:
+    raw, packed = make_memory(tmp_path, seed), tmp_path / "packed"
+    done = pack(raw, packed)
+    again = bytearray(SIZE_BYTES)
+    with packed.open("rb") as source:
+        assert read_memory_bytes(source) == SIZE_BYTES == done.memory_bytes
+        pieces = list(unpack(source))
+    for offset, data in pieces:
+        assert again[offset : offset + len(data)] == bytes(len(data))  # None twice.
+        again[offset : offset + len(data)] = data
+    assert again == raw.read_bytes()
+    assert sum(len(data) for _, data in pieces) == done.data_bytes
+    assert packed.stat().st_size == done.size_bytes
+
+
+@pytest.mark.parametrize("at", ["start", "frames", "table", "footer"])
+def test_damage_is_not_unpacked(tmp_path: Path, at: str) -> None:
+    raw, packed = make_memory(tmp_path), tmp_path / "packed"
+    pack(raw, packed)
+    data = bytearray(packed.read_bytes())
+    data[{"start": 0, "frames": len(data) // 2, "table": -40, "footer": -3}[at]] ^= 1
+    packed.write_bytes(data)
+    with packed.open("rb") as source, pytest.raises(PackedDamaged):
+        list(unpack(source))
+
+
+@pytest.mark.parametrize("size_bytes", [0, 10, 28])
+def test_what_was_never_packed_is_damaged(tmp_path: Path, size_bytes: int) -> None:
+    (tmp_path / "packed").write_bytes(bytes(size_bytes))
+    with (tmp_path / "packed").open("rb") as source, pytest.raises(PackedDamaged):
+        read_memory_bytes(source)

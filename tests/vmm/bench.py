@@ -101,7 +101,7 @@ class Bench(ABC):
 
     async def boot(self, argv: tuple[str, ...] | None = None) -> LiveVm:
         layer = self.layers.create(self.overlay_bytes)
-        return self._keep(await self.driver.boot(self.machine(layer, argv)), layer)
+        return self.keep(await self.driver.boot(self.machine(layer, argv)), layer)
 
     async def capture(self, vm: LiveVm, target: Capture | None = None) -> Capture:
         """Capture `vm` as the port says it is to be done; its disk goes on in a new layer."""
@@ -132,7 +132,7 @@ class Bench(ABC):
 
     async def start_waiting(self, capture: Capture, frozen: LayerId) -> LiveVm:
         layer = self.layers.create_on(frozen, self.overlay_bytes)
-        return self._keep(await self.driver.start_waiting(self.machine(layer), capture), layer)
+        return self.keep(await self.driver.start_waiting(self.machine(layer), capture), layer)
 
     async def fork(self, vm: LiveVm, hostname: str = "child") -> LiveVm:
         """Make a child that is itself and runs."""
@@ -176,7 +176,8 @@ class Bench(ABC):
         for vm in self.vms:
             await vm.kill()
 
-    def _keep(self, vm: Vm, layer: LayerId) -> LiveVm:
+    def keep(self, vm: Vm, layer: LayerId) -> LiveVm:
+        """Have `vm`, which writes to `layer`, be ended with the bench."""
         assert isinstance(vm, LiveCapture)
         assert isinstance(vm, Restored)
         self.vms.append(vm)

@@ -402,7 +402,7 @@ class ForkContract:
         instance = InstanceId(child.agent_socket.parent.name)
         other = bench.open_driver()
         runtime = (await other.find())[instance]
-        adopted = bench._keep(
+        adopted = bench.keep(
             await other.adopt(instance, child.agent_socket.parent, runtime), bench.tops[runtime.pid]
         )
         assert not await adopted.is_paused()

@@ -48,10 +48,17 @@ class Recorder:
 class NoPager:
     """A pager that must not be asked."""
 
-    async def open_session(self, session_id: str, base: Path, size_bytes: int) -> Path:
+    is_there = True
+
+    async def open_session(
+        self, session_id: str, base: Path, size_bytes: int, *, is_packed: bool, is_learned: bool
+    ) -> Path:
         raise AssertionError("the pager was asked")
 
-    async def close_session(self, session_id: str) -> bool:
+    async def ready_session(self, session_id: str) -> None:
+        raise AssertionError("the pager was asked")
+
+    async def close_session(self, session_id: str) -> None:
         raise AssertionError("the pager was asked")
 
 

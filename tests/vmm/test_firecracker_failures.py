@@ -91,7 +91,7 @@ async def test_the_end_of_a_source_in_its_capture_is_an_error_and_its_disk_is_wh
         await bench.capture(child)
     await child.wait_exited()
     bench.vms.remove(child)
-    again = bench._keep(await bench.driver.boot(bench.machine(bench.layers.create_on(top, 0))), top)
+    again = bench.keep(await bench.driver.boot(bench.machine(bench.layers.create_on(top, 0))), top)
     assert await bench.run(again, bench.fetch("before")) == call
     await bench.end(again)
 
@@ -219,14 +219,14 @@ async def test_what_firecracker_has_no_place_for_is_refused_before_anything_is_s
 
 async def test_a_child_has_a_network_card_of_its_own(bench: FirecrackerBench) -> None:
     layer = bench.layers.create(bench.overlay_bytes)
-    parent = bench._keep(await bench.driver.boot(replace(bench.machine(layer), nic=NIC)), layer)
+    parent = bench.keep(await bench.driver.boot(replace(bench.machine(layer), nic=NIC)), layer)
     capture = await bench.capture(parent)
     machine = replace(bench.machine(bench.layers.create_on(layer, 0)), nic=NIC)
     missing = replace(machine, nic=replace(NIC, tap_name="nowhere"))
     lost = await bench.driver.start_waiting(missing, capture)
     with pytest.raises(VmmFailed, match="no TAP nowhere"):
         await lost.load(capture)
-    child = bench._keep(await bench.driver.start_waiting(machine, capture), layer)
+    child = bench.keep(await bench.driver.start_waiting(machine, capture), layer)
     await bench.wake(child, capture, "child")
     await bench.end(child)
     capture.close()

@@ -47,7 +47,7 @@ async def told(vm: Any) -> dict[str, Any]:
 @pytest.mark.anyio
 async def test_a_child_has_limits_of_its_own(bench: FirecrackerBench) -> None:
     layer = bench.layers.create(bench.overlay_bytes)
-    source = bench._keep(await bench.driver.boot(replace(bench.machine(layer), nic=LOOPBACK)), layer)
+    source = bench.keep(await bench.driver.boot(replace(bench.machine(layer), nic=LOOPBACK)), layer)
     wanted: Any = LOOPBACK.limits
     assert limiters_of(wanted).items() <= (await told(source)).items()
     capture = await bench.capture(source)
@@ -55,7 +55,7 @@ async def test_a_child_has_limits_of_its_own(bench: FirecrackerBench) -> None:
     for limits, expected in ((other, other), (None, wanted)):
         below = bench.layers.create_on(layer, bench.overlay_bytes)
         machine = replace(bench.machine(below), nic=replace(LOOPBACK, limits=limits))
-        child = bench._keep(await bench.driver.start_waiting(machine, capture), below)
+        child = bench.keep(await bench.driver.start_waiting(machine, capture), below)
         await child.load(capture)
         assert limiters_of(expected).items() <= (await told(child)).items()
     capture.close()

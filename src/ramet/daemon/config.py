@@ -205,6 +205,11 @@ class HypervisorSettings(BaseModel, extra="forbid"):
     firecracker_uffd_graduation: GraduationSettings = GraduationSettings()
     firecracker_binary_path: Path | None = None
 
+    @property
+    def uses_pager(self) -> bool:
+        """Whether the pager is to serve guests, where that is quicker."""
+        return self.firecracker_snapshot_memory_backend == "uffd"
+
 
 class ForkSettings(BaseModel, extra="forbid"):
     """How forks share the host: `width` VMMs start, and emulated guests wake, at once; None: one per core.

@@ -12,9 +12,10 @@ from anyio import to_thread
 from ramet.admission.admission import Admission
 from ramet.admission.capacity import host_limits, network_limit
 from ramet.boot.kit import BootKit, prepare_kit
-from ramet.boot.locate import GUEST_PROGRAM, WRITEWATCH_LIBRARY, native_program
+from ramet.boot.locate import GUEST_PROGRAM, PAGER_PROGRAM, WRITEWATCH_LIBRARY, native_program
 from ramet.core.errors import Broken
 from ramet.daemon.config import Settings
+from ramet.daemon.stranded import end_stranded
 from ramet.disks.layers import LayerStore
 from ramet.effects.counting import SiteResources
 from ramet.effects.performer import SitePerformer
@@ -28,6 +29,7 @@ from ramet.instance.fleet import Fleet
 from ramet.linux import kvm
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
+from ramet.pager import PagerService
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
@@ -67,7 +69,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.callback(folder.close)
         database = Database(folder.database)
         stack.callback(database.close)
-        drivers = await to_thread.run_sync(_open_drivers, settings, folder)
+        drivers = dict[str, Driver]()
+        pager = _make_pager(settings, folder, drivers)
+        drivers |= await to_thread.run_sync(_open_drivers, settings, folder, pager)
         default: str = settings.hypervisor.default or next(iter(drivers))
         capacity = settings.capacity_config()
         admission = Admission(host_limits(capacity, folder.root))
@@ -93,6 +97,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.push_async_callback(_let_go, site)
         catalog = SnapshotCatalog(folder.snapshots, site.layers, site.captures)
         catalog.load()  # Before reconcile sweeps what nobody holds.
+        if settings.hypervisor.uses_pager:
+            await pager.start()
         found = await reconcile(site)
         admission.ledger.limit(network_limit(capacity, network.statistics().uplink))
         async with anyio.create_task_group() as group:
@@ -101,6 +107,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
             await group.start(fleet.run, found)
             group.start_soon(network.run)
+            group.start_soon(pager.run if settings.hypervisor.uses_pager else pager.retire)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             group.start_soon(site.captures.run)
             group.start_soon(catalog.run)
@@ -118,7 +125,25 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.cancel_scope.cancel()
 
 
-def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver]:
+def _make_pager(settings: Settings, folder: DataFolder, drivers: Mapping[str, Driver]) -> PagerService:
+    """Return the daemon's pager, which need not be used; `drivers` are those there will be."""
+    wanted = settings.hypervisor
+
+    async def end_unserved(served: frozenset[int]) -> None:
+        await end_stranded([each for each in drivers.values() if isinstance(each, FirecrackerDriver)], served)
+
+    return PagerService(
+        folder.pagers,
+        native_program(PAGER_PROGRAM),
+        end_unserved,
+        wanted.firecracker_uffd_cache_max_bytes,
+        wanted.firecracker_uffd_graduation.config(),
+    )
+
+
+def _open_drivers(
+    settings: Settings, folder: DataFolder, pager: PagerService | None = None
+) -> Mapping[str, Driver]:
     """Open every driver this host has; the first is that of instances that name none, if no setting does.
 
     Raises:
@@ -130,7 +155,7 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
         board.name: partial(QemuDriver.open, folder.instances, board=board, watch_library=library)
         for board in BOARDS
     }
-    openers[FirecrackerDriver.name] = lambda: _open_firecracker(settings, folder)
+    openers[FirecrackerDriver.name] = lambda: _open_firecracker(settings, folder, pager)
     openers[CloudHypervisorDriver.name] = lambda: _open_cloud_hypervisor(folder)
     drivers: dict[str, Driver] = {}
     refusals: list[Broken] = []
@@ -147,7 +172,9 @@ def _open_drivers(settings: Settings, folder: DataFolder) -> Mapping[str, Driver
     return drivers
 
 
-def _open_firecracker(settings: Settings, folder: DataFolder) -> FirecrackerDriver:
+def _open_firecracker(
+    settings: Settings, folder: DataFolder, pager: PagerService | None
+) -> FirecrackerDriver:
     """Open the driver of Firecracker.
 
     Raises:
@@ -157,6 +184,7 @@ def _open_firecracker(settings: Settings, folder: DataFolder) -> FirecrackerDriv
     jail = JailConfig(JailMode(wanted.firecracker_jail))
     driver = FirecrackerDriver.open(
         folder.instances,
+        pager=pager if wanted.uses_pager else None,
         program=wanted.firecracker_binary_path,
         jail=jail,
         restore_count_max=wanted.firecracker_max_concurrent_restores,

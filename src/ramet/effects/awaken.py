@@ -82,6 +82,7 @@ async def awaken_waiting(
                 vm.agent_socket, guest_identity(site, record), timeout_s=IDENTIFY_TIMEOUT_S
             )
     rig.use(channel)
+    await vm.note_ready()
     # After a repeated hello the answer speaks of a child that the first one had made itself already.
     if answer.ran_before_identity and channel.hello_count == 1:
         log.warning("child_ran_before_identity", instance=record.id)

@@ -24,6 +24,7 @@ from ramet.core.errors import Broken, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.snapshot import SnapshotRecord
 from ramet.core.spec import InstanceIdentity, InstanceRecord, State
+from ramet.effects.awaken import waking_driver
 from ramet.effects.berth import Berth, end_berth, reserve_berth, start_berth
 from ramet.effects.site import Site
 from ramet.instance.fleet_types import ForkPoolStatus
@@ -450,5 +451,6 @@ class _StoredPool(_Pool):
 
     async def _fill(self, berth: Berth) -> None:
         berth.stored = self._stored
-        async with self._site.captures.opened(self._stored) as capture:
+        packed = waking_driver(self._site, self._source).takes_packed
+        async with self._site.captures.opened(self._stored, may_be_packed=packed) as capture:
             await start_berth(self._site, berth, capture)

@@ -28,7 +28,7 @@ async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -
     """
     assert record.capture is not None, "it sleeps"
     assert record.layer is not None, "what sleeps has a disk"
-    waking_driver(site, record)
+    driver = waking_driver(site, record)
     if berth is not None:
         # It never ran: its own layer is as empty as the one of the berth, over the same.
         if record.capture == berth.stored and site.layers.is_directly_on(record.layer, berth.below):
@@ -37,7 +37,7 @@ async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -
     with phase("clear"):
         await end_unheld(site, record)  # A VMM may have outlived the failure of its end.
         await release(site, record)
-    async with site.captures.opened(record.capture) as capture:
+    async with site.captures.opened(record.capture, may_be_packed=driver.takes_packed) as capture:
         layer = site.layers.create_on(record.layer, record.spec.overlay_bytes)
         try:
             async with ended_on_failure(site, record), AsyncExitStack() as until_started:
@@ -65,7 +65,11 @@ async def _wake_waiting(
     assert berth.layer is not None, "it waits on a disk"
     rig = site.rigs[record.id] = Rig(record.id, berth.vm, berth.layer)
     try:
-        async with ended_on_failure(site, record), site.captures.opened(stored) as capture:
+        packed = waking_driver(site, record).takes_packed
+        async with (
+            ended_on_failure(site, record),
+            site.captures.opened(stored, may_be_packed=packed) as capture,
+        ):
             await awaken_waiting(site, record, rig, berth.vm, capture)
             _keep_base(site, record)
     except BaseException:

@@ -31,6 +31,21 @@ class Run:
             found += data
         return bytes(found.ljust(length_bytes, b"\0"))
 
+    def pieces(self, size_bytes: int) -> Iterator[tuple[int, bytes]]:
+        """Yield all of it in order, in pieces of at most `size_bytes`, each with its offset.
+
+        Raises:
+            OSError: it cannot be read, or the file has become shorter.
+        """
+        done = 0
+        while done < self.length_bytes:
+            wanted = min(size_bytes, self.length_bytes - done)
+            data = os.pread(self.fd, wanted, self.file_offset + done)
+            if not data:
+                raise OSError(errno.EIO, "it has been cut off")
+            yield self.offset + done, data
+            done += len(data)
+
 
 def data_runs(fd: int, block_bytes: int) -> Iterator[Run]:
     """Yield the data of a file in order, in whole blocks but for its end.

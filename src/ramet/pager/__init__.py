@@ -26,6 +26,7 @@ from ramet.pager.errors import (
     SessionsExhausted,
 )
 from ramet.pager.packed import PackedMemory, pack
+from ramet.pager.service import PagerService
 from ramet.pager.supervisor import PagerSupervisor
 
 __all__ = (
@@ -43,6 +44,7 @@ __all__ = (
     "PagerFailed",
     "PagerHealth",
     "PagerRequestInvalid",
+    "PagerService",
     "PagerSession",
     "PagerStatistics",
     "PagerSupervisor",

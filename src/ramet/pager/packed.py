@@ -10,10 +10,12 @@ import os
 import struct
 import sys
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Final
+
+from ramet.linux.sparse import data_runs
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -30,15 +32,93 @@ _SKIPPABLE: Final = struct.Struct("<II")  # RFC 8878, 3.1.2: magic, size of what
 _SKIPPABLE_MAGIC: Final = 0x184D2A5E
 _MAGIC: Final = b"RAMETMP1"
 _ZERO_PAGE: Final = bytes(PAGE_BYTES)
+_PIECE_BYTES: Final = 1 << 20
+
+
+class PackedDamaged(ValueError):
+    """It is no packed memory, or not what it was."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedMemory:
-    """What `pack` made: sizes in bytes, of the packed file, of the memory, and of the data in it."""
+    """What was packed: sizes in bytes, of the packed file, of the memory, and of the data in it."""
 
     size_bytes: int
     memory_bytes: int
     data_bytes: int
+
+
+class Packer:
+    """Packs a guest's memory of `memory_bytes` bytes, given in pieces, into the new file `sink`.
+
+    Args:
+        on_data: called with each page that is not all zeroes, in order.
+
+    Raises, on construction:
+        OSError: it is no whole number of pages.
+    """
+
+    def __init__(
+        self,
+        sink: BinaryIO,
+        memory_bytes: int,
+        level: int = LEVEL_DEFAULT,
+        on_data: Callable[[memoryview], None] = lambda page: None,
+    ) -> None:
+        if memory_bytes % PAGE_BYTES:
+            raise OSError(errno.EINVAL, "the memory is no whole number of pages")
+        parameter = zstd.CompressionParameter
+        options: dict[int, int] = {parameter.compression_level: level, parameter.checksum_flag: 1}
+        self._compressor = zstd.ZstdCompressor(options=options)
+        self._sink, self._memory_bytes, self._on_data = sink, memory_bytes, on_data
+        self._table, self._frames_bytes, self._data_bytes = bytearray(), 0, 0
+        self._window, self._pages, self._data = 0, 0, bytearray()
+
+    def add(self, offset: int, data: bytes) -> None:
+        """Pack the next piece, whole pages that lie at `offset`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        view = memoryview(data)
+        for start in range(0, len(view), PAGE_BYTES):
+            page = view[start : start + PAGE_BYTES]
+            if page == _ZERO_PAGE:
+                continue
+            window, index = divmod((offset + start) // PAGE_BYTES, WINDOW_BYTES // PAGE_BYTES)
+            if window != self._window:
+                self._end_frame()
+                self._window = window
+            self._pages |= 1 << index
+            self._data += page
+            self._on_data(page)
+
+    def finish(self) -> PackedMemory:
+        """Write what is left, and the table. Not durable.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._end_frame()
+        tail_bytes = len(self._table) + _FOOTER.size
+        entry_count, checksum = len(self._table) // _ENTRY.size, zlib.crc32(self._table)
+        self._sink.write(_SKIPPABLE.pack(_SKIPPABLE_MAGIC, tail_bytes))
+        self._sink.write(self._table)
+        self._sink.write(_FOOTER.pack(entry_count, self._memory_bytes, checksum, tail_bytes, _MAGIC))
+        self._sink.flush()
+        size_bytes = self._frames_bytes + _SKIPPABLE.size + tail_bytes
+        return PackedMemory(size_bytes, self._memory_bytes, self._data_bytes)
+
+    def _end_frame(self) -> None:
+        if not self._pages:
+            return
+        self._compressor.set_pledged_input_size(len(self._data))  # Each frame tells what it holds.
+        frame = self._compressor.compress(self._data, zstd.ZstdCompressor.FLUSH_FRAME)
+        self._sink.write(frame)
+        self._table += _ENTRY.pack(self._window, len(frame), self._pages)
+        self._frames_bytes += len(frame)
+        self._data_bytes += len(self._data)
+        self._pages, self._data = 0, bytearray()
 
 
 def pack(raw: Path, packed: Path, level: int = LEVEL_DEFAULT) -> PackedMemory:
@@ -49,70 +129,77 @@ def pack(raw: Path, packed: Path, level: int = LEVEL_DEFAULT) -> PackedMemory:
             may be a part of it then.
     """
     with raw.open("rb", buffering=0) as source, packed.open("xb") as sink:
-        memory_bytes = os.fstat(source.fileno()).st_size
-        if memory_bytes % PAGE_BYTES:
-            raise OSError(errno.EINVAL, f"{raw} is no whole number of pages")
-        data_bytes = _write(sink, _windows(source.fileno(), memory_bytes), memory_bytes, level)
-        sink.flush()
+        packer = Packer(sink, os.fstat(source.fileno()).st_size, level)
+        for run in data_runs(source.fileno(), PAGE_BYTES):
+            for offset, data in run.pieces(_PIECE_BYTES):
+                packer.add(offset, data)
+        done = packer.finish()
         os.fsync(sink.fileno())
-        return PackedMemory(os.fstat(sink.fileno()).st_size, memory_bytes, data_bytes)
+        return done
 
 
-def _write(sink: BinaryIO, windows: Iterable[tuple[int, bytes]], memory_bytes: int, level: int) -> int:
-    """Write frames and table; return how much data there is, in bytes."""
-    parameter = zstd.CompressionParameter
-    options: dict[int, int] = {parameter.compression_level: level, parameter.checksum_flag: 1}
-    compressor = zstd.ZstdCompressor(options=options)
-    table, data_bytes = bytearray(), 0
-    for index, content in windows:
-        pages, data = _data_pages(content)
-        if not pages:
-            continue
-        compressor.set_pledged_input_size(len(data))  # Each frame tells what it holds.
-        frame = compressor.compress(data, zstd.ZstdCompressor.FLUSH_FRAME)
-        table += _ENTRY.pack(index, len(frame), pages)
-        data_bytes += len(data)
-        sink.write(frame)
-    tail_bytes = len(table) + _FOOTER.size
-    sink.write(_SKIPPABLE.pack(_SKIPPABLE_MAGIC, tail_bytes))
-    sink.write(table)
-    entry_count = len(table) // _ENTRY.size
-    sink.write(_FOOTER.pack(entry_count, memory_bytes, zlib.crc32(table), tail_bytes, _MAGIC))
-    return data_bytes
+def read_memory_bytes(packed: BinaryIO) -> int:
+    """Return how large the memory is that is packed in an open file, in bytes.
+
+    Raises:
+        PackedDamaged: none is.
+        OSError: it cannot be read.
+    """
+    return _read_footer(packed)[1]
 
 
-def _windows(fd: int, memory_bytes: int) -> Iterator[tuple[int, bytes]]:
-    """Yield (index, content) of each window that may hold data."""
-    position = 0
-    while position < memory_bytes:
-        try:
-            data_at = os.lseek(fd, position, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:  # Nothing but a hole is left.
-                return
-            raise
-        index = data_at // WINDOW_BYTES
-        position = index * WINDOW_BYTES
-        yield index, _read(fd, min(WINDOW_BYTES, memory_bytes - position), position)
-        position += WINDOW_BYTES
+def unpack(packed: BinaryIO) -> Iterator[tuple[int, memoryview]]:
+    """Yield the data of an open packed file, in order, each piece with its offset in the memory.
+
+    Raises:
+        PackedDamaged: it is not what was packed; what has been yielded before, is.
+        OSError: it cannot be read.
+    """
+    table, _ = _read_footer(packed)
+    packed.seek(0)
+    for window, size_bytes, pages in _ENTRY.iter_unpack(table):
+        data = memoryview(_unpack_frame(packed.read(size_bytes), pages.bit_count() * PAGE_BYTES))
+        for index, count in _bit_runs(pages):
+            yield window * WINDOW_BYTES + index * PAGE_BYTES, data[: count * PAGE_BYTES]
+            data = data[count * PAGE_BYTES :]
 
 
-def _read(fd: int, size_bytes: int, offset: int) -> bytes:
-    content = b""
-    while len(content) < size_bytes:
-        piece = os.pread(fd, size_bytes - len(content), offset + len(content))
-        if not piece:
-            raise OSError(errno.EIO, "the memory has been cut off")
-        content += piece
-    return content
+def _bit_runs(bits: int) -> Iterator[tuple[int, int]]:
+    """Yield where bits are set in a row: the lowest's number, and how many they are."""
+    index = 0
+    while bits:
+        skipped = (bits & -bits).bit_length() - 1
+        bits >>= skipped
+        count = (~bits & (bits + 1)).bit_length() - 1
+        bits >>= count
+        index += skipped
+        yield index, count
+        index += count
 
 
-def _data_pages(content: bytes) -> tuple[int, bytes]:
-    """Return which pages of a window are not all zeroes (bit n is page n), and those pages."""
-    pages, data = 0, []
-    for page in range(len(content) // PAGE_BYTES):
-        piece = content[page * PAGE_BYTES : (page + 1) * PAGE_BYTES]
-        if piece != _ZERO_PAGE:
-            pages |= 1 << page
-            data.append(piece)
-    return pages, b"".join(data)
+def _unpack_frame(frame: bytes, data_bytes: int) -> bytes:
+    decompressor = zstd.ZstdDecompressor()
+    try:
+        data: bytes = decompressor.decompress(frame, data_bytes + 1)
+    except (zstd.ZstdError, EOFError) as error:
+        raise PackedDamaged(str(error)) from error
+    if not decompressor.eof or decompressor.unused_data or len(data) != data_bytes:
+        raise PackedDamaged("a window does not hold what its table says")
+    return data
+
+
+def _read_footer(packed: BinaryIO) -> tuple[bytes, int]:
+    """Return the table of frames, and the size of the memory in bytes."""
+    size_bytes = packed.seek(0, os.SEEK_END)
+    if size_bytes < _FOOTER.size:
+        raise PackedDamaged("it is cut off")
+    packed.seek(size_bytes - _FOOTER.size)
+    entry_count, memory_bytes, checksum, tail_bytes, magic = _FOOTER.unpack(packed.read(_FOOTER.size))
+    table_bytes = entry_count * _ENTRY.size
+    if magic != _MAGIC or tail_bytes != table_bytes + _FOOTER.size or tail_bytes > size_bytes:
+        raise PackedDamaged("it does not end as packed memory does")
+    packed.seek(size_bytes - tail_bytes)
+    table = packed.read(table_bytes)
+    if zlib.crc32(table) != checksum:
+        raise PackedDamaged("its table is damaged")
+    return table, memory_bytes

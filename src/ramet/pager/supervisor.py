@@ -105,6 +105,28 @@ class PagerSupervisor:
             raise failures[0]
         return left
 
+    def clients(self) -> list[PagerClient]:
+        """Return those of all pagers that are alive, of whichever version."""
+        found = []
+        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
+            if (folder / _LOCK_NAME).exists():
+                with _locked(folder) as lock:
+                    if lock is None:
+                        found.append(PagerClient(folder / _CONTROL_NAME))
+        return found
+
+    async def served_pids(self) -> frozenset[int]:
+        """Return the VMMs that a pager serves, of whichever version.
+
+        Raises:
+            PagerFailed: one is there but did not answer.
+        """
+        served: set[int] = set()
+        for client in self.clients():
+            sessions = (await client.statistics()).sessions
+            served.update(session.vmm_pid for session in sessions if session.vmm_pid is not None)
+        return frozenset(served)
+
     async def wait_exited(self) -> None:
         """Return when the pager is gone. Its guests stop in their next fault, and must be ended."""
         assert self._process is not None

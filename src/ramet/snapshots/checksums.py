@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from io import FileIO
@@ -24,7 +24,6 @@ from typing import Any, Final, Literal, Self
 from ramet.core.verification import CHUNK_BYTES, Part
 from ramet.disks.whole_disk import DiskReader
 from ramet.linux.pagemap import PageRuns
-from ramet.linux.sparse import Run
 from ramet.snapshots.compression import NICENESS, MemoryDamaged, end_with, unpacked
 from ramet.snapshots.manifest import (
     DEVICES_FILE,
@@ -161,7 +160,7 @@ def _look_at_file(
         if changes is not None and over is None:
             raise OSError(errno.ENOENT, "its changes are gone")
         for run in whole_runs(file.fileno(), None if over is None else over.fileno(), changes):
-            for offset, data in _data(run):
+            for offset, data in run.pieces(CHUNK_BYTES):
                 chunks.add(offset, data)
         chunks.end_at(os.fstat(file.fileno()).st_size)
     except OSError as error:
@@ -182,16 +181,6 @@ def _look_at_packed(folder: Path, manifest: Manifest) -> Found:
     except MemoryDamaged as error:
         damage = str(error)
     return Found(Part.MEMORY, PACKED_FILE, chunks.read_bytes, tuple(chunks.sums), damage)
-
-
-def _data(run: Run) -> Iterator[tuple[int, bytes]]:
-    offset, end = run.offset, run.offset + run.length_bytes
-    while offset < end:
-        data = os.pread(run.fd, min(CHUNK_BYTES, end - offset), offset)
-        if not data:
-            raise OSError(errno.EIO, "it is cut off")
-        yield offset, data
-        offset += len(data)
 
 
 class _Chunks:

@@ -1,6 +1,7 @@
-"""Memory, compressed: only what is data of a sparse file, in one stream of zstd or lz4.
+"""Memory, compressed: only what is data of a sparse file.
 
-Where the data belongs is not in the stream. Whoever compresses is told it, with a checksum, and keeps both.
+By zstd it is packed in windows, of which the pager can serve a guest (`ramet.pager.packed`). By lz4 it is one
+stream; where its data belongs is not in there, but told to who compresses, who keeps it. So is a checksum.
 
 As a program it compresses at the lowest priority: `python -m ramet.snapshots.compression RAW PACKED ALGORITHM
 LEVEL`. A process of its own, and not a thread, because a thread of low priority that holds the interpreter's
@@ -14,9 +15,9 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Self
 
@@ -24,12 +25,9 @@ import lz4.frame
 
 from ramet.core.compression import Compression, CompressionAlgorithm
 from ramet.linux.pagemap import PageRuns
+from ramet.linux.sparse import Run
+from ramet.pager.packed import PackedDamaged, Packer, unpack
 from ramet.snapshots.whole_memory import open_whole
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 CHUNK_BYTES: Final = 1 << 20
 PLAIN_BYTES_MAX: Final = 4 << 20
@@ -44,15 +42,20 @@ class MemoryDamaged(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Compressed:
-    """What lies in a compressed file: `extents` are (offset, size) of the data in the sparse file, in bytes.
+    """What lies in a compressed file: `size_bytes` is its own; `sha256` that of all data, in hex.
 
-    `size_bytes` is the compressed file's; `sha256` that of all data, in hex.
+    `extents` are (offset, size) of the data in the sparse file, in bytes; None: it is packed, and tells them.
     """
 
     how: Compression
     size_bytes: int
     sha256: str
-    extents: tuple[tuple[int, int], ...]
+    extents: tuple[tuple[int, int], ...] | None = None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the pager can serve a guest of it."""
+        return self.extents is None
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> Self:
@@ -62,7 +65,9 @@ class Compressed:
             ValueError, TypeError, KeyError: they did not.
         """
         how = Compression(CompressionAlgorithm(raw["how"]["algorithm"]), raw["how"]["level"])
-        extents = tuple((int(offset), int(size)) for offset, size in raw["extents"])
+        extents = raw["extents"]
+        if extents is not None:
+            extents = tuple((int(offset), int(size)) for offset, size in extents)
         return cls(how, int(raw["size_bytes"]), str(raw["sha256"]), extents)
 
 
@@ -75,28 +80,42 @@ def compress(raw: Path, packed: Path, how: Compression, changes: PageRuns | None
     Raises:
         OSError: one cannot be read, or the other not be written.
     """
-    digest, extents = hashlib.sha256(), list[tuple[int, int]]()
     with ExitStack() as stack:
         runs = stack.enter_context(open_whole(raw, changes))
-        sink = stack.enter_context(packed.open("xb", buffering=0))
-        stream, beginning = _compressor(how)
-        _write_all(sink, beginning)
-        for run in runs:
-            offset, size_bytes = run.offset, run.length_bytes
-            if extents and sum(extents[-1]) == offset:
-                extents[-1] = (extents[-1][0], extents[-1][1] + size_bytes)
-            else:
-                extents.append((offset, size_bytes))
-            for start in range(offset, offset + size_bytes, CHUNK_BYTES):
-                chunk = os.pread(run.fd, min(CHUNK_BYTES, offset + size_bytes - start), start)
-                if not chunk:
-                    raise OSError(errno.EIO, "the memory has been cut off")
-                digest.update(chunk)
-                _write_all(sink, stream.compress(chunk))
-        _write_all(sink, stream.flush())
+        sink = stack.enter_context(packed.open("xb"))
+        if how.algorithm is CompressionAlgorithm.ZSTD:
+            done = _pack(runs, sink, raw.stat().st_size, how)
+        else:
+            done = _compress_stream(runs, sink, how)
+        sink.flush()
         os.fsync(sink.fileno())
-        size_bytes = os.fstat(sink.fileno()).st_size
-    return Compressed(how, size_bytes, digest.hexdigest(), tuple(extents))
+        return replace(done, size_bytes=os.fstat(sink.fileno()).st_size)
+
+
+def _pack(runs: Iterator[Run], sink: BinaryIO, memory_bytes: int, how: Compression) -> Compressed:
+    digest = hashlib.sha256()
+    packer = Packer(sink, memory_bytes, how.level, on_data=digest.update)
+    for run in runs:
+        for offset, data in run.pieces(CHUNK_BYTES):
+            packer.add(offset, data)
+    packer.finish()
+    return Compressed(how, 0, digest.hexdigest())
+
+
+def _compress_stream(runs: Iterator[Run], sink: BinaryIO, how: Compression) -> Compressed:
+    digest, extents = hashlib.sha256(), list[tuple[int, int]]()
+    frame = lz4.frame.LZ4FrameCompressor(compression_level=how.level)
+    sink.write(frame.begin())
+    for run in runs:
+        if extents and sum(extents[-1]) == run.offset:
+            extents[-1] = (extents[-1][0], extents[-1][1] + run.length_bytes)
+        else:
+            extents.append((run.offset, run.length_bytes))
+        for _, data in run.pieces(CHUNK_BYTES):
+            digest.update(data)
+            sink.write(frame.compress(data))
+    sink.write(frame.flush())
+    return Compressed(how, 0, digest.hexdigest(), tuple(extents))
 
 
 def decompress(packed: Path, raw: Path, compressed: Compressed, memory_bytes: int) -> None:
@@ -137,10 +156,31 @@ def unpacked(source: BinaryIO, compressed: Compressed) -> Iterator[tuple[int, me
         MemoryDamaged: it is not what was compressed; what has been yielded is then of no use.
         OSError: it cannot be read.
     """
-    digest, extents = hashlib.sha256(), iter(compressed.extents)
+    digest, is_whole = hashlib.sha256(), True
+    if compressed.extents is None:  # It is packed.
+        try:
+            for offset, piece in unpack(source):
+                digest.update(piece)
+                yield offset, piece
+        except PackedDamaged as error:
+            raise MemoryDamaged(str(error)) from error
+    else:
+        left_bytes = sum(size_bytes for _, size_bytes in compressed.extents)
+        for offset, piece in _unpacked_stream(source, compressed.extents):
+            digest.update(piece)
+            left_bytes -= len(piece)
+            yield offset, piece
+        is_whole = not left_bytes
+    if not is_whole or digest.hexdigest() != compressed.sha256:
+        raise MemoryDamaged("it does not hold what was compressed")
+
+
+def _unpacked_stream(
+    source: BinaryIO, all_extents: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, memoryview]]:
+    extents = iter(all_extents)
     offset, left = next(extents, (0, 0))
-    for chunk in _plain(source, compressed.how.algorithm):
-        digest.update(chunk)
+    for chunk in _plain(source):
         view = memoryview(chunk)
         while view:
             if not left:
@@ -150,43 +190,23 @@ def unpacked(source: BinaryIO, compressed: Compressed) -> Iterator[tuple[int, me
             piece = view[:left]
             yield offset, piece
             offset, left, view = offset + len(piece), left - len(piece), view[len(piece) :]
-    if left or digest.hexdigest() != compressed.sha256:
-        raise MemoryDamaged("it does not hold what was compressed")
 
 
-def _compressor(how: Compression) -> tuple[Any, bytes]:
-    """Return what compresses, and what the stream begins with."""
-    if how.algorithm is CompressionAlgorithm.ZSTD:
-        return zstd.ZstdCompressor(level=how.level), b""
-    frame = lz4.frame.LZ4FrameCompressor(compression_level=how.level)
-    return frame, frame.begin()
-
-
-def _plain(source: BinaryIO, algorithm: CompressionAlgorithm) -> Iterator[bytes]:
-    """Yield the content of a compressed file, whatever of it can be read; the rest is an error.
+def _plain(source: BinaryIO) -> Iterator[bytes]:
+    """Yield the content of a file of lz4, whatever of it can be read; the rest is an error.
 
     Raises:
         MemoryDamaged: it is no such file, or cut off.
     """
-    frame: Any = (
-        zstd.ZstdDecompressor()
-        if algorithm is CompressionAlgorithm.ZSTD
-        else lz4.frame.LZ4FrameDecompressor()
-    )
+    frame = lz4.frame.LZ4FrameDecompressor()
     try:
         while not frame.eof:
             chunk = source.read(CHUNK_BYTES) if frame.needs_input else b""
             if frame.needs_input and not chunk:
                 raise MemoryDamaged("it is cut off")
             yield frame.decompress(chunk, PLAIN_BYTES_MAX)
-    except (zstd.ZstdError, RuntimeError, EOFError) as error:  # RuntimeError is lz4's.
+    except (RuntimeError, EOFError) as error:  # The first is lz4's.
         raise MemoryDamaged(str(error)) from error
-
-
-def _write_all(sink: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[sink.write(view) :]
 
 
 def _write_at(fd: int, data: memoryview, offset: int) -> None:

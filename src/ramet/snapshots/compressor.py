@@ -132,9 +132,18 @@ class Compressor:
         Raises:
             UnpackingFailed: on entering: there is none.
         """
-        capture = manifest.id
-        with self.left_alone(capture):
-            yield self._find_raw(capture) or await self._unpack(manifest)
+        with self.left_alone(manifest.id):
+            yield self._find_raw(manifest.id) or await self._unpack(manifest)
+
+    @asynccontextmanager
+    async def raw_or_packed(self, manifest: Manifest) -> AsyncIterator[Path]:
+        """As `raw`, or where there is no raw memory, have the packed one if the pager can read it."""
+        compressed = manifest.compressed
+        with self.left_alone(manifest.id):
+            found = self._find_raw(manifest.id)
+            if found is None and compressed is not None and compressed.is_packed:
+                found = self._folder / manifest.id / PACKED_FILE
+            yield found or await self._unpack(manifest)
 
     @contextmanager
     def left_alone(self, capture: CaptureId) -> Iterator[None]:

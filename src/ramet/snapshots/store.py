@@ -36,7 +36,7 @@ from ramet.core.verification import CheckedPart
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.stored_file import StoredFile
 from ramet.snapshots.compressor import Compressor, UnpackingFailed
-from ramet.snapshots.manifest import DEVICES_FILE, MANIFEST_FILE, Manifest, Wanted
+from ramet.snapshots.manifest import DEVICES_FILE, MANIFEST_FILE, PACKED_FILE, Manifest, Wanted
 from ramet.snapshots.verifier import capture_verifier
 from ramet.snapshots.whole_memory import CHANGES_FILE
 from ramet.store.paths import sync_folder, write_whole
@@ -272,17 +272,21 @@ class CaptureStore:
             raise _unwritable(error) from error
 
     @asynccontextmanager
-    async def opened(self, capture: CaptureId) -> AsyncIterator[Capture]:
+    async def opened(self, capture: CaptureId, *, may_be_packed: bool = False) -> AsyncIterator[Capture]:
         """Open a capture, to start VMMs from it inside. Compressed memory is decompressed first.
+
+        Args:
+            may_be_packed: memory that lies packed is left so.
 
         Raises:
             CaptureBroken: it is missing or damaged.
         """
         manifest = self.manifest(capture)
         self.verifier.put_off(capture)
+        look = self.compressor.raw_or_packed if may_be_packed else self.compressor.raw
         async with AsyncExitStack() as stack:
             try:
-                memory = await stack.enter_async_context(self.compressor.raw(manifest))
+                memory = await stack.enter_async_context(look(manifest))
             except UnpackingFailed as error:
                 raise CaptureBroken(f"the stored memory {capture} {error}", capture=capture) from error
             opened = self._open(manifest, memory)
@@ -312,7 +316,10 @@ class CaptureStore:
         except OSError as error:
             memory.close()
             raise _unreadable(capture, error) from error
-        opened = Capture(memory, devices, manifest.format)
+        is_packed = memory_file.name == PACKED_FILE
+        opened = Capture(memory, devices, manifest.format, is_packed=is_packed)
+        if is_packed:
+            return opened
         if manifest.changes is not None and memory_file.parent.name == capture:
             try:
                 opened.memory = StoredFile.open(memory_file.with_name(CHANGES_FILE))

@@ -9,6 +9,7 @@ DATA/
   layers/                  disk layers, see ramet.disks.layers
   captures/                stored memory, see ramet.snapshots.store
   snapshots/               named snapshots, see ramet.snapshots.catalog
+  pagers/                  see ramet.pager.supervisor; not there without
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
 """
@@ -51,6 +52,7 @@ class DataFolder:
         self.layers = self.root / "layers"
         self.captures = self.root / "captures"
         self.snapshots = self.root / "snapshots"
+        self.pagers = self.root / "pagers"
         self.instances = self.root / "instances"
         for folder in (self.images, self.kits, self.layers, self.captures, self.snapshots, self.instances):
             folder.mkdir(exist_ok=True, mode=0o700)

@@ -163,6 +163,7 @@ class Capture:
     `format` is told by `save_devices`. A `base` is the whole memory of an earlier instant of the same guest.
     Where there is one, `memory` may be filled with nothing but the pages that differ from it: `copy_rest`
     tells them then, as `changes`. None: `memory` is the whole.
+    `is_packed`: the memory is packed (docs/pager.md), for a VMM that is served page by page; it has no base.
     """
 
     memory: FilledOnce
@@ -170,10 +171,12 @@ class Capture:
     format: CaptureFormat | None = None
     base: FilledOnce | None = None
     changes: PageRuns | None = None
+    is_packed: bool = False
 
     @property
     def mapped(self) -> FilledOnce:
         """What a VMM maps to start from it; `changes` are laid over it before it is there."""
+        assert not self.is_packed, "only the pager can read it"
         if self.changes is None:
             return self.memory
         assert self.base is not None, "changes are of something"
@@ -331,6 +334,10 @@ class Restored(Vm):
             VmmFailed: it did not load; the process is gone.
         """
 
+    async def note_ready(self) -> None:
+        """Be told that the guest that was loaded has answered; never fails. Of use to few VMMs."""
+        return
+
 
 class Driver(ABC):
     """Starts VMMs of one kind and finds them again."""
@@ -342,6 +349,11 @@ class Driver(ABC):
     """Of the layers that its VMMs write to."""
     opens_taps: bool = False
     """Whether its VMMs open their TAP themselves, by name: `Nic.tap_name`."""
+
+    @property
+    def takes_packed(self) -> bool:
+        """Whether it can start a VMM from a capture whose memory is packed, as things are now."""
+        return False
 
     @abstractmethod
     async def boot(self, machine: Machine) -> Vm:

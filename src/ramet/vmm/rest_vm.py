@@ -57,8 +57,9 @@ class Waiting:
 
     def __init__(self, machine: Machine, capture: Capture) -> None:
         self.machine = machine
-        self.inherited_fd = capture.mapped.fd
-        self.memory_fd = os.dup(capture.mapped.fd)
+        self.inherited_fd = self.memory_fd = -1  # Of packed memory there is nothing to be mapped.
+        if not capture.is_packed:
+            self.inherited_fd, self.memory_fd = capture.mapped.fd, os.dup(capture.mapped.fd)
         # Who loads later may have the same memory in another form, without changes.
         self.runs: PageRuns = capture.changes or ()
         self.changes_fd = os.dup(capture.memory.fd) if self.runs else -1

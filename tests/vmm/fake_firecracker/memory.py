@@ -20,6 +20,7 @@ from ramet.vmm.fake.process import pack_memory, unpack_memory
 PAGE_BYTES: Final = 4096
 # linux/userfaultfd.h, asm/unistd_64.h
 _SYS_USERFAULTFD: Final = 323
+_USERFAULTFD_IOC_NEW: Final = 0xAA00
 _UFFDIO_API: Final = 0xC018AA3F
 _UFFDIO_REGISTER: Final = 0xC020AA00
 _UFFD_API: Final = 0xAA
@@ -30,6 +31,27 @@ _ZEROES: Final = bytes(PAGE_BYTES)
 
 class WrongPage(Exception):
     """A page is not what it was when the snapshot was taken."""
+
+
+def _open_userfaultfd() -> int:
+    """Open one as Firecracker does: by its device, which takes no privilege, or else by its call.
+
+    Raises:
+        OSError: neither is there, or permitted.
+    """
+    flags = os.O_CLOEXEC | os.O_NONBLOCK
+    try:
+        device = os.open("/dev/userfaultfd", os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        libc = ctypes.CDLL(None, use_errno=True)
+        uffd: int = libc.syscall(_SYS_USERFAULTFD, flags)
+        if uffd < 0:
+            raise OSError(ctypes.get_errno(), "userfaultfd") from None
+        return uffd
+    try:
+        return fcntl.ioctl(device, _USERFAULTFD_IOC_NEW, flags)
+    finally:
+        os.close(device)
 
 
 class Memory:
@@ -73,10 +95,7 @@ class Memory:
         size_bytes = len(sums) * PAGE_BYTES
         mapped = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         address = ctypes.addressof(ctypes.c_char.from_buffer(mapped))
-        libc = ctypes.CDLL(None, use_errno=True)
-        uffd = libc.syscall(_SYS_USERFAULTFD, os.O_CLOEXEC | os.O_NONBLOCK)
-        if uffd < 0:
-            raise OSError(ctypes.get_errno(), "userfaultfd")
+        uffd = _open_userfaultfd()
         fcntl.ioctl(uffd, _UFFDIO_API, struct.pack("QQQ", _UFFD_API, _UFFD_FEATURE_EVENT_REMOVE, 0))
         area = struct.pack("QQQQ", address, size_bytes, _UFFDIO_REGISTER_MODE_MISSING, 0)
         fcntl.ioctl(uffd, _UFFDIO_REGISTER, area)

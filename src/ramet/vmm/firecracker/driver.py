@@ -134,6 +134,10 @@ class FirecrackerDriver(LiveFork):
         """Whether what it starts is put into a jail."""
         return self._jail is not None
 
+    @property
+    def takes_packed(self) -> bool:
+        return self._pager is not None and self._pager.is_there
+
     async def boot(self, machine: Machine) -> FirecrackerVm:
         demand_buildable(machine)
         try:
@@ -153,7 +157,7 @@ class FirecrackerDriver(LiveFork):
                 remedy="install Firecracker 1.12 or newer",
             )
         is_first = not (machine.folder / LOG).exists()
-        vm = await self._spawn(machine, [capture.mapped.fd])
+        vm = await self._spawn(machine, [] if capture.is_packed else [capture.mapped.fd])
         async with ended_unless_started(vm):
             restoring = Restoring(self._pager, self._choose, self._restores, is_first)
             await vm.wait_for(machine, capture, restoring)

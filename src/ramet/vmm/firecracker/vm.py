@@ -7,11 +7,12 @@ file, what is its own is copied from outside, so that a difference is always one
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Protocol
 
 import anyio
+import structlog
 
 from ramet.core.errors import RametError
 from ramet.linux.clone import clone_file
@@ -46,15 +47,22 @@ ACCELERATOR: Final = "kvm"
 _ENDED_WELL: Final = "exiting successfully"
 _GUEST_SAID_GOODBYE: Final = "RAMET-GUEST exit "
 
+log = structlog.get_logger(__name__)
+
 
 class Pager(Protocol):
-    """Who serves a guest's memory page by page: `ramet.pager.PagerClient`."""
+    """Who serves a guest's memory page by page: `ramet.pager.PagerService`, which tells what all this is."""
 
-    async def open_session(self, session_id: str, base: Path, size_bytes: int) -> Path:
-        """Return the socket that the VMM is to connect to."""
+    @property
+    def is_there(self) -> bool: ...
 
-    async def close_session(self, session_id: str) -> bool:
-        """End a session."""
+    async def open_session(
+        self, session_id: str, base: Path, size_bytes: int, *, is_packed: bool, is_learned: bool
+    ) -> Path: ...
+
+    async def ready_session(self, session_id: str) -> None: ...
+
+    async def close_session(self, session_id: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,7 @@ class FirecrackerVm(RestVm):
         self._cell = cell
         self._release: Release | None = None
         self._restoring: Restoring | None = None
+        self._session: str | None = None
         self._knows_all_written = False  # Since the boot; the first snapshot makes it forget.
 
     async def connect(self, timeout_s: float) -> None:
@@ -222,31 +231,25 @@ class FirecrackerVm(RestVm):
         async with self._restoring.places:
             await super().load(capture)
 
-    async def _choose_pager(self, waiting: Waiting, capture: Capture) -> Pager | None:
-        """Return the pager, if it is to serve the memory."""
-        restoring, mapped = self._restoring, capture.mapped
-        if restoring is None or restoring.pager is None or waiting.runs:  # Changes are laid over a file.
-            return None
-        cached_bytes = await self._in_thread(lambda: read_cached_bytes(mapped.fd))
-        cached_ratio = cached_bytes / mapped.resident_bytes if mapped.resident_bytes else 1.0
-        chosen = restoring.choose(MemoryFacts(cached_ratio, is_first=restoring.is_first))
-        return restoring.pager if chosen is Backend.UFFD else None
-
-    async def _load(self, waiting: Waiting, capture: Capture) -> None:
-        pager, session, cell = (
-            await self._choose_pager(waiting, capture),
-            waiting.machine.instance,
-            self._cell,
-        )
-        if cell is not None:
-            await self._in_thread(lambda: self._let_in(cell, waiting, capture))
-        if pager is None:
-            await self._load_from(waiting, capture, "File", f"/proc/self/fd/{waiting.inherited_fd}")
+    async def note_ready(self) -> None:
+        if self._session is None or self._restoring is None or self._restoring.pager is None:
             return
         try:
-            path = await pager.open_session(session, Path(capture.mapped.path), capture.mapped.size_bytes)
-        except RametError as error:
-            raise VmmFailed(f"no pager serves its memory: {error}") from error
+            await self._restoring.pager.ready_session(self._session)
+        except RametError as error:  # Other guests are served as if none had been loaded before.
+            log.info("working_set_not_noted", session=self._session, error=str(error))
+
+    async def _load(self, waiting: Waiting, capture: Capture) -> None:
+        cell = self._cell
+        if cell is not None:
+            await self._in_thread(lambda: self._let_in(cell, waiting, capture))
+        pager = await self._choose_pager(waiting, capture)
+        # Another process of this instance may have a session still: the pager notices an end by itself.
+        session = f"{waiting.machine.instance}-{self._process.pid}"
+        path = None if pager is None else await self._open_session(pager, session, waiting, capture)
+        if pager is None or path is None:
+            await self._load_file(waiting, capture)
+            return
         try:
             if cell is None:
                 await self._load_from(waiting, capture, "Uffd", str(path))
@@ -256,6 +259,52 @@ class FirecrackerVm(RestVm):
             with anyio.CancelScope(shield=True), suppress(RametError):  # It ends with its VMM as well.
                 await pager.close_session(session)
             raise
+        self._session = session
+
+    async def _choose_pager(self, waiting: Waiting, capture: Capture) -> Pager | None:
+        """Return the pager, if it is to serve the memory."""
+        restoring = self._restoring
+        if restoring is None or restoring.pager is None or waiting.runs:  # Changes are laid over a file.
+            return None
+        facts = MemoryFacts(0.0, is_packed=capture.is_packed, is_first=restoring.is_first)
+        if not capture.is_packed:
+            mapped = capture.mapped
+            cached_bytes = await self._in_thread(lambda: read_cached_bytes(mapped.fd))
+            resident_bytes = mapped.resident_bytes
+            facts = replace(facts, cached_ratio=cached_bytes / resident_bytes if resident_bytes else 1.0)
+        return restoring.pager if restoring.choose(facts) is Backend.UFFD else None
+
+    async def _open_session(
+        self, pager: Pager, session: str, waiting: Waiting, capture: Capture
+    ) -> Path | None:
+        """Return the socket of a new session; None: the memory is to be mapped instead.
+
+        Raises:
+            VmmFailed: it is packed, and cannot be mapped.
+        """
+        is_learned = self._restoring is not None and self._restoring.is_first
+        try:
+            return await pager.open_session(
+                session,
+                Path(capture.memory.path),
+                waiting.machine.memory_bytes,
+                is_packed=capture.is_packed,
+                is_learned=is_learned,
+            )
+        except RametError as error:
+            if capture.is_packed:
+                raise VmmFailed(f"no pager serves its memory: {error}") from error
+            log.warning("pager_not_used", session=session, error=str(error))
+            return None
+
+    async def _load_file(self, waiting: Waiting, capture: Capture) -> None:
+        if waiting.inherited_fd >= 0:
+            await self._load_from(waiting, capture, "File", f"/proc/self/fd/{waiting.inherited_fd}")
+        elif capture.is_packed:
+            raise VmmFailed("its memory is packed, and there is no pager")
+        else:  # It was packed when this process was started.
+            async with self._paths(capture.mapped.fd) as (path,):
+                await self._load_from(waiting, capture, "File", path)
 
     async def _load_paged(self, cell: Cell, waiting: Waiting, capture: Capture, path: Path) -> None:
         try:
