@@ -1,13 +1,18 @@
 """Which hypervisors a daemon has is found out on the host, and that of the settings must be among them."""
 
+import os
+import signal
 from pathlib import Path
+from typing import Literal
 
+import anyio
 import pytest
 
 from ramet.core.errors import Broken
 from ramet.daemon.config import HypervisorSettings, Settings
-from ramet.daemon.wiring import _open_drivers
+from ramet.daemon.wiring import _make_pager, _open_drivers
 from ramet.linux import kvm
+from ramet.pager import PagerClient
 from ramet.store.paths import DataFolder
 
 QEMU = """#!/bin/sh
@@ -94,6 +99,33 @@ def test_firecracker_is_a_hypervisor_where_it_is_installed_and_kvm_runs_guests(
     driver = drivers["firecracker"]
     assert (driver.version, driver.disk_form, driver.opens_taps) == ("1.16.1", "raw", True)
     assert _open_drivers(Settings(), folder).keys() == {"qemu"}  # Nobody says where it is.
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("backend", ["file", "uffd"])
+async def test_firecracker_takes_packed_memory_where_the_pager_is_wanted_and_there(
+    backend: Literal["file", "uffd"], folder: DataFolder, firecracker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kvm, "runs_stock_kernels", lambda: True)
+    settings = Settings(
+        hypervisor=HypervisorSettings(
+            firecracker_binary_path=firecracker,
+            firecracker_snapshot_memory_backend=backend,
+            firecracker_uffd_cache_max_bytes=64 << 20,
+        )
+    )
+    pager = _make_pager(settings, folder, {})
+    driver = _open_drivers(settings, folder, pager)["firecracker"]
+    assert not driver.takes_packed
+    await pager.start()
+    async with anyio.create_task_group() as group:
+        group.start_soon(pager.run)
+        assert driver.takes_packed == (backend == "uffd")
+        (own,) = folder.pagers.iterdir()
+        client = PagerClient(own / "control.sock")
+        assert (await client.statistics()).cache.size_bytes_max == 64 << 20
+        group.cancel_scope.cancel()
+    os.kill((await client.health()).pid, signal.SIGKILL)
 
 
 def test_without_kvm_there_is_no_firecracker(

@@ -52,10 +52,18 @@ def test_the_demo_forks_with(hypervisor: str) -> None:
 
 @ON_EACH_INSTALLED
 def test_an_instance_sleeps_twice_and_outlives_the_daemon_with(hypervisor: str) -> None:
-    command = ["unshare", "--net", "bash", "tests/nested/life.sh"]
+    run_script("life.sh", hypervisor)
+
+
+@pytest.mark.skipif("RAMET_FIRECRACKER" not in os.environ, reason="no RAMET_FIRECRACKER")
+def test_a_firecracker_wakes_from_packed_memory_and_ends_with_its_pager() -> None:
+    run_script("paged.sh", "firecracker")
+
+
+def run_script(name: str, hypervisor: str) -> None:
     lines: list[str] = []
     status = run_within(
-        command,
+        ["unshare", "--net", "bash", f"tests/nested/{name}"],
         kernel_package=PACKAGE,
         timeout_s=TIMEOUT_S,
         say=lines.append,
