@@ -160,7 +160,7 @@ async def test_the_end_of_a_source_in_its_capture_is_an_error_and_its_disk_is_wh
     await child.wait_exited()
     assert not [*child.agent_socket.parent.glob("capture")]
     bench.vms.remove(child)
-    again = bench._keep(await bench.driver.boot(bench.machine(bench.layers.create_on(top, 0))), top)
+    again = bench.keep(await bench.driver.boot(bench.machine(bench.layers.create_on(top, 0))), top)
     assert await bench.run(again, bench.fetch("before")) == call
     await bench.end(again)
 
@@ -181,7 +181,7 @@ async def test_a_source_that_hangs_in_its_capture_is_an_error_in_time_and_its_di
         assert is_taken(bench.faults, kind, call)
         assert Path(f"/proc/{child.runtime.pid}").exists()  # Whether to end it is not for the driver to say.
         await bench.end(child)
-    again = bench._keep(await bench.driver.boot(bench.machine(bench.layers.create_on(top, 0))), top)
+    again = bench.keep(await bench.driver.boot(bench.machine(bench.layers.create_on(top, 0))), top)
     assert await bench.run(again, bench.fetch("before")) == call
     await bench.end(again)
 
@@ -329,14 +329,14 @@ async def test_a_child_has_a_network_card_of_its_own(bench: CloudHypervisorBench
         nics = [replace(NAMED_NIC, tap_fd=tap, tap_name=None) for tap in taps]
         layer = bench.layers.create(bench.overlay_bytes)
         async with nothing_left(bench):
-            parent = bench._keep(await bench.driver.boot(replace(bench.machine(layer), nic=nics[0])), layer)
+            parent = bench.keep(await bench.driver.boot(replace(bench.machine(layer), nic=nics[0])), layer)
             capture = await bench.capture(parent)
             without = bench.machine(bench.layers.create_on(layer, 0))
             lost = await bench.driver.start_waiting(without, capture)
             with pytest.raises(VmmFailed, match="network card"):
                 await lost.load(capture)
             machine = replace(bench.machine(bench.layers.create_on(layer, 0)), nic=nics[1])
-            child = bench._keep(await bench.driver.start_waiting(machine, capture), layer)
+            child = bench.keep(await bench.driver.start_waiting(machine, capture), layer)
             await bench.wake(child, capture, "child")
             await bench.end(child)
             capture.close()

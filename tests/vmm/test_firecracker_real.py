@@ -18,13 +18,12 @@ import anyio
 import pytest
 from anyio import create_task_group
 
-from ramet.boot.locate import PAGER_PROGRAM, native_program
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import list_command_lines
 from ramet.linux.stored_file import StoredFile
-from ramet.pager import PagerClient, PagerSupervisor, SessionPhase
+from ramet.pager import PagerService, SessionPhase
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
 from ramet.vmm.firecracker.jail import UID_COUNT, UID_FIRST, JailConfig, JailMode
@@ -46,6 +45,7 @@ from tests.vmm import tiny_guest
 from tests.vmm.bench import digest
 from tests.vmm.firecracker_bench import always_paged
 from tests.vmm.raw_layers import RawLayerStore
+from tests.vmm.test_firecracker_pager import client_at, pager_at
 
 MEMORY_BYTES = 16 << 20
 DISK_BYTES = 1 << 20
@@ -166,16 +166,10 @@ def namespace() -> Iterator[None]:
 
 
 @pytest.fixture
-async def pager(bench: RealBench) -> AsyncIterator[PagerClient]:
-    supervisor = PagerSupervisor(bench.folder / "pagers", native_program(PAGER_PROGRAM))
-    await supervisor.start()
-    (own,) = (bench.folder / "pagers").iterdir()
-    yield PagerClient(own / "control.sock")
-    await bench.aclose()
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(supervisor.pid, signal.SIGKILL)
-    await supervisor.wait_exited()
-    supervisor.close()
+async def pager(bench: RealBench) -> AsyncIterator[PagerService]:
+    async with pager_at(bench.folder / "pagers") as service:
+        yield service
+        await bench.aclose()
 
 
 def counted(vm: FirecrackerVm) -> list[int]:
@@ -275,7 +269,7 @@ async def test_of_a_child_only_the_changes_are_captured_however_often(bench: Rea
         taken.memory.close()
 
 
-async def test_a_child_is_served_by_the_pager(bench: RealBench, pager: PagerClient) -> None:
+async def test_a_child_is_served_by_the_pager(bench: RealBench, pager: PagerService) -> None:
     source = await bench.boot()
     await until(lambda: len(counted(source)) > 2)
     frozen = bench.tops[source.runtime.pid]
@@ -284,7 +278,7 @@ async def test_a_child_is_served_by_the_pager(bench: RealBench, pager: PagerClie
     await child.load(capture)
     await goes_on(child)
     assert counted(child)[0] > 1
-    (session,) = (await pager.statistics()).sessions
+    (session,) = (await client_at(bench.folder / "pagers").statistics()).sessions
     assert session.phase is SessionPhase.SERVING
     assert session.vmm_pid == child.runtime.pid
     assert session.fault_count > 0
@@ -300,7 +294,7 @@ async def test_a_child_is_served_by_the_pager(bench: RealBench, pager: PagerClie
 
 @pytest.mark.parametrize("is_paged", [False, True], ids=["file", "pager"])
 async def test_many_children_load_one_capture_at_once(
-    bench: RealBench, pager: PagerClient, is_paged: bool
+    bench: RealBench, pager: PagerService, is_paged: bool
 ) -> None:
     source = await bench.boot()
     await until(lambda: len(counted(source)) > 2)
