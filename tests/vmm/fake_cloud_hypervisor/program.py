@@ -140,6 +140,8 @@ class Program:
         try:
             faults.strike(f"{request.method} {action}", name, late=False, variable=FAULTS_VARIABLE)
             result = machine.execute(action, body, list(fds))
+            if action == "vm.boot":
+                self._vsock.output = b"the workload has begun\n"
             self._open_vsock()
             faults.strike(f"{request.method} {action}", name, late=True, variable=FAULTS_VARIABLE)
         except shared.Refused as on_demand:
