@@ -21,8 +21,8 @@ from ramet.vmm.fake.faults import Faults
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
+from tests.effects.rest_world import FirecrackerWorld, check_warm, create, settled
 from tests.effects.test_compression import compressed
-from tests.effects.test_firecracker import FirecrackerWorld, check_warm, create, settled
 from tests.effects.world import Daemon, new_folder
 from tests.vmm.firecracker_bench import PROGRAM
 from tests.vmm.test_firecracker_pager import client_at
