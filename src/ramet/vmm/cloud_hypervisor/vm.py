@@ -153,7 +153,11 @@ class CloudHypervisorVm(RestVm):
         def switch() -> None:
             clone_file(old_top, new_top)
             exchange_files(old_top, new_top)
-            link_overlay(self._folder, new_top)
+            try:
+                link_overlay(self._folder, new_top)
+            except BaseException:
+                exchange_files(old_top, new_top)  # It is not switched: its file has its name again.
+                raise
 
         await self._in_thread(switch)
         del self._prepared[new_top]
