@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.vmm.firecracker.limiters import REFILL_MS, limiters_of
+from ramet.vmm.firecracker.limiters import limiters_of
 from ramet.vmm.firecracker.vm import FirecrackerVm
 from ramet.vmm.port import Nic, NicLimits
+from ramet.vmm.token_bucket import REFILL_MS
 from tests.vmm.firecracker_bench import FirecrackerBench
 
 LOOPBACK = Nic("02:00:00:00:00:07", -1, "lo", NicLimits(5_000_000, 1_000_000))

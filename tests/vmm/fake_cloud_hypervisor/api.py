@@ -84,7 +84,13 @@ _DISK: Final[Body] = {
     "image_type": Field(("FixedVhd", "Qcow2", "Raw", "Vhdx", "Unknown")),
     "lock_granularity": Field(("ByteRange", "Full"), since=(52, 0)),
 }
-_NET: Final[Body] = {
+_BUCKET: Final[Body] = {
+    "size": Field(int, True),
+    "one_time_burst": Field(int),
+    "refill_time": Field(int, True),
+}
+_LIMITER: Final[Body] = {"bandwidth": Field(_BUCKET), "ops": Field(_BUCKET)}
+NET: Final[Body] = {
     "id": Field(str),
     "tap": Field(str),
     "ip": Field(str),
@@ -97,6 +103,7 @@ _NET: Final[Body] = {
     "queue_size": Field(int),
     "pci_segment": Field(int),
     "pci_device_id": Field(int, since=(52, 0)),
+    "rate_limiter_config": Field(_LIMITER),
     "offload_tso": Field(bool),
     "offload_ufo": Field(bool),
     "offload_csum": Field(bool),
@@ -118,7 +125,7 @@ CONFIG: Final[Body] = {
         }
     ),
     "disks": Field([_DISK]),
-    "net": Field([_NET]),
+    "net": Field([NET]),
     "rng": Field({"src": Field(str, True), "iommu": Field(bool)}),
     "balloon": Field(
         {"size": Field(int, True), "deflate_on_oom": Field(bool), "free_page_reporting": Field(bool)}
@@ -143,7 +150,7 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "vm.info": Endpoint("GET"),
     "vmm.shutdown": Endpoint("PUT"),
     "vm.create": Endpoint("PUT", CONFIG),
-    "vm.add-net": Endpoint("PUT", _NET),
+    "vm.add-net": Endpoint("PUT", NET),
     "vm.boot": Endpoint("PUT"),
     "vm.pause": Endpoint("PUT"),
     "vm.resume": Endpoint("PUT"),
@@ -170,7 +177,19 @@ def parse(version: Version, method: str, path: str, raw: bytes) -> tuple[str, di
         return action, {}
     try:
         body = json.loads(raw)
-        shared.check(version, endpoint.body, body)
-    except (ValueError, shared.Refused) as error:
+    except ValueError as error:
         raise Refused(f"Failed to deserialize JSON: {error}", 400) from error
+    demand_members(version, endpoint.body, body)
     return action, body
+
+
+def demand_members(version: Version, schema: Body, body: Any) -> None:
+    """Check what a request has, or a file.
+
+    Raises:
+        Refused: it has other members than it may.
+    """
+    try:
+        shared.check(version, schema, body)
+    except shared.Refused as error:
+        raise Refused(f"Failed to deserialize JSON: {error}", 400) from error

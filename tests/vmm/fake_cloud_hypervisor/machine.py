@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from ramet.vmm.fake.guest import Guest, GuestEnded, new_memory
-from tests.vmm.fake_cloud_hypervisor.api import Refused
+from tests.vmm.fake_cloud_hypervisor.api import NET, Refused, demand_members
 from tests.vmm.fake_firecracker.api import Version
 from tests.vmm.fake_firecracker.memory import Memory, WrongPage
 
@@ -280,6 +280,7 @@ class Machine:
             raise ValueError(f"a state of version {own['version']}")
         given = {each["id"]: each.get("num_fds", 0) for each in body.get("net_fds", [])}
         for card in config.get("net", []):
+            demand_members(self.version, NET, {name: card[name] for name in card if name != "fds"})
             if "fds" in card and given.get(card["id"]) != len(card["fds"]):
                 raise ValueError(f"the network card {card['id']} needs descriptors")
         self._config, self._tap_fds = config, list(fds)

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from ramet.vmm.port import Machine, Nic, VmmUnsupported
 from ramet.vmm.raw_overlay import OVERLAY_LINK
+from ramet.vmm.token_bucket import bucket_of
 from ramet.wire.vsock import SOCKET_SUFFIX
 
 DEVICE_MODEL: Final = 1
@@ -21,6 +22,7 @@ LOG: Final = "vmm.log"
 EVENTS: Final = "events.json"
 """What happens to the guest, told by the VMM: a reset, above all, which does not end it."""
 NIC: Final = "nic"
+LIMITER: Final = "rate_limiter_config"
 ZONE: Final = "ram"
 """The one piece of memory; it has a name of its own because only a named one can be of a file."""
 VOLUME_COUNT_MAX: Final = 0
@@ -41,6 +43,13 @@ def demand_buildable(machine: Machine) -> None:
             f"an instance on cloud-hypervisor has {VOLUME_COUNT_MAX} volumes at most, not {count}",
             remedy="use fewer volumes, or another hypervisor",
         )
+    if machine.nic is not None and machine.nic.limits is not None:
+        limits = machine.nic.limits
+        if limits.download_bytes_per_s != limits.upload_bytes_per_s:
+            raise VmmUnsupported(
+                "cloud-hypervisor has one limit for both directions of a network card, not one for each",
+                remedy="give both the same limit, or none and have its TAP shaped",
+            )
     if any(layer_format != "raw" for _, layer_format in machine.overlay.layers):
         raise VmmUnsupported(
             "cloud-hypervisor is given raw disks only, and this one has qcow2 layers",
@@ -73,6 +82,9 @@ def config_of(machine: Machine) -> dict[str, Any]:
 def card_of(nic: Nic) -> dict[str, Any]:
     """Return the body of `vm.add-net`; a TAP without a name goes along with it as a descriptor."""
     card: dict[str, Any] = {"id": NIC, "mac": nic.mac}
+    if nic.limits is not None and nic.limits.download_bytes_per_s is not None:
+        # Of what is told once, each direction has a bucket of its own.
+        card[LIMITER] = {"bandwidth": bucket_of(nic.limits.download_bytes_per_s)}
     return card if nic.tap_fd >= 0 else card | {"tap": nic.tap_name}
 
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.sparse import data_runs
-from ramet.vmm.cloud_hypervisor.build import NIC, ZONE, card_of
+from ramet.vmm.cloud_hypervisor.build import LIMITER, NIC, ZONE, card_of
 from ramet.vmm.port import Machine, VmmFailed
 
 CONFIG: Final = "config.json"
@@ -101,7 +101,9 @@ class Snapshot:
         if [card["id"] for card in cards] != ([] if machine.nic is None else [NIC]):
             raise ValueError("its network card")
         if machine.nic is not None:
-            kept = {name: value for name, value in cards[0].items() if name not in ("tap", "fds")}
+            # Without limits of its own it has its source's.
+            dropped = {"tap", "fds"} | (set() if machine.nic.limits is None else {LIMITER})
+            kept = {name: value for name, value in cards[0].items() if name not in dropped}
             fds = {"fds": [-1]} if machine.nic.tap_fd >= 0 else {}
             config["net"] = [kept | card_of(machine.nic) | fds]
         return config
