@@ -14,7 +14,7 @@ from ramet.store.paths import DataFolder
 from ramet.vmm.cloud_hypervisor.driver import PROGRAM_VARIABLE, CloudHypervisorDriver
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.firecracker.driver import FirecrackerDriver
-from ramet.vmm.firecracker.jail import JailConfig, JailMode
+from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
 from tests.effects.world import Daemon, World
 from tests.vmm import cloud_hypervisor_bench, firecracker_bench

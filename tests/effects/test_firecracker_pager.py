@@ -19,7 +19,7 @@ from ramet.pager import PagerClient, PagerService
 from ramet.store.paths import DataFolder
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.firecracker.driver import FirecrackerDriver
-from ramet.vmm.firecracker.jail import JailConfig, JailMode
+from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
 from tests.effects.rest_world import FirecrackerWorld, check_warm, create, settled
 from tests.effects.test_compression import compressed

@@ -6,8 +6,8 @@ from pathlib import Path
 from ramet.guest.channel import Channel
 from ramet.vmm.firecracker.backend import Backend, Choice, MemoryFacts
 from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, RESTORE_COUNT_MAX, FirecrackerDriver
-from ramet.vmm.firecracker.jail import JailConfig, JailMode
 from ramet.vmm.firecracker.vm import Pager
+from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import LiveVm
 from tests.vmm.fake_firecracker.faults import VARIABLE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.vmm.firecracker.jail import JailMode
+from ramet.vmm.jail import JailMode
 from tests.vmm.bench import LiveVm
 from tests.vmm.contract import ForkContract
 from tests.vmm.firecracker_bench import FirecrackerBench

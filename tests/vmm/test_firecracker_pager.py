@@ -16,7 +16,7 @@ from ramet.boot.locate import PAGER_PROGRAM, native_program
 from ramet.linux.stored_file import StoredFile
 from ramet.pager import PagerClient, PagerService, PagerSession, SessionPhase, pack
 from ramet.vmm.firecracker.backend import choose_backend
-from ramet.vmm.firecracker.jail import JailMode
+from ramet.vmm.jail import JailMode
 from ramet.vmm.port import Capture, VmmFailed
 from tests.vmm.bench import LiveVm, digest
 from tests.vmm.fake_firecracker.faults import arm

@@ -26,9 +26,9 @@ from ramet.linux.stored_file import StoredFile
 from ramet.pager import PagerService, SessionPhase
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
-from ramet.vmm.firecracker.jail import UID_COUNT, UID_FIRST, JailConfig, JailMode
 from ramet.vmm.firecracker.rewrite import rewrite_folder
 from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
+from ramet.vmm.jail import UID_COUNT, UID_FIRST, JailConfig, JailMode
 from ramet.vmm.port import (
     MEMORY_FILE_NAME,
     Capture,

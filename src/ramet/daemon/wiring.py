@@ -36,7 +36,7 @@ from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from ramet.vmm.firecracker.driver import FirecrackerDriver
-from ramet.vmm.firecracker.jail import JailConfig, JailMode
+from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
 from ramet.vmm.qemu.board import BOARDS
 from ramet.vmm.qemu.driver import QemuDriver

@@ -9,7 +9,7 @@ import os
 import signal
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar
@@ -21,6 +21,7 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, read_boot_id
+from ramet.vmm.jail import Cell
 from ramet.vmm.port import (
     Capture,
     CaptureFormat,
@@ -88,6 +89,7 @@ class RestVm(LiveCapture, Restored):
     Args:
         api_socket: its name in `folder`.
         agent_socket: likewise.
+        cell: the jail that it is in, if it is in one.
     """
 
     product: ClassVar[str]
@@ -96,11 +98,17 @@ class RestVm(LiveCapture, Restored):
     """Of its folder, the files whose ends are its last words."""
 
     def __init__(
-        self, process: HeldProcess, folder: Path, timeouts: Timeouts, api_socket: str, agent_socket: str
+        self,
+        process: HeldProcess,
+        folder: Path,
+        timeouts: Timeouts,
+        api_socket: str,
+        agent_socket: str,
+        cell: Cell | None = None,
     ) -> None:
         self.runtime = Runtime(process.pid, process.start_ticks, read_boot_id(), {})
         self.agent_socket = folder / agent_socket
-        self._process, self._folder, self._timeouts = process, folder, timeouts
+        self._process, self._folder, self._timeouts, self._cell = process, folder, timeouts, cell
         self._api = Api(folder, api_socket, timeouts.command_s)
         self._waiting: Waiting | None = None
         self._prepared: dict[Path, Path] = {}  # Of each layer that is prepared, what it will be a copy of.
@@ -149,6 +157,17 @@ class RestVm(LiveCapture, Restored):
         self._forget_waiting()
         with anyio.CancelScope(shield=True):
             await self._process.wait_exited()
+        if self._cell is not None:
+            with suppress(FileNotFoundError):  # Whoever removed its folder has ended it before.
+                self._cell.keep_out()
+
+    def _keep_out(self) -> None:
+        """Let a VMM whose guest is about to run make no files in its folder."""
+        if self._cell is not None:
+            try:
+                self._cell.keep_out()
+            except OSError as error:
+                raise VmmFailed(f"the VMM's folder cannot be closed to it: {error}") from error
 
     async def detach(self) -> None:
         self._forget_waiting()

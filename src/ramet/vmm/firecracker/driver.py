@@ -30,8 +30,8 @@ from ramet.vmm.firecracker.build import (
     demand_buildable,
 )
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES, Release
-from ramet.vmm.firecracker.jail import UID_FIRST, Jail, JailConfig, cell_of
 from ramet.vmm.firecracker.vm import ACCELERATOR, NAME, FirecrackerVm, Pager, Restoring
+from ramet.vmm.jail import UID_FIRST, USERFAULTFD, Jail, JailConfig, cell_of
 from ramet.vmm.port import (
     Capture,
     LiveFork,
@@ -115,7 +115,7 @@ class FirecrackerDriver(LiveFork):
             raise Broken(f"{found} does not run: {error}", remedy="see `ramet doctor`") from error
         release = Release.told(asked.stdout)
         config, path = jail or JailConfig(), Path(found).absolute()
-        made, limits = Jail.open(path, config, environment), timeouts or Timeouts()
+        made, limits = Jail.open(NAME, path, config, environment), timeouts or Timeouts()
         return cls(
             path,
             release,
@@ -206,7 +206,8 @@ class FirecrackerDriver(LiveFork):
             if self._jail is not None:
                 own = [folder / name for name in (LOG, METRICS)]
                 cell = await to_thread.run_sync(self._jail.admit, machine, own, passed)
-                argv = self._jail.command(cell, machine, argv, is_paged=self._pager is not None)
+                devices = [] if self._pager is None else [USERFAULTFD]
+                argv = self._jail.command(cell, machine, argv, devices)
                 environment = self._jail.environment(environment)
             process = HeldProcess.start(
                 argv, output=folder / CONSOLE, cwd=folder, pass_fds=passed, environment=environment

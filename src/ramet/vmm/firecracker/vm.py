@@ -35,8 +35,8 @@ from ramet.vmm.firecracker.build import (
     requests_of,
 )
 from ramet.vmm.firecracker.features import TRACK_DIRTY_PAGES, Release
-from ramet.vmm.firecracker.jail import Cell
 from ramet.vmm.firecracker.limiters import limiters_of
+from ramet.vmm.jail import Cell
 from ramet.vmm.port import Capture, CaptureFormat, ExitReason, Machine, VmmFailed
 from ramet.vmm.raw_overlay import OVERLAY_LINK, layers_of, link_overlay
 from ramet.vmm.rest import Api
@@ -87,9 +87,8 @@ class FirecrackerVm(RestVm):
     def __init__(
         self, process: HeldProcess, folder: Path, timeouts: Timeouts, cell: Cell | None = None
     ) -> None:
-        super().__init__(process, folder, timeouts, API_SOCKET, AGENT_SOCKET)
+        super().__init__(process, folder, timeouts, API_SOCKET, AGENT_SOCKET, cell)
         self.output_socket = self.agent_socket
-        self._cell = cell
         self._release: Release | None = None
         self._restoring: Restoring | None = None
         self._session: str | None = None
@@ -139,12 +138,6 @@ class FirecrackerVm(RestVm):
         if _GUEST_SAID_GOODBYE in read_tail(self._folder / CONSOLE):
             return ExitReason.GUEST_SHUTDOWN
         return ExitReason.GUEST_RESET
-
-    async def kill(self) -> None:
-        await super().kill()
-        if self._cell is not None:
-            with suppress(FileNotFoundError):  # Whoever removed its folder has ended it before.
-                self._cell.keep_out()
 
     async def is_paused(self) -> bool:
         return await self._api.get_text("/", "state") != "Running"
@@ -210,14 +203,6 @@ class FirecrackerVm(RestVm):
         finally:
             with anyio.CancelScope(shield=True):
                 await self._in_thread(lambda: reached.__exit__(None, None, None))
-
-    def _keep_out(self) -> None:
-        """Let a VMM whose guest is about to run make no files in its folder."""
-        if self._cell is not None:
-            try:
-                self._cell.keep_out()
-            except OSError as error:
-                raise VmmFailed(f"the VMM's folder cannot be closed to it: {error}") from error
 
     def _let_in(self, cell: Cell, waiting: Waiting, capture: Capture) -> None:
         cell.own(layers_of(waiting.machine.overlay)[0])

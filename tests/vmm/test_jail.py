@@ -1,4 +1,4 @@
-"""What a Firecracker in its jail is, has and sees; and what becomes of it where there can be none."""
+"""What a VMM in its jail is, has and sees; and what becomes of it where there can be none."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ from ramet.linux import jail_exec
 from ramet.linux.cgroup import CgroupTree
 from ramet.linux.jail_exec import EXIT_FAILED
 from ramet.vmm.firecracker.driver import FirecrackerDriver
-from ramet.vmm.firecracker.jail import UID_COUNT, UID_FIRST, Cell, Jail, JailConfig, JailMode, cell_of
+from ramet.vmm.jail import UID_COUNT, UID_FIRST, Cell, Jail, JailConfig, JailMode, cell_of
 from tests.vmm.fake_rest_bench import NEEDED
 
 AS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="a jail takes root")
@@ -21,7 +21,7 @@ CONFIG = JailConfig(JailMode.ON, program_folders=NEEDED)
 
 
 class ShellJail:
-    """A jail in which a shell runs instead of Firecracker."""
+    """A jail in which a shell runs instead of a VMM."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -166,8 +166,8 @@ def test_a_program_that_runs_in_no_jail_is_refused_or_runs_outside(tmp_path: Pat
 
 
 def test_users_are_given_in_turn_and_none_twice_soon() -> None:
-    jail = Jail(SHELL, CONFIG, None)
-    given = [jail._free_uid() for _ in range(100)]
+    jails = [Jail(SHELL, CONFIG, None) for _ in range(2)]  # Of two hypervisors.
+    given = [jail._free_uid() for _ in range(100) for jail in jails]
     assert len(set(given)) == len(given)
     assert all(UID_FIRST < uid < UID_FIRST + UID_COUNT for uid in given)
 

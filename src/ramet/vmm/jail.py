@@ -1,4 +1,4 @@
-"""The jail: a Firecracker that its guest took over has nothing in its hands but that guest's own.
+"""The jail: a VMM that its guest took over has nothing in its hands but that guest's own.
 
 Each process has a user of its own and sees its instance's folder, the folder of the disk layers, of which it
 may open its own, the files it boots from, the program, and the devices it needs; nothing else of the host. It
@@ -8,6 +8,7 @@ Files that it is to read or write later, and cannot be given by a path of the ja
 held open by a small process of its own user, and reached by /proc.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -38,7 +39,7 @@ TASK_COUNT_MAX: Final = 128
 _HELPER: Final = jail_exec.__file__
 _KVM: Final = "/dev/kvm"
 _TUN: Final = "/dev/net/tun"
-_USERFAULTFD: Final = "/dev/userfaultfd"
+USERFAULTFD: Final = "/dev/userfaultfd"
 _URANDOM: Final = "/dev/urandom"
 _LIBRARIES: Final = (Path("/lib"), Path("/lib64"), Path("/usr/lib"))
 _ELF_HEADER_BYTES: Final = 4096
@@ -47,9 +48,12 @@ _ENVIRONMENT: Final = {"PATH": "/usr/bin:/bin"}
 
 log = structlog.get_logger(__name__)
 
+_turns = itertools.count()
+"""Of all jails together: one that has just been given a user is not seen to have it yet."""
+
 
 class JailMode(StrEnum):
-    """Whether Firecracker is put into a jail."""
+    """Whether a VMM is put into a jail."""
 
     AUTO = "auto"  # Where this host lets us.
     ON = "on"  # Or it is not started.
@@ -159,13 +163,14 @@ class Jail:
 
     def __init__(self, program: Path, config: JailConfig, cgroups: CgroupTree | None) -> None:
         self._program, self._config, self._cgroups = program, config, cgroups
-        self._next = 1
         self._binds = [(program, "run")]
         folders = config.program_folders or (_LIBRARIES if _is_dynamic(program) else ())
         self._binds += [(folder, "run") for folder in folders if folder.exists()]
 
     @classmethod
-    def open(cls, program: Path, config: JailConfig, environment: Mapping[str, str] | None) -> "Jail | None":
+    def open(
+        cls, hypervisor: str, program: Path, config: JailConfig, environment: Mapping[str, str] | None
+    ) -> "Jail | None":
         """Try whether `program` runs in a jail; None if it is to have none, or this host lets us make none.
 
         Raises:
@@ -185,9 +190,9 @@ class Jail:
         if config.mode is JailMode.ON:
             raise Broken(
                 f"{program} cannot be put into a jail: {refusal}",
-                remedy="set hypervisor.firecracker_jail to auto or off, or give the daemon what it lacks",
+                remedy=f"set {setting_of(hypervisor)} to auto or off, or give the daemon what it lacks",
             )
-        log.info("firecracker_without_jail", reason=refusal)
+        log.info("hypervisor_without_jail", hypervisor=hypervisor, reason=refusal)
         return None
 
     def _try(self, environment: Mapping[str, str] | None) -> str | None:
@@ -221,37 +226,40 @@ class Jail:
             OSError: a file or the TAP cannot be given.
         """
         cell = Cell(self._free_uid(), self._config.uid_first, machine.folder)
-        top, _ = layers_of(machine.overlay)
-        for path in (*owned, top):
+        tops = _tops(machine)
+        for path in (*owned, *tops):
             cell.own(path)
         for path in (machine.kernel, machine.initramfs, machine.root, machine.config):
             cell.let_read(path)
         for fd in inherited:
             cell.let_read(fd)
-        cell.let_pass(top.parent)
+        for path in tops:
+            cell.let_pass(path.parent)
         if machine.nic is not None and machine.nic.tap_name is not None:
             give_tap(machine.nic.tap_name, cell.uid)
         cell.let_in()
         return cell
 
-    def command(self, cell: Cell, machine: Machine, argv: Sequence[str], *, is_paged: bool) -> list[str]:
-        """Return what starts `argv` in `cell`, as root, in the machine's folder."""
-        top, _ = layers_of(machine.overlay)
-        binds = [(machine.folder, "write"), (top.parent, "write")]
+    def command(
+        self, cell: Cell, machine: Machine, argv: Sequence[str], devices: Sequence[str] = ()
+    ) -> list[str]:
+        """Return what starts `argv` in `cell`, as root, in the machine's folder.
+
+        It has `devices` beside those that every VMM needs, and that of a TAP which it opens by name.
+        """
+        binds = [(machine.folder, "write"), *((path.parent, "write") for path in _tops(machine))]
         read = (machine.kernel, machine.initramfs, machine.root, machine.config)
         binds += [(path, "read") for path in read]
-        devices = [_KVM, _URANDOM]
-        if machine.nic is not None:
-            devices.append(_TUN)
-        if is_paged:
-            devices.append(_USERFAULTFD)
+        needed = [_KVM, _URANDOM, *devices]
+        if machine.nic is not None and machine.nic.tap_name is not None:
+            needed.append(_TUN)
         group: Cgroup | None = None
         if self._cgroups is not None:
             self._cgroups.remove_empty()
             cpu_count = machine.vcpu_count + 1  # And one for its own threads.
             task_count = machine.vcpu_count + TASK_COUNT_MAX
             group = self._cgroups.plan(machine.instance, cpu_count=cpu_count, task_count_max=task_count)
-        return self._command(cell, machine.folder, binds, devices, group, argv)
+        return self._command(cell, machine.folder, binds, needed, group, argv)
 
     def _command(
         self,
@@ -276,10 +284,15 @@ class Jail:
     def _free_uid(self) -> int:
         taken = set(_users())
         for _ in range(UID_COUNT):
-            uid, self._next = self._config.uid_first + self._next, self._next % (UID_COUNT - 1) + 1
+            uid = self._config.uid_first + 1 + next(_turns) % (UID_COUNT - 1)
             if uid not in taken:
                 return uid
         raise OSError("each user for jails is in use")
+
+
+def setting_of(hypervisor: str) -> str:
+    """Return the name of the setting that says whether that hypervisor is put into a jail."""
+    return f"hypervisor.{hypervisor.replace('-', '_')}_jail"
 
 
 def cell_of(pid: int, folder: Path, uid_first: int) -> Cell | None:
@@ -290,6 +303,11 @@ def cell_of(pid: int, folder: Path, uid_first: int) -> Cell | None:
     """
     uid = os.stat(f"/proc/{pid}").st_uid
     return Cell(uid, uid_first, folder) if uid_first < uid < uid_first + UID_COUNT else None
+
+
+def _tops(machine: Machine) -> list[Path]:
+    """Return the files that the disks of `machine` are written to."""
+    return [layers_of(disk)[0] for disk in (machine.overlay, *machine.volumes)]
 
 
 def _users() -> Iterator[int]:
