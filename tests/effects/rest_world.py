@@ -112,7 +112,9 @@ class CloudHypervisorWorld(RestWorld):
             cloud_hypervisor.VERSION_VARIABLE: self.version,
             cloud_hypervisor.FAULTS_VARIABLE: str(self.failing),
         }
-        return CloudHypervisorDriver.open(data.instances, environment=environment)
+        return CloudHypervisorDriver.open(
+            data.instances, environment=environment, jail=JailConfig(JailMode.OFF)
+        )
 
 
 async def settled(world: World, **expected: int) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.port import LiveFork
 from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import Bench
@@ -18,6 +19,11 @@ NEEDED = (
     Path(__file__).parents[2],
 )
 """By such a program, which is one of Python."""
+
+
+def jail_config(mode: JailMode) -> JailConfig:
+    """Return how a jail is made for such a program."""
+    return JailConfig(mode, program_folders=NEEDED if mode is JailMode.ON else ())
 
 
 class FakeRestBench(Bench):

@@ -7,12 +7,12 @@ from ramet.guest.channel import Channel
 from ramet.vmm.firecracker.backend import Backend, Choice, MemoryFacts
 from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, RESTORE_COUNT_MAX, FirecrackerDriver
 from ramet.vmm.firecracker.vm import Pager
-from ramet.vmm.jail import JailConfig, JailMode
+from ramet.vmm.jail import JailMode
 from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import LiveVm
 from tests.vmm.fake_firecracker.faults import VARIABLE
 from tests.vmm.fake_firecracker.program import NEWEST, VERSION_VARIABLE
-from tests.vmm.fake_rest_bench import NEEDED, FakeRestBench
+from tests.vmm.fake_rest_bench import FakeRestBench, jail_config
 
 PROGRAM = Path(__file__).parent / "fake_firecracker" / "firecracker"
 
@@ -35,7 +35,7 @@ class FirecrackerBench(FakeRestBench):
         pager: Pager | None = None,
         jail: JailMode = JailMode.OFF,
     ) -> None:
-        self.jail = JailConfig(jail, program_folders=NEEDED if jail is JailMode.ON else ())
+        self.jail = jail_config(jail)
         self.pager = pager
         self.choose: Choice = always_paged
         self.restore_count_max = RESTORE_COUNT_MAX

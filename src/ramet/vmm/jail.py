@@ -89,13 +89,13 @@ class Cell:
         os.chown(self._folder, os.geteuid(), os.getegid())
         self.let_pass(self._folder)
 
-    def own(self, file: Path) -> None:
-        """Let it, and nobody else, read and write `file`."""
+    def own(self, file: Path, mode: int = 0o600) -> None:
+        """Let it, and nobody else, read and write `file`; or make files in a folder, of mode 0o700."""
         os.chown(file, self.uid, self.uid)
-        os.chmod(file, 0o600)
+        os.chmod(file, mode)
 
     def disown(self, file: Path) -> None:
-        """Take `file` back."""
+        """Take `file`, or a folder, back."""
         os.chown(file, os.geteuid(), os.getegid())
 
     def let_read(self, file: int | Path) -> None:

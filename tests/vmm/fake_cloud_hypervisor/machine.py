@@ -132,18 +132,21 @@ class Machine:
         config = self._demand_config()
         if self.state != "None":
             raise Refused("VM is already created")
-        payload = config.get("payload") or {}
-        for name in ("kernel", "initramfs"):
-            if name in payload:
-                os.close(_open(payload[name], os.O_RDONLY))
-        if "kernel" not in payload:
-            raise Refused("Cannot boot without a kernel")
+        self._open_payload(config)
         self._open_devices(config)
         self._memory = Memory.boot(_size_of(config))
         self._guest = Guest(new_memory(), self._layers(), self._print)
         self.state = "Running"
         self._tell("vm", "booted")
         self._guest.boot(self._read_boot_config())
+
+    def _open_payload(self, config: dict[str, Any]) -> None:
+        payload = config.get("payload") or {}
+        for name in ("kernel", "initramfs"):
+            if name in payload:
+                os.close(_open(payload[name], os.O_RDONLY))
+        if "kernel" not in payload:
+            raise Refused("Cannot boot without a kernel")
 
     def _open_console(self, config: dict[str, Any]) -> None:
         serial = config.get("serial", {"mode": "Null"})
@@ -285,6 +288,7 @@ class Machine:
                 raise ValueError(f"the network card {card['id']} needs descriptors")
         self._config, self._tap_fds = config, list(fds)
         self._open_console(config)
+        self._open_payload(config)  # As a real one does, which makes nothing of it.
         (zone,) = config["memory"]["zones"]
         (mapping,) = memory["guest_ram_mappings"]
         if (mapping["zone_id"], mapping["size"], mapping["file_offset"]) != (zone["id"], zone["size"], 0):

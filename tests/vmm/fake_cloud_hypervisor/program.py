@@ -10,6 +10,7 @@ import os
 import selectors
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,7 +60,8 @@ class Program:
             print(f"{fatal}", file=sys.stderr)
             return 1
         self._tell("vmm", "shutdown")
-        os.unlink(self._api_socket)
+        with suppress(OSError):  # In a jail it may not.
+            os.unlink(self._api_socket)
         self.log("Cloud Hypervisor exited successfully")
         return 0
 

@@ -62,11 +62,7 @@ def config_of(machine: Machine) -> dict[str, Any]:
     return {
         "cpus": {"boot_vcpus": machine.vcpu_count, "max_vcpus": machine.vcpu_count, "nested": False},
         "memory": {"size": 0, "zones": [{"id": ZONE, "size": machine.memory_bytes}]},
-        "payload": {
-            "kernel": str(machine.kernel),
-            "initramfs": str(machine.initramfs),
-            "cmdline": KERNEL_ARGUMENTS,
-        },
+        "payload": payload_of(machine) | {"cmdline": KERNEL_ARGUMENTS},
         "disks": [
             _disk("root", machine.root, is_read_only=True),
             _disk("overlay", Path(OVERLAY_LINK), is_read_only=False),
@@ -77,6 +73,11 @@ def config_of(machine: Machine) -> dict[str, Any]:
         "console": {"mode": "Off"},
         "vsock": {"cid": GUEST_CID, "socket": AGENT_SOCKET},
     }
+
+
+def payload_of(machine: Machine) -> dict[str, str]:
+    """Return which files it boots from."""
+    return {"kernel": str(machine.kernel), "initramfs": str(machine.initramfs)}
 
 
 def card_of(nic: Nic) -> dict[str, Any]:

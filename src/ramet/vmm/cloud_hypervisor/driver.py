@@ -21,12 +21,14 @@ from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, r
 from ramet.vmm.cloud_hypervisor.build import (
     AGENT_SOCKET,
     API_SOCKET,
+    CONSOLE,
     EVENTS,
     LOG,
     demand_buildable,
 )
 from ramet.vmm.cloud_hypervisor.features import Release
 from ramet.vmm.cloud_hypervisor.vm import ACCELERATOR, NAME, CloudHypervisorVm
+from ramet.vmm.jail import UID_FIRST, Jail, JailConfig, cell_of
 from ramet.vmm.port import Capture, LiveFork, Machine, VmmFailed
 from ramet.vmm.raw_overlay import fill_overlay
 from ramet.vmm.rest_vm import Timeouts, adopt, end_process, ended_unless_started
@@ -42,6 +44,7 @@ class CloudHypervisorDriver(LiveFork):
 
     Args:
         instances_folder: the folder under which every VM of this daemon has its own; VMMs are found by it.
+        jail: what each process is put into; without, it runs as we do. Those that are found may have another.
         environment: of the processes; without, ours.
     """
 
@@ -56,10 +59,13 @@ class CloudHypervisorDriver(LiveFork):
         instances_folder: Path,
         timeouts: Timeouts,
         environment: Mapping[str, str] | None = None,
+        jail: Jail | None = None,
+        uid_first: int = UID_FIRST,
     ) -> None:
         self.version = release.text
         self._program, self._instances_folder = program, instances_folder
         self._timeouts, self._environment = timeouts, environment
+        self._jail, self._uid_first = jail, uid_first
 
     @classmethod
     def open(
@@ -67,11 +73,12 @@ class CloudHypervisorDriver(LiveFork):
         instances_folder: Path,
         timeouts: Timeouts | None = None,
         environment: Mapping[str, str] | None = None,
+        jail: JailConfig | None = None,
     ) -> "CloudHypervisorDriver":
         """Find Cloud Hypervisor on this host.
 
         Raises:
-            Broken: there is none, or it is too old.
+            Broken: there is none, it is too old, or cannot be put into the jail that it must have.
         """
         known = os.environ if environment is None else environment
         program = known.get(PROGRAM_VARIABLE) or shutil.which(PROGRAM)
@@ -87,7 +94,15 @@ class CloudHypervisorDriver(LiveFork):
         except (OSError, subprocess.CalledProcessError) as error:
             raise Broken(f"{program} does not run: {error}", remedy="see `ramet doctor`") from error
         release = Release.told(asked.stdout)
-        return cls(Path(program), release, instances_folder, timeouts or Timeouts(), environment)
+        config, path = jail or JailConfig(), Path(program).absolute()
+        made = Jail.open(NAME, path, config, environment)
+        limits = timeouts or Timeouts()
+        return cls(path, release, instances_folder, limits, environment, made, config.uid_first)
+
+    @property
+    def is_jailed(self) -> bool:
+        """Whether what it starts is put into a jail."""
+        return self._jail is not None
 
     async def boot(self, machine: Machine) -> CloudHypervisorVm:
         demand_buildable(machine)
@@ -95,14 +110,14 @@ class CloudHypervisorDriver(LiveFork):
             await to_thread.run_sync(fill_overlay, machine)
         except OSError as error:
             raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
-        vm = self._spawn(machine, [])
+        vm = await self._spawn(machine, [])
         async with ended_unless_started(vm):
             await vm.start(machine)
         return vm
 
     async def start_waiting(self, machine: Machine, capture: Capture) -> CloudHypervisorVm:
         demand_buildable(machine)
-        vm = self._spawn(machine, [capture.mapped.fd])
+        vm = await self._spawn(machine, [capture.mapped.fd])
         async with ended_unless_started(vm):
             await vm.wait_for(machine, capture)
         return vm
@@ -123,27 +138,35 @@ class CloudHypervisorDriver(LiveFork):
         return found
 
     async def adopt(self, instance: InstanceId, folder: Path, runtime: Runtime) -> CloudHypervisorVm:
-        return await adopt(
-            instance,
-            runtime,
-            lambda process: CloudHypervisorVm(process, folder, self._timeouts),
-            self._timeouts.adopt_s,
-        )
+        def new_vm(process: HeldProcess) -> CloudHypervisorVm:
+            try:
+                cell = cell_of(runtime.pid, folder, self._uid_first)
+            except OSError as error:
+                raise VmmFailed("the VMM is gone", instance=instance) from error
+            return CloudHypervisorVm(process, folder, self._timeouts, cell)
+
+        return await adopt(instance, runtime, new_vm, self._timeouts.adopt_s)
 
     async def end(self, runtime: Runtime) -> None:
         await end_process(runtime)
 
-    def _spawn(self, machine: Machine, passed: list[int]) -> CloudHypervisorVm:
-        folder = machine.folder
+    async def _spawn(self, machine: Machine, passed: list[int]) -> CloudHypervisorVm:
+        folder, environment, cell = machine.folder, self._environment, None
         # -v: without it the log says nothing of an end that was in order.
         argv = [str(self._program), *_API_OPTION, "--event-monitor", f"path={EVENTS}", "-v"]
         try:
             for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: it takes no used name.
                 (folder / left).unlink(missing_ok=True)
             (folder / EVENTS).write_bytes(b"")
+            if self._jail is not None:
+                (folder / CONSOLE).touch()
+                own = [folder / name for name in (EVENTS, CONSOLE)]
+                cell = await to_thread.run_sync(self._jail.admit, machine, own, passed)
+                argv = self._jail.command(cell, machine, argv)
+                environment = self._jail.environment(environment)
             process = HeldProcess.start(
-                argv, output=folder / LOG, cwd=folder, pass_fds=passed, environment=self._environment
+                argv, output=folder / LOG, cwd=folder, pass_fds=passed, environment=environment
             )
         except OSError as error:
             raise VmmFailed(f"Cloud Hypervisor cannot be started: {error}") from error
-        return CloudHypervisorVm(process, folder, self._timeouts)
+        return CloudHypervisorVm(process, folder, self._timeouts, cell)

@@ -9,6 +9,7 @@ memory, and its state says that there is nothing to copy out of `memory-ranges`.
 
 import json
 import os
+import stat
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.sparse import data_runs
-from ramet.vmm.cloud_hypervisor.build import LIMITER, NIC, ZONE, card_of
+from ramet.vmm.cloud_hypervisor.build import LIMITER, NIC, ZONE, card_of, payload_of
 from ramet.vmm.port import Machine, VmmFailed
 
 CONFIG: Final = "config.json"
@@ -26,6 +27,8 @@ _MEMORY_PART: Final = "memory-manager"
 _PIECE_BYTES: Final = 1 << 16
 _BLOCK_BYTES: Final = 4096
 _ZEROS: Final = bytes(_PIECE_BYTES)
+_STORED_BYTES_MAX: Final = 1 << 26
+"""Of each of the two small files: a hundred kilobytes for each of several hundred processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +45,7 @@ class Snapshot:
         Raises:
             OSError, ValueError: it has not, or not wholly.
         """
-        return cls(*(json.loads((folder / name).read_bytes()) for name in (CONFIG, STATE)))
+        return cls(*(_parse(_read_stored(folder / name)) for name in (CONFIG, STATE)))
 
     @classmethod
     def read(cls, devices: FilledOnce) -> "Snapshot":
@@ -52,7 +55,7 @@ class Snapshot:
             VmmFailed: it is nothing of the kind.
         """
         try:
-            content = json.loads(os.pread(devices.fd, devices.size_bytes, 0))
+            content = _parse(os.pread(devices.fd, devices.size_bytes, 0))
             return cls(content["config"], content["state"])
         except (ValueError, KeyError, TypeError) as error:
             raise VmmFailed(f"the capture's devices make no sense: {error}") from error
@@ -68,14 +71,16 @@ class Snapshot:
         while written < len(content):
             written += os.pwrite(devices.fd, content[written:], written)
 
-    def write_folder(self, folder: Path) -> None:
-        """Store the two files in `folder`.
+    def write_folder(self, folder: Path) -> list[Path]:
+        """Store the two files in `folder`, and return them.
 
         Raises:
             OSError: there is no room.
         """
-        for name, content in ((CONFIG, self.config), (STATE, self.state)):
-            (folder / name).write_text(json.dumps(content))
+        contents = {folder / CONFIG: self.config, folder / STATE: self.state}
+        for path, content in contents.items():
+            path.write_text(json.dumps(content))
+        return list(contents)
 
     def for_child(self, machine: Machine, memory_path: str) -> "Snapshot":
         """Return it as `machine` is to load it, whose memory is a private mapping of `memory_path`.
@@ -97,6 +102,7 @@ class Snapshot:
         config = dict(self.config)
         zone = {"id": ZONE, "size": machine.memory_bytes, "file": memory_path, "shared": False}
         config["memory"] = config["memory"] | {"zones": [zone]}
+        config["payload"] = config["payload"] | payload_of(machine)  # Opened, though not read.
         cards = config.get("net") or []
         if [card["id"] for card in cards] != ([] if machine.nic is None else [NIC]):
             raise ValueError("its network card")
@@ -110,7 +116,7 @@ class Snapshot:
 
     def _state_for(self, machine: Machine) -> dict[str, Any]:
         part = self.state["snapshots"][_MEMORY_PART]
-        memory = json.loads(part["snapshot_data"]["state"])
+        memory = _parse(part["snapshot_data"]["state"])
         ranges = memory["memory_ranges"]["data"]
         lengths = [piece["length"] for piece in ranges]
         if sum(lengths) != machine.memory_bytes:
@@ -129,7 +135,7 @@ def copy_memory(folder: Path, memory: FilledOnce) -> None:
         OSError: there is no room.
         ValueError: it is of another size.
     """
-    fd = os.open(folder / MEMORY, os.O_RDONLY | os.O_CLOEXEC)
+    fd = _open_stored(folder / MEMORY)
     try:
         if os.fstat(fd).st_size != memory.size_bytes:
             raise ValueError(f"{os.fstat(fd).st_size} bytes of memory")
@@ -140,3 +146,36 @@ def copy_memory(folder: Path, memory: FilledOnce) -> None:
                     os.pwrite(memory.fd, piece, run.offset + skip)
     finally:
         os.close(fd)
+
+
+def _open_stored(path: Path) -> int:
+    """Open what a VMM has stored, whose guest may have taken it over: a link or a pipe leads us nowhere.
+
+    Raises:
+        OSError, ValueError: it is not there, or no file.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise ValueError(f"{path.name} is no file")
+    return fd
+
+
+def _read_stored(path: Path) -> bytes:
+    with open(_open_stored(path), "rb") as file:
+        content = file.read(_STORED_BYTES_MAX + 1)
+    if len(content) > _STORED_BYTES_MAX:
+        raise ValueError(f"{path.name} has more than {_STORED_BYTES_MAX} bytes")
+    return content
+
+
+def _parse(text: str | bytes) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is none, or too deep.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it has too many levels") from error

@@ -32,8 +32,9 @@ from ramet.vmm.cloud_hypervisor.build import (
 )
 from ramet.vmm.cloud_hypervisor.features import Release
 from ramet.vmm.cloud_hypervisor.snapshot import Snapshot, copy_memory
+from ramet.vmm.jail import Cell
 from ramet.vmm.port import Capture, CaptureFormat, ExitReason, Machine, VmmFailed
-from ramet.vmm.raw_overlay import link_overlay
+from ramet.vmm.raw_overlay import layers_of, link_overlay
 from ramet.vmm.rest import Api, Refusal
 from ramet.vmm.rest_vm import RestVm, Timeouts, Waiting, read_tail
 
@@ -52,8 +53,10 @@ class CloudHypervisorVm(RestVm):
     product = "Cloud Hypervisor"
     logs = (LOG, CONSOLE)
 
-    def __init__(self, process: HeldProcess, folder: Path, timeouts: Timeouts) -> None:
-        super().__init__(process, folder, timeouts, API_SOCKET, AGENT_SOCKET)
+    def __init__(
+        self, process: HeldProcess, folder: Path, timeouts: Timeouts, cell: Cell | None = None
+    ) -> None:
+        super().__init__(process, folder, timeouts, API_SOCKET, AGENT_SOCKET, cell)
         self.output_socket = self.agent_socket
         self._release: Release | None = None
 
@@ -72,7 +75,8 @@ class CloudHypervisorVm(RestVm):
         nic = machine.nic
         if nic is not None:
             await self._ask("vm.add-net", card_of(nic), [nic.tap_fd] if nic.tap_fd >= 0 else [])
-        await self._ask("vm.boot")
+        await self._ask("vm.boot")  # Makes its guest's socket, and lets that run.
+        self._keep_out()
         await self._bound_logs()
 
     async def wait_for(self, machine: Machine, capture: Capture) -> None:
@@ -83,6 +87,7 @@ class CloudHypervisorVm(RestVm):
         """
         self._waiting = Waiting(machine, capture)
         await self._wait_started()
+        self._keep_out()
 
     async def _ask(
         self,
@@ -152,6 +157,8 @@ class CloudHypervisorVm(RestVm):
 
         def switch() -> None:
             clone_file(old_top, new_top)
+            if self._cell is not None:
+                new_top.chmod(0o600)  # It is frozen next, and nobody's to read who is in a jail.
             exchange_files(old_top, new_top)
             try:
                 link_overlay(self._folder, new_top)
@@ -165,11 +172,16 @@ class CloudHypervisorVm(RestVm):
     async def save_devices(self, target: Capture) -> None:
         self._difference = await self._find_difference(target)
         async with self._folder_for_a_while(_CAPTURE_FOLDER) as folder:
+            cell = self._cell
+            if cell is not None:
+                await self._in_thread(lambda: cell.own(folder, mode=0o700))
             await self._ask("vm.snapshot", {"destination_url": f"file://{_CAPTURE_FOLDER}"})
             await self._in_thread(lambda: self._keep(folder, target))
         target.format = self._format()
 
     def _keep(self, folder: Path, target: Capture) -> None:
+        if self._cell is not None:
+            self._cell.disown(folder)  # What has which name in there stays as it is from here on.
         try:
             Snapshot.read_folder(folder).write(target.devices)
             if self._difference is None:
@@ -187,12 +199,23 @@ class CloudHypervisorVm(RestVm):
             body["net_fds"] = [{"id": NIC, "num_fds": 1}]
         passed = [waiting.tap_fd] if snapshot.has_card_by_descriptor else []
         async with self._folder_for_a_while(_LOAD_FOLDER) as folder:
-            await self._in_thread(lambda: snapshot.write_folder(folder))
+            await self._in_thread(lambda: self._let_in(snapshot.write_folder(folder), waiting))
             await self._ask("vm.restore", body, passed, self._timeouts.load_s)
+        self._keep_out()
         await self._bound_logs()
         if waiting.runs:
             await self._in_thread(lambda: waiting.lay_over(self._process.pid))
         await self._ask("vm.resume")
+
+    def _let_in(self, stored: list[Path], waiting: Waiting) -> None:
+        """Let one that is about to load read what is `stored` for it, and make its guest's socket."""
+        cell = self._cell
+        if cell is not None:
+            cell.own(layers_of(waiting.machine.overlay)[0])
+            for path in stored:
+                cell.let_pass(path.parent)
+                cell.let_read(path)
+            cell.let_in()
 
     def _format(self) -> CaptureFormat:
         assert self._release is not None, "connect() comes first"
