@@ -91,6 +91,7 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("oversubscription:\n  disk: .inf\n", "oversubscription.disk"),
         ("oversubscription:\n  gpu: 1\n", "oversubscription.gpu"),
         ("hypervisor:\n  firecracker_jail: maybe\n", "hypervisor.firecracker_jail"),
+        ("hypervisor:\n  cloud_hypervisor_jail: 1\n", "hypervisor.cloud_hypervisor_jail"),
         ("hypervisor:\n  firecracker_max_concurrent_restores: 0\n", "max_concurrent_restores"),
         ("hypervisor:\n  firecracker_snapshot_memory_backend: tape\n", "memory_backend"),
         ("hypervisor:\n  firecracker_uffd_graduation:\n    scan_interval: soon\n", "scan_interval"),
@@ -123,7 +124,7 @@ def test_a_port_that_is_none_is_refused() -> None:
 
 def test_hypervisors_defaults_and_what_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
     found = load_settings({}).hypervisor
-    assert (found.default, found.firecracker_jail) == (None, "auto")
+    assert (found.default, found.firecracker_jail, found.cloud_hypervisor_jail) == (None, "auto", "auto")
     assert found.firecracker_snapshot_memory_backend == "file"
     assert found.firecracker_uffd_cache_max_bytes == 4_294_967_296
     assert found.firecracker_max_concurrent_restores == 32

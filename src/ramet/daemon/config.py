@@ -192,13 +192,14 @@ class GraduationSettings(BaseModel, extra="forbid"):
 class HypervisorSettings(BaseModel, extra="forbid"):
     """What runs the guests: `default` for an instance that names none; None: the first that this host has.
 
-    `firecracker_jail`: whether Firecracker runs as a user of its own that sees only its own files. Its
-    `..._snapshot_memory_backend`: `file` maps a capture's file, `uffd` asks the pager where that is quicker.
-    `firecracker_binary_path`: where it is, if not on the path.
+    `firecracker_jail`, `cloud_hypervisor_jail`: whether each of its processes is a user of its own that sees
+    only its own files. Firecracker's `..._snapshot_memory_backend`: `file` maps a capture's file, `uffd` asks
+    the pager where that is quicker. `firecracker_binary_path`: where it is, if not on the path.
     """
 
     default: Literal["qemu", "qemu-microvm", "firecracker", "cloud-hypervisor"] | None = None
     firecracker_jail: Literal["auto", "on", "off"] = "auto"
+    cloud_hypervisor_jail: Literal["auto", "on", "off"] = "auto"
     firecracker_snapshot_memory_backend: Literal["file", "uffd"] = "file"
     firecracker_uffd_cache_max_bytes: Annotated[PositiveInt, BeforeValidator(_parse_bytes)] = 4 << 30
     firecracker_max_concurrent_restores: PositiveInt = 32

@@ -156,7 +156,7 @@ def _open_drivers(
         for board in BOARDS
     }
     openers[FirecrackerDriver.name] = lambda: _open_firecracker(settings, folder, pager)
-    openers[CloudHypervisorDriver.name] = lambda: _open_cloud_hypervisor(folder)
+    openers[CloudHypervisorDriver.name] = lambda: _open_cloud_hypervisor(settings, folder)
     drivers: dict[str, Driver] = {}
     refusals: list[Broken] = []
     for name, opener in openers.items():
@@ -193,13 +193,14 @@ def _open_firecracker(
     return driver
 
 
-def _open_cloud_hypervisor(folder: DataFolder) -> CloudHypervisorDriver:
+def _open_cloud_hypervisor(settings: Settings, folder: DataFolder) -> CloudHypervisorDriver:
     """Open the driver of Cloud Hypervisor.
 
     Raises:
         Broken: it is not installed, or this host has no KVM for it.
     """
-    driver = CloudHypervisorDriver.open(folder.instances)
+    jail = JailConfig(JailMode(settings.hypervisor.cloud_hypervisor_jail))
+    driver = CloudHypervisorDriver.open(folder.instances, jail=jail)
     _demand_kvm(driver)
     return driver
 
