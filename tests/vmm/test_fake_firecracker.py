@@ -1,54 +1,27 @@
 """The fake is as strict as Firecracker: what it lets pass, Firecracker takes."""
 
-import http.client
-import json
-import os
-import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from ramet.linux.memfd import SealableFile
-from ramet.wire.boot_config import BootConfig
 from tests.vmm.fake_firecracker.memory import PAGE_BYTES
 from tests.vmm.fake_firecracker.program import NEWEST, VERSION_VARIABLE
+from tests.vmm.fake_process import BAD_REQUEST, NO_CONTENT, OK, Answer, FakeProcess
 from tests.vmm.firecracker_bench import PROGRAM
 
-OK, NO_CONTENT, BAD_REQUEST = 200, 204, 400
 MEMORY_MIB = 6
-Answer = tuple[int, Any]
 
 
-class Process:
-    """One fake, asked without the driver."""
+class Process(FakeProcess):
+    """One fake Firecracker."""
 
     def __init__(self, folder: Path, version: str) -> None:
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [PROGRAM, "--id", "test", "--api-sock", "api.sock"],
-            cwd=folder,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=os.environ | {VERSION_VARIABLE: version},
+        super().__init__(
+            folder, [PROGRAM, "--id", "test", "--api-sock", "api.sock"], {VERSION_VARIABLE: version}
         )
-
-    def ask(self, method: str, path: str, body: object = None) -> Answer:
-        connection = http.client.HTTPConnection("localhost")
-        connection.sock = socket.socket(socket.AF_UNIX)
-        while True:
-            try:
-                connection.sock.connect(str(self.folder / "api.sock"))
-                break
-            except (FileNotFoundError, ConnectionRefusedError):
-                assert self.process.poll() is None
-        connection.request(method, path, None if body is None else json.dumps(body))
-        answer = connection.getresponse()
-        content = answer.read()
-        connection.close()
-        return answer.status, json.loads(content) if content else None
 
     def put(self, path: str, **body: object) -> Answer:
         return self.ask("PUT", path, body)
@@ -61,18 +34,7 @@ class Process:
         return str(answer["fault_message"])
 
     def boot(self, *, track_dirty_pages: bool = True) -> None:
-        config = BootConfig(
-            argv=("sleep",),
-            env={},
-            cwd="/",
-            user="",
-            hostname="h",
-            machine_id="0" * 32,
-            clock_ns=0,
-            entropy=bytes(64),
-        )
-        (self.folder / "config.img").write_bytes(config.to_disk())
-        (self.folder / "overlay.raw").write_bytes(bytes(4096))
+        self.make_disks()
         machine = {"vcpu_count": 1, "mem_size_mib": MEMORY_MIB, "track_dirty_pages": track_dirty_pages}
         assert self.put("/machine-config", **machine) == (NO_CONTENT, None)
         assert self.put("/boot-source", kernel_image_path="/dev/null")[0] == NO_CONTENT
@@ -105,8 +67,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 
     yield new
     for each in made:
-        each.process.kill()
-        each.process.communicate()
+        each.end()
 
 
 def test_it_says_what_it_is(start: Start) -> None:

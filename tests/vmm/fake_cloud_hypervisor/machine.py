@@ -161,7 +161,7 @@ class Machine:
             fd = _open(disk["path"], flags)
             lock = fcntl.F_RDLCK if disk.get("readonly") else fcntl.F_WRLCK
             try:
-                fcntl.fcntl(fd, _F_OFD_SETLK, struct.pack("hhqqi4x", lock, os.SEEK_SET, 0, 0, 0))
+                lock_file(fd, lock)
             except BlockingIOError as error:
                 raise Refused(f"The disk {disk['path']} is locked") from error
             self._disks[disk["id"]] = fd
@@ -305,6 +305,15 @@ class Machine:
         self._guest = Guest(new_memory(), self._layers(), self._print)
         self._is_verified = False
         self.state = "Paused"
+
+
+def lock_file(fd: int, kind: int) -> None:
+    """Lock an open file (F_RDLCK, F_WRLCK), for as long as it is open.
+
+    Raises:
+        BlockingIOError: another has.
+    """
+    fcntl.fcntl(fd, _F_OFD_SETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
 
 
 def _size_of(config: dict[str, Any]) -> int:

@@ -5,6 +5,7 @@ without): what that version does not know it refuses.
 """
 
 import argparse
+import fcntl
 import json
 import os
 import selectors
@@ -16,7 +17,7 @@ from typing import Any, Final
 
 from ramet.vmm.fake.guest import GuestEnded
 from tests.vmm.fake_cloud_hypervisor.api import Refused, parse
-from tests.vmm.fake_cloud_hypervisor.machine import Machine
+from tests.vmm.fake_cloud_hypervisor.machine import Machine, lock_file
 from tests.vmm.fake_firecracker import api as shared
 from tests.vmm.fake_firecracker import faults
 from tests.vmm.fake_firecracker.vsock import Vsock
@@ -25,6 +26,7 @@ from tests.vmm.fake_firecracker.wire import HttpConnection, Request, answer
 VERSION_VARIABLE: Final = "RAMET_FAKE_CLOUD_HYPERVISOR_VERSION"
 FAULTS_VARIABLE: Final = "RAMET_FAKE_CLOUD_HYPERVISOR_FAULTS"
 NEWEST: Final = "53.0"
+LOCKS_SINCE: Final = (53, 0)
 
 
 class Program:
@@ -42,6 +44,8 @@ class Program:
         """Serve until the guest ends; returns the exit code."""
         listener = socket.socket(socket.AF_UNIX)
         try:
+            if self._machine.version >= LOCKS_SINCE:
+                self._lock()
             listener.bind(self._api_socket)
         except OSError as error:
             print(f"Error creating the API server's socket: {error}", file=sys.stderr)
@@ -64,6 +68,16 @@ class Program:
             os.unlink(self._api_socket)
         self.log("Cloud Hypervisor exited successfully")
         return 0
+
+    def _lock(self) -> None:
+        """Hold a file beside the socket, which is removed if an ended process has left it.
+
+        Raises:
+            OSError: it is another's, who runs or is another user.
+        """
+        fd = os.open(f"{self._api_socket}.lock", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        lock_file(fd, fcntl.F_WRLCK)  # As long as this process lives.
+        Path(self._api_socket).unlink(missing_ok=True)
 
     def log(self, line: str) -> None:
         """Write a line to the log, if anybody wants to know."""

@@ -16,6 +16,8 @@ from ramet.wire.vsock import SOCKET_SUFFIX
 
 DEVICE_MODEL: Final = 1
 API_SOCKET: Final = "api.sock"
+API_LOCK: Final = f"{API_SOCKET}.lock"
+"""Made and left by 53 and newer; another user cannot open it."""
 AGENT_SOCKET: Final = f"agent{SOCKET_SUFFIX}"
 CONSOLE: Final = "console.log"
 LOG: Final = "vmm.log"

@@ -20,6 +20,7 @@ from ramet.core.spec import Runtime
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.cloud_hypervisor.build import (
     AGENT_SOCKET,
+    API_LOCK,
     API_SOCKET,
     CONSOLE,
     EVENTS,
@@ -155,7 +156,7 @@ class CloudHypervisorDriver(LiveFork):
         # -v: without it the log says nothing of an end that was in order.
         argv = [str(self._program), *_API_OPTION, "--event-monitor", f"path={EVENTS}", "-v"]
         try:
-            for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: it takes no used name.
+            for left in (API_SOCKET, API_LOCK, AGENT_SOCKET):  # Of an earlier run: it takes no used name.
                 (folder / left).unlink(missing_ok=True)
             (folder / EVENTS).write_bytes(b"")
             if self._jail is not None:
