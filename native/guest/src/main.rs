@@ -32,6 +32,7 @@ mod spawn;
 mod sys;
 mod unpack;
 mod users;
+mod virtio;
 mod vsock;
 mod workload;
 

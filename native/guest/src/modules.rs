@@ -4,14 +4,16 @@ use std::fs;
 use std::io::ErrorKind;
 
 use crate::sys;
-use crate::vsock;
+use crate::virtio;
 
 const FOLDER: &str = "/modules";
+/// Modules, by a part of their name, that only some machines need; and the device that such a machine has.
+const FOR_DEVICES: [(&str, &str); 2] = [("vsock", virtio::VSOCK), ("virtio_mem", virtio::MEMORY)];
 
 /// Loads every module of `/modules/order` and then removes the files: the memory of an initramfs is the
 /// guest's, and would be part of every snapshot.
 ///
-/// Those of the vsock are left alone where there is none: they are the last, behind those that find devices.
+/// Those of `FOR_DEVICES` are left alone where there is none: they are behind those that find devices.
 /// A module that is loaded or built in already, or whose hardware is missing, is no error.
 pub fn load_all() -> Result<(), String> {
     let order = match fs::read_to_string(format!("{FOLDER}/order")) {
@@ -20,7 +22,7 @@ pub fn load_all() -> Result<(), String> {
         Err(error) => return Err(format!("{FOLDER}/order: {error}")),
     };
     for name in order.lines().filter(|name| !name.is_empty()) {
-        if name.contains("vsock") && !vsock::is_there() {
+        if FOR_DEVICES.iter().any(|(part, id)| name.contains(part) && !virtio::is_there(id)) {
             continue;
         }
         let path = format!("{FOLDER}/{name}");

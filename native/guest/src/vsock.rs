@@ -3,28 +3,20 @@
 //! As on a serial port there is one connection at a time; who comes meanwhile waits. A snapshot of the guest
 //! ends them all, in the guest and in its children, and the listening socket stays.
 
-use std::fs;
 use std::io::{ErrorKind, Result};
 use std::mem::size_of;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::port::is_transient;
-use crate::sys;
+use crate::{sys, virtio};
 
-const DEVICES: &str = "/sys/bus/virtio/devices";
-/// `VIRTIO_ID_VSOCK` (linux/virtio_ids.h), as sysfs has it.
-const DEVICE_ID: &str = "0x0013";
 const BACKLOG: libc::c_int = 8;
 /// How long the kernel may take at the end to hand over what was sent.
 const LINGER_S: libc::c_int = 2;
 
 /// True if this machine has a vsock. After the drivers of its bus were loaded.
 pub fn is_there() -> bool {
-    fs::read_dir(DEVICES).is_ok_and(|entries| {
-        entries.flatten().any(|entry| {
-            fs::read_to_string(entry.path().join("device")).is_ok_and(|id| id.trim_end() == DEVICE_ID)
-        })
-    })
+    virtio::is_there(virtio::VSOCK)
 }
 
 pub struct Socket {
@@ -133,6 +125,7 @@ fn may_enter(address: &libc::sockaddr_vm) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::io::{Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
 

@@ -42,7 +42,8 @@ GUEST_MODULES: Final = (
     "ext4",
     "inet_diag",
     "tcp_diag",
-    # Last: the guest leaves them alone where it has no vsock.
+    # Last: the guest leaves them alone where it has no such device.
+    "virtio_mem",
     "vsock",
     "vmw_vsock_virtio_transport",
 )
