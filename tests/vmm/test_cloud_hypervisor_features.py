@@ -10,10 +10,24 @@ from typing import Any
 import pytest
 
 from ramet.core.ids import LayerId
+from ramet.linux.memfd import SealableFile
 from ramet.vmm.cloud_hypervisor.vm import CloudHypervisorVm
-from ramet.vmm.port import Machine, Nic, NicLimits, VmmFailed, VmmUnsupported
+from ramet.vmm.port import (
+    MEMORY_FILE_NAME,
+    Ballooned,
+    BalloonUnsupported,
+    Capture,
+    Machine,
+    Nic,
+    NicLimits,
+    Resizable,
+    SizeOutOfRange,
+    Sizes,
+    VmmFailed,
+    VmmUnsupported,
+)
 from ramet.vmm.token_bucket import bucket_of
-from tests.vmm.bench import LiveVm
+from tests.vmm.bench import LiveVm, digest
 from tests.vmm.cloud_hypervisor_bench import CloudHypervisorBench
 
 pytestmark = pytest.mark.anyio
@@ -100,3 +114,116 @@ async def test_a_disk_that_cannot_be_switched_keeps_its_name(bench: CloudHypervi
     in_the_way.rmdir()
     child = await bench.fork(source)
     assert await bench.run(child, bench.fetch("before")) == "yes"
+
+
+# Its size
+
+ROOM = {"plug_bytes": 128 << 20, "vcpu_count_max": 4}
+MIB = 1 << 20
+
+
+async def test_a_vm_is_given_processors_and_memory_and_has_them_taken_away(
+    bench: CloudHypervisorBench,
+) -> None:
+    source, _ = await boot(bench, **ROOM)
+    assert isinstance(source, Resizable)
+    booted = bench.memory_bytes
+    assert await source.sizes() == Sizes(1, 4, booted, booted, booted + ROOM["plug_bytes"], 2 * MIB)
+    await source.resize(3, booted + 6 * MIB)
+    assert await source.sizes() == Sizes(3, 4, booted + 6 * MIB, booted, booted + ROOM["plug_bytes"], 2 * MIB)
+    await source.resize(3, booted + 6 * MIB)  # As it is: the VMM would refuse it.
+    await source.resize(memory_bytes=booted)
+    assert (await source.sizes()).memory_bytes == booted
+    await source.resize(vcpu_count=1)
+    assert (await source.sizes()).vcpu_count == 1
+
+
+@pytest.mark.parametrize(
+    ("vcpu_count", "more_bytes"),
+    [(0, None), (5, None), (2, -2 * MIB), (2, 130 * MIB), (2, MIB), (5, 2 * MIB)],
+)
+async def test_a_size_out_of_range_is_refused_and_nothing_is_changed(
+    bench: CloudHypervisorBench, vcpu_count: int, more_bytes: int | None
+) -> None:
+    source, _ = await boot(bench, **ROOM)
+    assert isinstance(source, Resizable)
+    before = await source.sizes()
+    with pytest.raises(SizeOutOfRange):
+        await source.resize(vcpu_count, None if more_bytes is None else bench.memory_bytes + more_bytes)
+    assert await source.sizes() == before
+
+
+@pytest.mark.parametrize("room", [{"plug_bytes": 64 * MIB}, {"vcpu_count_max": 0}, {"vcpu_count_max": 999}])
+async def test_room_that_cannot_be_is_refused(bench: CloudHypervisorBench, room: dict[str, int]) -> None:
+    with pytest.raises(VmmUnsupported):
+        await boot(bench, **room)
+    assert await bench.driver.find() == {}
+
+
+async def test_a_child_has_the_size_its_source_had_and_memory_of_its_own(bench: CloudHypervisorBench) -> None:
+    source, layer = await boot(bench, **ROOM)
+    assert isinstance(source, Resizable)
+    await bench.run(source, bench.remember("before", "yes"))
+    await source.resize(2, bench.memory_bytes + 4 * MIB)
+    capture = await bench.capture(source, room_for(bench))
+    await source.resize(1, bench.memory_bytes)
+    machine, below = child_of(bench, layer, **ROOM)
+    child = bench.keep(await bench.driver.start_waiting(machine, capture), below)
+    await bench.wake(child, capture, "child")
+    assert isinstance(child, Resizable)
+    sizes = await child.sizes()
+    assert (sizes.vcpu_count, sizes.memory_bytes) == (2, bench.memory_bytes + 4 * MIB)
+    assert await bench.run(child, bench.recall("before")) == "yes"
+    # What no file is mapped for is no difference to a file: the whole is stored, and loads.
+    assert isinstance(capture.memory, SealableFile)
+    second = await bench.capture(child, room_for(bench, base=capture.memory))
+    assert second.changes is None
+    machine, lowest = child_of(bench, below, **ROOM)
+    grandchild = bench.keep(await bench.driver.start_waiting(machine, second), lowest)
+    await bench.wake(grandchild, second, "grandchild")
+    assert await bench.run(grandchild, bench.recall("before")) == "yes"
+    # And of a guest that has given it all back, whose base has it.
+    await child.resize(memory_bytes=bench.memory_bytes)
+    third = await bench.capture(child, room_for(bench, base=capture.memory))
+    assert third.changes is None
+    third.memory.close()
+    third.devices.close()
+    second.close()
+
+
+async def test_a_child_without_the_room_of_its_source_does_not_load(bench: CloudHypervisorBench) -> None:
+    source, layer = await boot(bench, **ROOM)
+    capture = await bench.capture(source, room_for(bench))
+    machine, below = child_of(bench, layer)
+    child = bench.keep(await bench.driver.start_waiting(machine, capture), below)
+    with pytest.raises(VmmFailed, match="room"):
+        await child.load(capture)
+    capture.close()
+
+
+async def test_a_child_takes_no_memory_back_nor_what_its_source_was_asked_for(
+    bench: CloudHypervisorBench,
+) -> None:
+    source, layer = await boot(bench)
+    assert isinstance(source, Ballooned)
+    await source.set_balloon(bench.memory_bytes - MIB)  # More than it can spare.
+    capture = await bench.capture(source)
+    before = digest(capture.memory)
+    machine, below = child_of(bench, layer)
+    child = bench.keep(await bench.driver.start_waiting(machine, capture), below)
+    await child.load(capture)
+    assert isinstance(child, Ballooned)
+    had = await child.balloon_bytes()
+    assert had == bench.memory_bytes // 2
+    for more in (had + MIB, MIB):  # It may have less by now: a guest that runs out of memory takes it again.
+        with pytest.raises(BalloonUnsupported):
+            await child.set_balloon(more)
+    await child.set_balloon(0)
+    assert await child.balloon_bytes() == 0
+    assert digest(capture.memory) == before
+    capture.close()
+
+
+def room_for(bench: CloudHypervisorBench, base: SealableFile | None = None) -> Capture:
+    memory = SealableFile(MEMORY_FILE_NAME, bench.memory_bytes + ROOM["plug_bytes"])
+    return Capture(memory, SealableFile("ramet-devices"), base=base)

@@ -19,7 +19,7 @@ from typing import Final, Literal
 
 import anyio
 
-from ramet.core.errors import Broken, Conflict, Unsupported
+from ramet.core.errors import Broken, Conflict, Invalid, Unsupported
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.filled_once import FilledOnce
@@ -49,6 +49,20 @@ class LiveForkUnsupported(Unsupported):
     """This VMM cannot be forked while it runs, nor put to sleep."""
 
     code = "live_fork_unsupported"
+
+
+class SizeOutOfRange(Invalid):
+    """The VM has no room for so many processors or so much memory, or cannot do with so few."""
+
+    code = "size_out_of_range"
+    remedy_default = "ask for a size in the range that the error tells"
+
+
+class BalloonUnsupported(Unsupported):
+    """No memory can be taken back from this VM: its VMM would give back what it shares with others."""
+
+    code = "balloon_unsupported"
+    remedy_default = "take it from the source, or from an instance that was booted"
 
 
 class VmmSilent(VmmFailed):
@@ -107,6 +121,8 @@ class Machine:
     """What a VMM is told to build. Two machines of equal shape can exchange captures.
 
     `folder` belongs to this VM alone: sockets and logs (`console.log`, `output.log`, `vmm.log`) lie there.
+    `vcpu_count_max`, `plug_bytes`: room for processors (in all; None: for no more) and memory (beside what it
+    boots with) to be plugged in while it runs, of a VMM whose Vms are `Resizable`; others refuse it.
     """
 
     instance: InstanceId
@@ -120,6 +136,25 @@ class Machine:
     config: Path
     nic: Nic | None
     volumes: tuple[DiskImage, ...] = ()
+    vcpu_count_max: int | None = None
+    plug_bytes: int = 0
+
+    @property
+    def memory_bytes_max(self) -> int:
+        """How much memory a capture of it may have."""
+        return self.memory_bytes + self.plug_bytes
+
+    def demand_fixed_size(self, hypervisor: str) -> None:
+        """Check that there is no room for more, for a hypervisor that can plug nothing in.
+
+        Raises:
+            VmmUnsupported: there is.
+        """
+        if self.plug_bytes or self.vcpu_count_max not in (None, self.vcpu_count):
+            raise VmmUnsupported(
+                f"an instance on {hypervisor} keeps the processors and the memory that it boots with",
+                remedy="ask for no room for more, or use hypervisor cloud-hypervisor",
+            )
 
 
 class ExitReason(Enum):
@@ -320,6 +355,52 @@ class LiveCapture(Vm):
     @abstractmethod
     async def collapse_disk(self, base: Path) -> None:
         """Draw the layers above `base` into the top one, while the guest runs; `base` is its backing then."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How large a VM is to be, and can be. Its guest may be on the way to it still."""
+
+    vcpu_count: int
+    vcpu_count_max: int
+    memory_bytes: int
+    memory_bytes_min: int
+    memory_bytes_max: int
+    memory_step_bytes: int
+
+
+class Resizable(Vm):
+    """A Vm that is given processors and memory, and has them taken away, while it runs."""
+
+    @abstractmethod
+    async def sizes(self) -> Sizes:
+        """Return how large it was last asked to be, and the range."""
+
+    @abstractmethod
+    async def resize(self, vcpu_count: int | None = None, memory_bytes: int | None = None) -> None:
+        """Ask the guest to be so large; None: as it is. It may take its time, and fall short in memory.
+
+        Raises:
+            SizeOutOfRange: it cannot be; nothing was changed.
+            VmmFailed: the VMM refused it, as while the guest still gives up processors.
+        """
+
+
+class Ballooned(Vm):
+    """A Vm whose guest is asked to give memory back to the host while it runs."""
+
+    @abstractmethod
+    async def balloon_bytes(self) -> int:
+        """Return how much it was last asked to give back. It may have less to spare."""
+
+    @abstractmethod
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        """Ask the guest to give back so much in all, rounded down to whole MiB; 0: to have all of it again.
+
+        Raises:
+            SizeOutOfRange: it has not so much.
+            BalloonUnsupported: what would be given back belongs to others.
+        """
 
 
 class Restored(Vm):

@@ -45,6 +45,16 @@ def find_regions(pid: int, file_fd: int) -> list[Region]:
     return found
 
 
+def covers(regions: list[Region], length_bytes: int) -> bool:
+    """Tell whether the first `length_bytes` of the file are mapped in `regions`, all of them."""
+    end = 0
+    for region in sorted(regions, key=lambda region: region.offset):
+        if region.offset > end:
+            return False
+        end = region.offset + region.length_bytes
+    return end >= length_bytes
+
+
 def find_changes(pid: int, regions: list[Region]) -> PageRuns:
     """Return which parts of the file differ in the memory of `pid`, by their offsets.
 

@@ -19,6 +19,7 @@ from anyio import to_thread
 
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import PageRuns
 from ramet.linux.process import HeldProcess, read_boot_id
 from ramet.vmm.jail import Cell
@@ -32,7 +33,7 @@ from ramet.vmm.port import (
     VmmFailed,
     VmmSilent,
 )
-from ramet.vmm.private_mapping import Region, copy_changes, find_changes, find_regions, lay_over
+from ramet.vmm.private_mapping import Region, copy_changes, covers, find_changes, find_regions, lay_over
 from ramet.vmm.raw_overlay import fill_overlay, read_top_layer
 from ramet.vmm.rest import COMMAND_TIMEOUT_S, Api, Refusal
 
@@ -238,11 +239,15 @@ class RestVm(LiveCapture, Restored):
         if base is None:
             return None
         regions = await self._in_thread(lambda: find_regions(pid, base.fd))
-        if not regions:
+        if not covers(regions, await self._booted_bytes(base)):  # A balloon may have taken pieces out of it.
             return None
         runs = await self._in_thread(lambda: find_changes(pid, regions))
         is_little = sum(length for _, length in runs) <= base.resident_bytes * DIFFERENCE_RATIO_MAX
         return regions if is_little else None
+
+    async def _booted_bytes(self, base: FilledOnce) -> int:
+        """Return how much memory a guest has that was loaded from `base`, all mapped from it."""
+        return base.size_bytes
 
     async def top_layer(self) -> Path:
         await self.is_paused()  # What a VMM has open that answers no more is of no use.

@@ -1,6 +1,6 @@
-"""A rate as a token bucket: how Firecracker and Cloud Hypervisor, which has its code from there, limit a device.
+"""A rate as a token bucket: how Firecracker limits a device, and Cloud Hypervisor with its code.
 
-A bucket that is empty is looked at again after 100 ms (`REFILL_TIMER_INTERVAL_MS` of their rate limiter) and no
+A bucket that is empty is looked at again after 100 ms (`REFILL_TIMER_INTERVAL_MS` of their rate limiter), no
 sooner. One that held less than 100 ms let through would never reach its rate; so ours hold 200 ms.
 """
 

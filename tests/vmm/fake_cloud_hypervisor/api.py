@@ -157,6 +157,10 @@ ENDPOINTS: Final[dict[str, Endpoint]] = {
     "vm.shutdown": Endpoint("PUT"),
     "vm.delete": Endpoint("PUT"),
     "vm.snapshot": Endpoint("PUT", {"destination_url": Field(str, True)}),
+    "vm.resize": Endpoint(
+        "PUT", {"desired_vcpus": Field(int), "desired_ram": Field(int), "desired_balloon": Field(int)}
+    ),
+    "vm.resize-zone": Endpoint("PUT", {"id": Field(str, True), "desired_ram": Field(int, True)}),
     "vm.restore": Endpoint("PUT", _RESTORE),
 }
 

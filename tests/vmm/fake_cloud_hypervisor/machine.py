@@ -18,6 +18,9 @@ NOT_CREATED: Final = "VM is not created"
 _F_OFD_SETLK: Final = 37  # asm-generic/fcntl.h
 _TUNGETIFF: Final = 0x800454D2  # linux/if_tun.h
 _OWN_PART: Final = "fake"
+_ROOM_AT: Final = 4 << 30
+ROOM_ALIGN_BYTES: Final = 128 << 20
+PLUG_BLOCK_BYTES: Final = 2 << 20
 
 
 class Machine:
@@ -32,6 +35,8 @@ class Machine:
         self._tap_fds: list[int] = []
         self._console: int | None = None
         self._memory: Memory | None = None
+        self._plugged: Memory | None = None
+        self._taken_bytes = 0  # By the balloon.
         self._is_verified = True
         self._guest: Guest | None = None
 
@@ -75,6 +80,10 @@ class Machine:
                 self.state = "Paused"
             case "vm.resume":
                 self._resume()
+            case "vm.resize":
+                self._resize(body)
+            case "vm.resize-zone":
+                self._resize_zone(body)
             case "vm.snapshot":
                 self._snapshot(_folder_of(body["destination_url"]))
             case "vm.restore":
@@ -94,8 +103,8 @@ class Machine:
     def _info(self) -> dict[str, Any]:
         config = self._demand_config()
         state = "Created" if self.state == "None" else self.state
-        size = sum(zone["size"] for zone in config["memory"]["zones"])
-        return {"config": config, "state": state, "memory_actual_size": size}
+        actual = _size_of(config) - self._taken_bytes + _plugged_of(config)
+        return {"config": config, "state": state, "memory_actual_size": actual}
 
     def _demand_config(self) -> dict[str, Any]:
         if self._config is None:
@@ -201,11 +210,43 @@ class Machine:
             self.guest.memory = self._memory.content()
         self.state = "Running"
 
+    def _resize(self, body: dict[str, Any]) -> None:
+        config = self._demand_config()
+        if self.state == "None":
+            raise Refused("the fake resizes nothing that does not run")
+        if "desired_ram" in body:
+            raise Refused("Not allowed to resize guest memory when backed with user defined memory zones")
+        if "desired_vcpus" in body:
+            if not 1 <= body["desired_vcpus"] <= config["cpus"]["max_vcpus"]:
+                raise Refused("Desired vCPU count exceeds maximum, or is zero")
+            config["cpus"]["boot_vcpus"] = body["desired_vcpus"]
+        if "desired_balloon" in body:
+            (zone,), balloon = config["memory"]["zones"], config.get("balloon")
+            if balloon is None:
+                raise Refused("No balloon device")
+            if "file" in zone and body["desired_balloon"] > self._taken_bytes:
+                raise Refused("a balloon would give back what belongs to others", is_fatal=True)
+            balloon["size"] = body["desired_balloon"]
+            self._taken_bytes = min(balloon["size"], zone["size"] // 2)  # A guest keeps what it needs.
+
+    def _resize_zone(self, body: dict[str, Any]) -> None:
+        (zone,) = self._demand_config()["memory"]["zones"]
+        plugged = body["desired_ram"] - zone["size"]
+        if body["id"] != zone["id"] or self.state == "None":
+            raise Refused("Could not find the memory zone")
+        if not 0 <= plugged <= zone.get("hotplug_size", 0) or plugged % PLUG_BLOCK_BYTES:
+            raise Refused(f"new size {plugged} is bigger than the region, or not aligned on its blocks")
+        if plugged == zone.get("hotplugged_size", 0):
+            raise Refused("new size and requested_size are identical")
+        zone["hotplugged_size"] = plugged
+        self._plugged = Memory.boot(plugged) if plugged else None
+
     def _end(self, *, is_deleted: bool) -> None:
         for fd in (*self._disks.values(), *(self._tap_fds if is_deleted else ())):
             os.close(fd)
         self._disks.clear()
-        self._memory = self._guest = None
+        self._memory = self._plugged = self._guest = None
+        self._taken_bytes = 0
         self.state = "None"
         if is_deleted:
             self._tap_fds.clear()
@@ -217,35 +258,37 @@ class Machine:
         if self.state != "Paused":
             raise Refused("Cannot snapshot VM: it is not paused")
         assert self._memory is not None
-        config, size = self._demand_config(), _size_of(self._demand_config())
+        config = self._demand_config()
         if any((folder / name).exists() for name in (CONFIG_NAME, STATE_NAME, MEMORY_NAME)):
             raise Refused("Error creating snapshot file: File exists (os error 17)")
         try:
             (folder / CONFIG_NAME).write_text(json.dumps(config))
-            self._memory.store(str(folder / MEMORY_NAME), all_pages=True)
-            (mapping,) = config["memory"]["zones"]
-            memory = {
-                "memory_ranges": {"data": [{"gpa": 0, "length": size}]},
-                "guest_ram_mappings": [
-                    {
-                        "slot": 0,
-                        "gpa": 0,
-                        "size": size,
-                        "zone_id": mapping["id"],
-                        "virtio_mem": False,
-                        "file_offset": 0,
-                    }
-                ],
+            plugged_bytes = 0 if self._plugged is None else _plugged_of(config)
+            if self._plugged is not None:
+                self._plugged.store(str(folder / MEMORY_NAME), all_pages=True)
+            self._memory.store(str(folder / MEMORY_NAME), all_pages=True, offset=plugged_bytes)
+            own = {
+                "version": self._full_version,
+                "sums": self._memory.sums,
+                "plugged_sums": [] if self._plugged is None else self._plugged.sums,
             }
-            own = {"version": self._full_version, "sums": self._memory.sums}
-            parts = {"memory-manager": memory, _OWN_PART: own}
             told = {
-                name: {"snapshots": {}, "snapshot_data": {"state": json.dumps(part)}}
-                for name, part in parts.items()
+                "memory-manager": _part(_memory_state(config)),
+                "device-manager": {
+                    "snapshots": self._balloon_state(config),
+                    "snapshot_data": {"state": "{}"},
+                },
+                _OWN_PART: _part(own),
             }
             (folder / STATE_NAME).write_text(json.dumps({"snapshots": told, "snapshot_data": None}))
         except OSError as error:
             raise Refused(f"Cannot send VM snapshot: {error}") from error
+
+    def _balloon_state(self, config: dict[str, Any]) -> dict[str, Any]:
+        if "balloon" not in config:
+            return {}
+        pages = {"num_pages": config["balloon"]["size"] // 4096, "actual": self._taken_bytes // 4096}
+        return {"__balloon": _part({"config": pages})}
 
     def _restore(self, body: dict[str, Any], fds: list[int]) -> None:
         if self._config is not None:
@@ -259,7 +302,7 @@ class Machine:
             config = json.loads((folder / CONFIG_NAME).read_text())
             state = json.loads((folder / STATE_NAME).read_text())["snapshots"]
             self._take(folder, config, state, body, fds)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, WrongPage) as error:
             self._end(is_deleted=True)
             raise Refused(f"Cannot restore VM: {error!r}") from error
         except Refused:
@@ -289,22 +332,58 @@ class Machine:
         self._config, self._tap_fds = config, list(fds)
         self._open_console(config)
         self._open_payload(config)  # As a real one does, which makes nothing of it.
-        (zone,) = config["memory"]["zones"]
-        (mapping,) = memory["guest_ram_mappings"]
-        if (mapping["zone_id"], mapping["size"], mapping["file_offset"]) != (zone["id"], zone["size"], 0):
-            raise ValueError("the memory is in another zone")
-        if memory["memory_ranges"]["data"]:
-            if "file" in zone:
-                raise ValueError("the fake copies into no file")
-            self._memory = Memory.of_file(str(folder / MEMORY_NAME), own["sums"])
-        elif zone.get("shared", False) or "file" not in zone:
-            raise ValueError("there is no memory")
-        else:
-            self._memory = Memory.of_file(zone["file"], own["sums"])
+        self._take_memory(folder, config, memory, own)
+        if "balloon" in config:
+            part = state["device-manager"]["snapshots"]["__balloon"]
+            balloon = json.loads(part["snapshot_data"]["state"])["config"]
+            if balloon["num_pages"] > balloon["actual"]:
+                raise ValueError("its balloon would give back what belongs to others")
+            self._taken_bytes = balloon["actual"] * 4096
         self._open_devices(config)
         self._guest = Guest(new_memory(), self._layers(), self._print)
         self._is_verified = False
         self.state = "Paused"
+
+    def _take_memory(
+        self, folder: Path, config: dict[str, Any], memory: dict[str, Any], own: dict[str, Any]
+    ) -> None:
+        (zone,), told = config["memory"]["zones"], _memory_state(config)
+        *plugged, booted = told["memory_ranges"]["data"]
+        is_of_file, offset = "file" in zone, sum(each["length"] for each in plugged)
+        if is_of_file:
+            told["guest_ram_mappings"][0]["file_offset"] = offset
+        if memory["guest_ram_mappings"] != told["guest_ram_mappings"]:
+            raise ValueError("the memory is elsewhere")
+        if memory["memory_ranges"]["data"] != plugged + ([] if is_of_file else [booted]):
+            raise ValueError("what is to be copied is not just what no file is mapped for")
+        if zone.get("shared", False):
+            raise ValueError("it would write to a file of others")
+        stored = str(folder / MEMORY_NAME)
+        self._memory = Memory.of_file(zone["file"] if is_of_file else stored, own["sums"], offset)
+        if plugged:
+            self._plugged = Memory.of_file(stored, own["plugged_sums"], 0)
+            self._plugged.verify()
+
+
+def _part(content: dict[str, Any]) -> dict[str, Any]:
+    return {"snapshots": {}, "snapshot_data": {"state": json.dumps(content)}}
+
+
+def _memory_state(config: dict[str, Any]) -> dict[str, Any]:
+    (zone,) = config["memory"]["zones"]
+    plugged = [{"gpa": _ROOM_AT, "length": _plugged_of(config)}] if _plugged_of(config) else []
+    booted = {"gpa": 0, "length": zone["size"]}
+    mapping = {"zone_id": zone["id"], "file_offset": 0}
+    mappings = [mapping | {"slot": 0, "gpa": 0, "size": zone["size"], "virtio_mem": False}]
+    if zone.get("hotplug_size"):
+        room = {"slot": 1, "gpa": _ROOM_AT, "size": zone["hotplug_size"], "virtio_mem": True}
+        mappings.append(mapping | room)
+    return {"memory_ranges": {"data": [*plugged, booted]}, "guest_ram_mappings": mappings}
+
+
+def _plugged_of(config: dict[str, Any]) -> int:
+    plugged: int = config["memory"]["zones"][0].get("hotplugged_size", 0)
+    return plugged
 
 
 def lock_file(fd: int, kind: int) -> None:
@@ -320,6 +399,10 @@ def _size_of(config: dict[str, Any]) -> int:
     memory = config["memory"]
     if memory["size"] != 0 or len(memory.get("zones", [])) != 1:
         raise Refused("the fake has its memory in one zone, and none beside it")
+    if memory["zones"][0].get("hotplug_size") and memory.get("hotplug_method") != "VirtioMem":
+        raise Refused("Invalid to set ACPI hotplug method for memory zones")
+    if memory["zones"][0].get("hotplug_size", 0) % ROOM_ALIGN_BYTES:
+        raise Refused(f"Virtio-mem size is not aligned with {ROOM_ALIGN_BYTES}")
     size: int = memory["zones"][0]["size"]
     return size
 

@@ -69,8 +69,8 @@ class Memory:
         return cls(mapped, [zlib.crc32(_ZEROES)] * (size_bytes // PAGE_BYTES))
 
     @classmethod
-    def of_file(cls, path: str, sums: list[int]) -> "Memory":
-        """Map a file privately.
+    def of_file(cls, path: str, sums: list[int], offset: int | None = None) -> "Memory":
+        """Map a file privately; from `offset` on, it may go on behind.
 
         Raises:
             OSError, ValueError: there is none, or it is too short.
@@ -78,10 +78,12 @@ class Memory:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             size_bytes = len(sums) * PAGE_BYTES
-            if os.fstat(fd).st_size != size_bytes:
-                raise ValueError(f"the memory file has {os.fstat(fd).st_size} bytes, not {size_bytes}")
+            rest_bytes = os.fstat(fd).st_size - (offset or 0)
+            if rest_bytes < size_bytes or (offset is None and rest_bytes != size_bytes):
+                raise ValueError(f"the memory file has {rest_bytes} bytes, not {size_bytes}")
             protection = mmap.PROT_READ | mmap.PROT_WRITE
-            return cls(mmap.mmap(fd, size_bytes, flags=mmap.MAP_PRIVATE, prot=protection), sums)
+            private = mmap.mmap(fd, size_bytes, flags=mmap.MAP_PRIVATE, prot=protection, offset=offset or 0)
+            return cls(private, sums)
         finally:
             os.close(fd)
 
@@ -141,8 +143,10 @@ class Memory:
         page = len(self.sums) // 4 - 1
         self._mapped[page * PAGE_BYTES : (page + 1) * PAGE_BYTES] = os.urandom(PAGE_BYTES)
 
-    def store(self, path: str, *, all_pages: bool) -> None:
+    def store(self, path: str, *, all_pages: bool, offset: int = 0) -> None:
         """Write all pages, or those that changed since the last time, to their places in file `path`.
+
+        They begin at `offset`, and end the file.
 
         Raises:
             OSError: it cannot be written.
@@ -150,14 +154,14 @@ class Memory:
         size_bytes = len(self.sums) * PAGE_BYTES
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            if os.fstat(fd).st_size != size_bytes:
-                os.ftruncate(fd, 0)
-                os.ftruncate(fd, size_bytes)
+            if os.fstat(fd).st_size != offset + size_bytes:
+                os.ftruncate(fd, offset)
+                os.ftruncate(fd, offset + size_bytes)
             for page in range(len(self.sums)):
                 content = self._page(page)
                 now = zlib.crc32(content)
                 if all_pages or now != self.sums[page]:
-                    os.pwrite(fd, content, page * PAGE_BYTES)
+                    os.pwrite(fd, content, offset + page * PAGE_BYTES)
                 self.sums[page] = now
         finally:
             os.close(fd)

@@ -9,12 +9,13 @@ Order and options are the device model, an ABI: whoever changes them raises `DEV
 from pathlib import Path
 from typing import Any, Final
 
+from ramet.vmm.cloud_hypervisor.size import PLUG_ALIGN_BYTES
 from ramet.vmm.port import Machine, Nic, VmmUnsupported
 from ramet.vmm.raw_overlay import OVERLAY_LINK
 from ramet.vmm.token_bucket import bucket_of
 from ramet.wire.vsock import SOCKET_SUFFIX
 
-DEVICE_MODEL: Final = 1
+DEVICE_MODEL: Final = 2
 API_SOCKET: Final = "api.sock"
 API_LOCK: Final = f"{API_SOCKET}.lock"
 """Made and left by 53 and newer; another user cannot open it."""
@@ -28,9 +29,14 @@ LIMITER: Final = "rate_limiter_config"
 ZONE: Final = "ram"
 """The one piece of memory; it has a name of its own because only a named one can be of a file."""
 VOLUME_COUNT_MAX: Final = 0
+VCPU_COUNT_MAX: Final = 254
+"""More take an APIC that only some versions build, see vmm/src/config.rs."""
 GUEST_CID: Final = 3
 """The same for all: a guest is reached through its own socket, never by this number."""
-KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disable=1"
+KERNEL_ARGUMENTS: Final = (
+    "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disable=1 memhp_default_state=online_movable"
+)
+"""`memhp_default_state`: memory that is plugged in is used at once, and can be taken away again."""
 
 
 def demand_buildable(machine: Machine) -> None:
@@ -44,6 +50,18 @@ def demand_buildable(machine: Machine) -> None:
         raise VmmUnsupported(
             f"an instance on cloud-hypervisor has {VOLUME_COUNT_MAX} volumes at most, not {count}",
             remedy="use fewer volumes, or another hypervisor",
+        )
+    if machine.plug_bytes % PLUG_ALIGN_BYTES:
+        raise VmmUnsupported(
+            f"cloud-hypervisor has room for more memory in pieces of {PLUG_ALIGN_BYTES >> 20} MiB,"
+            f" not for {machine.plug_bytes} bytes",
+            remedy=f"ask for a multiple of {PLUG_ALIGN_BYTES >> 20}MB",
+        )
+    if not machine.vcpu_count <= _vcpu_count_max(machine) <= VCPU_COUNT_MAX:
+        raise VmmUnsupported(
+            f"an instance on cloud-hypervisor has room for {machine.vcpu_count} to {VCPU_COUNT_MAX} vCPUs,"
+            f" not for {machine.vcpu_count_max or machine.vcpu_count}",
+            remedy="ask for room for fewer, and for no fewer than it boots with",
         )
     if machine.nic is not None and machine.nic.limits is not None:
         limits = machine.nic.limits
@@ -61,9 +79,16 @@ def demand_buildable(machine: Machine) -> None:
 
 def config_of(machine: Machine) -> dict[str, Any]:
     """Return the body of `vm.create`; the network card comes after it, with its descriptor."""
+    zone: dict[str, Any] = {"id": ZONE, "size": machine.memory_bytes}
+    if machine.plug_bytes:
+        zone["hotplug_size"] = machine.plug_bytes
     return {
-        "cpus": {"boot_vcpus": machine.vcpu_count, "max_vcpus": machine.vcpu_count, "nested": False},
-        "memory": {"size": 0, "zones": [{"id": ZONE, "size": machine.memory_bytes}]},
+        "cpus": {
+            "boot_vcpus": machine.vcpu_count,
+            "max_vcpus": _vcpu_count_max(machine),
+            "nested": False,
+        },
+        "memory": {"size": 0, "hotplug_method": "VirtioMem", "zones": [zone]},
         "payload": payload_of(machine) | {"cmdline": KERNEL_ARGUMENTS},
         "disks": [
             _disk("root", machine.root, is_read_only=True),
@@ -71,6 +96,7 @@ def config_of(machine: Machine) -> dict[str, Any]:
             _disk("config", _relative(machine.config, machine.folder), is_read_only=True),
         ],
         "rng": {"src": "/dev/urandom"},
+        "balloon": {"size": 0, "deflate_on_oom": True},
         "serial": {"mode": "File", "file": CONSOLE},
         "console": {"mode": "Off"},
         "vsock": {"cid": GUEST_CID, "socket": AGENT_SOCKET},
@@ -89,6 +115,10 @@ def card_of(nic: Nic) -> dict[str, Any]:
         # Of what is told once, each direction has a bucket of its own.
         card[LIMITER] = {"bandwidth": bucket_of(nic.limits.download_bytes_per_s)}
     return card if nic.tap_fd >= 0 else card | {"tap": nic.tap_name}
+
+
+def _vcpu_count_max(machine: Machine) -> int:
+    return machine.vcpu_count if machine.vcpu_count_max is None else machine.vcpu_count_max
 
 
 def _disk(name: str, path: Path, *, is_read_only: bool) -> dict[str, Any]:

@@ -3,8 +3,9 @@
 `config.json` says what to build, `state.json` what the devices and processors were doing: a tree of parts,
 each with its state as JSON in a string. `memory-ranges` has the pieces of the memory one behind the other.
 
-A child's memory is to be a private mapping of a capture's file. So its configuration names that file for the
-memory, and its state says that there is nothing to copy out of `memory-ranges`.
+A child's memory is to be a private mapping of a capture's file, which has just what `memory-ranges` has. So
+its configuration names that file for the memory, and its state says that there is nothing to copy out of
+`memory-ranges` but what was plugged in after the boot: the VMM maps no file there.
 """
 
 import json
@@ -24,6 +25,9 @@ CONFIG: Final = "config.json"
 STATE: Final = "state.json"
 MEMORY: Final = "memory-ranges"
 _MEMORY_PART: Final = "memory-manager"
+_DEVICES_PART: Final = "device-manager"
+_BALLOON_PART: Final = "__balloon"
+_BALLOON_PAGE_BYTES: Final = 4096
 _PIECE_BYTES: Final = 1 << 16
 _BLOCK_BYTES: Final = 4096
 _ZEROS: Final = bytes(_PIECE_BYTES)
@@ -71,8 +75,8 @@ class Snapshot:
         while written < len(content):
             written += os.pwrite(devices.fd, content[written:], written)
 
-    def write_folder(self, folder: Path) -> list[Path]:
-        """Store the two files in `folder`, and return them.
+    def write_folder(self, folder: Path, memory_path: str) -> list[Path]:
+        """Store the two files in `folder`, and return them; and a link to where its memory is.
 
         Raises:
             OSError: there is no room.
@@ -80,6 +84,7 @@ class Snapshot:
         contents = {folder / CONFIG: self.config, folder / STATE: self.state}
         for path, content in contents.items():
             path.write_text(json.dumps(content))
+        (folder / MEMORY).symlink_to(memory_path)
         return list(contents)
 
     def for_child(self, machine: Machine, memory_path: str) -> "Snapshot":
@@ -94,15 +99,45 @@ class Snapshot:
             raise VmmFailed(f"the capture's devices make no sense: {error!r}") from error
 
     @property
+    def plugged_bytes(self) -> int:
+        """How much memory it has beside what it was booted with.
+
+        Raises:
+            ValueError: it is of a form that is not known.
+        """
+        return self._ranges.plugged_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """How much memory it has in all. Raises as `plugged_bytes` does."""
+        return self._ranges.plugged_bytes + self._ranges.booted_bytes
+
+    @property
+    def _ranges(self) -> "_Ranges":
+        try:
+            return _Ranges.of(self._memory_part)
+        except (KeyError, TypeError, IndexError, AttributeError) as error:
+            raise ValueError(repr(error)) from error
+
+    @property
+    def _memory_part(self) -> dict[str, Any]:
+        return _content_of(self.state["snapshots"][_MEMORY_PART])
+
+    @property
     def has_card_by_descriptor(self) -> bool:
         """Whether a load must be given a TAP along with it."""
         return any(card.get("fds") for card in self.config.get("net") or ())
 
     def _config_for(self, machine: Machine, memory_path: str) -> dict[str, Any]:
         config = dict(self.config)
-        zone = {"id": ZONE, "size": machine.memory_bytes, "file": memory_path, "shared": False}
+        (zone,) = config["memory"]["zones"]
+        if zone["id"] != ZONE or (zone.get("hotplug_size") or 0) != machine.plug_bytes:
+            raise ValueError("its room for memory")
+        zone = zone | {"size": machine.memory_bytes, "file": memory_path, "shared": False}
         config["memory"] = config["memory"] | {"zones": [zone]}
         config["payload"] = config["payload"] | payload_of(machine)  # Opened, though not read.
+        # A child gives no memory back: not even what its source was asked for and had not given yet.
+        config["balloon"] = config["balloon"] | {"size": self._taken_pages * _BALLOON_PAGE_BYTES}
         cards = config.get("net") or []
         if [card["id"] for card in cards] != ([] if machine.nic is None else [NIC]):
             raise ValueError("its network card")
@@ -115,29 +150,79 @@ class Snapshot:
         return config
 
     def _state_for(self, machine: Machine) -> dict[str, Any]:
-        part = self.state["snapshots"][_MEMORY_PART]
-        memory = _parse(part["snapshot_data"]["state"])
-        ranges = memory["memory_ranges"]["data"]
-        lengths = [piece["length"] for piece in ranges]
-        if sum(lengths) != machine.memory_bytes:
-            raise ValueError(f"{sum(lengths)} bytes of memory")
-        offsets = dict(zip((piece["gpa"] for piece in ranges), accumulate(lengths, initial=0), strict=False))
-        mappings = [piece | {"file_offset": offsets[piece["gpa"]]} for piece in memory["guest_ram_mappings"]]
-        memory |= {"memory_ranges": {"data": []}, "guest_ram_mappings": mappings}
-        told = part | {"snapshot_data": {"state": json.dumps(memory)}}
-        return self.state | {"snapshots": self.state["snapshots"] | {_MEMORY_PART: told}}
+        memory = self._memory_part
+        ranges = _Ranges.of(memory)
+        if ranges.booted_bytes != machine.memory_bytes:
+            raise ValueError(f"{ranges.booted_bytes} bytes of memory")
+        memory |= {"memory_ranges": {"data": ranges.plugged}, "guest_ram_mappings": ranges.mappings()}
+        parts = self.state["snapshots"]
+        parts = parts | {_MEMORY_PART: _with_content(parts[_MEMORY_PART], memory)}
+        devices = parts[_DEVICES_PART]
+        part = devices["snapshots"][_BALLOON_PART]
+        balloon = _content_of(part)
+        balloon["config"] |= {"num_pages": self._taken_pages}
+        told = devices["snapshots"] | {_BALLOON_PART: _with_content(part, balloon)}
+        return self.state | {"snapshots": parts | {_DEVICES_PART: devices | {"snapshots": told}}}
+
+    @property
+    def _taken_pages(self) -> int:
+        balloon = _content_of(self.state["snapshots"][_DEVICES_PART]["snapshots"][_BALLOON_PART])
+        return int(balloon["config"]["actual"])
 
 
-def copy_memory(folder: Path, memory: FilledOnce) -> None:
-    """Copy the memory that a VMM has stored in `folder`; zeros are left out.
+@dataclass(frozen=True, slots=True)
+class _Ranges:
+    """The pieces of `memory-ranges`: first what was plugged in, of which the rest of it has none."""
+
+    plugged: list[dict[str, int]]
+    booted: list[dict[str, int]]
+    found: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, memory: dict[str, Any]) -> "_Ranges":
+        ranges, found = memory["memory_ranges"]["data"], memory["guest_ram_mappings"]
+        rooms = [range(each["gpa"], each["gpa"] + each["size"]) for each in found if each["virtio_mem"]]
+        plugged = [piece for piece in ranges if any(piece["gpa"] in room for room in rooms)]
+        if ranges[: len(plugged)] != plugged:
+            raise ValueError("the order of its memory")
+        return cls(plugged, ranges[len(plugged) :], found)
+
+    @property
+    def plugged_bytes(self) -> int:
+        return sum(piece["length"] for piece in self.plugged)
+
+    @property
+    def booted_bytes(self) -> int:
+        return sum(piece["length"] for piece in self.booted)
+
+    def mappings(self) -> list[dict[str, Any]]:
+        """Return where each piece that the guest was booted with is in the file."""
+        lengths = [piece["length"] for piece in self.booted]
+        offsets = accumulate(lengths, initial=self.plugged_bytes)
+        known = dict(zip((piece["gpa"] for piece in self.booted), offsets, strict=False))
+        return [
+            each if each["virtio_mem"] else each | {"file_offset": known[each["gpa"]]} for each in self.found
+        ]
+
+
+def _content_of(part: dict[str, Any]) -> dict[str, Any]:
+    return dict(_parse(part["snapshot_data"]["state"]))
+
+
+def _with_content(part: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    return part | {"snapshot_data": {"state": json.dumps(content)}}
+
+
+def copy_memory(folder: Path, stored_bytes: int, memory: FilledOnce) -> None:
+    """Copy the `stored_bytes` of memory that a VMM has stored in `folder`; zeros are left out.
 
     Raises:
         OSError: there is no room.
-        ValueError: it is of another size.
+        ValueError: it is of another size, or there is no place for it.
     """
     fd = _open_stored(folder / MEMORY)
     try:
-        if os.fstat(fd).st_size != memory.size_bytes:
+        if os.fstat(fd).st_size != stored_bytes or stored_bytes > memory.size_bytes:
             raise ValueError(f"{os.fstat(fd).st_size} bytes of memory")
         for run in data_runs(fd, _BLOCK_BYTES):
             for skip in range(0, run.length_bytes, _PIECE_BYTES):

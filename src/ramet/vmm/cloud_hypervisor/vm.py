@@ -15,6 +15,7 @@ import anyio
 
 from ramet.linux.clone import clone_file
 from ramet.linux.exchange import exchange_files
+from ramet.linux.filled_once import FilledOnce
 from ramet.linux.inotify import watch_writes
 from ramet.linux.process import HeldProcess
 from ramet.linux.processor import read_processor
@@ -27,13 +28,24 @@ from ramet.vmm.cloud_hypervisor.build import (
     EVENTS,
     LOG,
     NIC,
+    ZONE,
     card_of,
     config_of,
 )
 from ramet.vmm.cloud_hypervisor.features import Release
+from ramet.vmm.cloud_hypervisor.size import MIB, Size
 from ramet.vmm.cloud_hypervisor.snapshot import Snapshot, copy_memory
 from ramet.vmm.jail import Cell
-from ramet.vmm.port import Capture, CaptureFormat, ExitReason, Machine, VmmFailed
+from ramet.vmm.port import (
+    Ballooned,
+    Capture,
+    CaptureFormat,
+    ExitReason,
+    Machine,
+    Resizable,
+    Sizes,
+    VmmFailed,
+)
 from ramet.vmm.raw_overlay import layers_of, link_overlay
 from ramet.vmm.rest import Api, Refusal
 from ramet.vmm.rest_vm import RestVm, Timeouts, Waiting, read_tail
@@ -47,7 +59,7 @@ _ENDED_WELL: Final = "exited successfully"
 _RESET: Final = b'"rebooting"'
 
 
-class CloudHypervisorVm(RestVm):
+class CloudHypervisorVm(RestVm, Resizable, Ballooned):
     """One Cloud Hypervisor process and its API."""
 
     product = "Cloud Hypervisor"
@@ -148,7 +160,38 @@ class CloudHypervisorVm(RestVm):
         if await self.is_paused():
             await self._ask("vm.resume")
 
+    # Its size
+
+    async def sizes(self) -> Sizes:
+        return (await self._size()).sizes
+
+    async def resize(self, vcpu_count: int | None = None, memory_bytes: int | None = None) -> None:
+        async with self._pausing:
+            size = await self._size()
+            if vcpu_count is not None:
+                size.demand_vcpu_count(vcpu_count)
+            if memory_bytes is not None:
+                size.demand_memory(memory_bytes)
+            if vcpu_count not in (None, size.sizes.vcpu_count):
+                await self._ask("vm.resize", {"desired_vcpus": vcpu_count})
+            if memory_bytes not in (None, size.sizes.memory_bytes):  # It refuses what it has.
+                await self._ask("vm.resize-zone", {"id": ZONE, "desired_ram": memory_bytes})
+
+    async def balloon_bytes(self) -> int:
+        return (await self._size()).balloon_bytes
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        async with self._pausing:
+            (await self._size()).demand_balloon(balloon_bytes)
+            await self._ask("vm.resize", {"desired_balloon": balloon_bytes // MIB * MIB})
+
+    async def _size(self) -> Size:
+        return Size.told(await self._api.get(f"{_API}/vm.info"))
+
     # Capture
+
+    async def _booted_bytes(self, base: FilledOnce) -> int:
+        return (await self.sizes()).memory_bytes_min
 
     async def switch_disk(self, new_top: Path) -> None:
         # It cannot be told to write to another file. So it keeps its file, and the copy takes the name of the
@@ -170,7 +213,7 @@ class CloudHypervisorVm(RestVm):
         del self._prepared[new_top]
 
     async def save_devices(self, target: Capture) -> None:
-        self._difference = await self._find_difference(target)
+        self._difference = await self._find_difference(target)  # Looked at again when it is stored.
         async with self._folder_for_a_while(_CAPTURE_FOLDER) as folder:
             cell = self._cell
             if cell is not None:
@@ -183,9 +226,12 @@ class CloudHypervisorVm(RestVm):
         if self._cell is not None:
             self._cell.disown(folder)  # What has which name in there stays as it is from here on.
         try:
-            Snapshot.read_folder(folder).write(target.devices)
+            snapshot = Snapshot.read_folder(folder)
+            snapshot.write(target.devices)
+            if snapshot.plugged_bytes:
+                self._difference = None  # There is no file under what was plugged in.
             if self._difference is None:
-                copy_memory(folder, target.memory)
+                copy_memory(folder, snapshot.memory_bytes, target.memory)
         except ValueError as error:
             raise VmmFailed(f"what the VMM has stored makes no sense: {error}") from error
 
@@ -199,7 +245,7 @@ class CloudHypervisorVm(RestVm):
             body["net_fds"] = [{"id": NIC, "num_fds": 1}]
         passed = [waiting.tap_fd] if snapshot.has_card_by_descriptor else []
         async with self._folder_for_a_while(_LOAD_FOLDER) as folder:
-            await self._in_thread(lambda: self._let_in(snapshot.write_folder(folder), waiting))
+            await self._in_thread(lambda: self._let_in(snapshot.write_folder(folder, memory), waiting))
             await self._ask("vm.restore", body, passed, self._timeouts.load_s)
         self._keep_out()
         await self._bound_logs()

@@ -340,6 +340,7 @@ class FakeDriver(LiveFork):
     async def _start(self, machine: Machine, capture: Capture | None) -> FakeVm:
         call: Final = "boot" if capture is None else "start_waiting"
         vm: FakeVm | None = None
+        machine.demand_fixed_size(self.name)
         try:
             async with self.faults.around(call):
                 vm = self._spawn(machine, capture)

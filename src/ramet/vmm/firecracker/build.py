@@ -40,6 +40,7 @@ def demand_buildable(machine: Machine) -> None:
     Raises:
         VmmUnsupported: it has no such device.
     """
+    machine.demand_fixed_size("firecracker")
     if len(machine.volumes) > VOLUME_COUNT_MAX:
         raise VmmUnsupported(
             f"an instance on firecracker has {VOLUME_COUNT_MAX} volumes at most, not {len(machine.volumes)}",

@@ -37,7 +37,15 @@ from ramet.vmm.firecracker.build import (
 from ramet.vmm.firecracker.features import TRACK_DIRTY_PAGES, Release
 from ramet.vmm.firecracker.limiters import limiters_of
 from ramet.vmm.jail import Cell
-from ramet.vmm.port import Capture, CaptureFormat, ExitReason, Machine, VmmFailed
+from ramet.vmm.port import (
+    Ballooned,
+    Capture,
+    CaptureFormat,
+    ExitReason,
+    Machine,
+    SizeOutOfRange,
+    VmmFailed,
+)
 from ramet.vmm.raw_overlay import OVERLAY_LINK, layers_of, link_overlay
 from ramet.vmm.rest import Api
 from ramet.vmm.rest_vm import RestVm, Timeouts, Waiting, read_tail
@@ -78,7 +86,7 @@ class Restoring:
     is_first: bool
 
 
-class FirecrackerVm(RestVm):
+class FirecrackerVm(RestVm, Ballooned):
     """One Firecracker process and its API."""
 
     product = "Firecracker"
@@ -147,6 +155,18 @@ class FirecrackerVm(RestVm):
 
     async def _resume(self) -> None:
         await self._api.patch("/vm", {"state": "Resumed"})
+
+    # Its size
+
+    async def balloon_bytes(self) -> int:
+        return _number(await self._api.get("/balloon"), "amount_mib") << 20
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        # What it takes from a child it maps anew instead: the file, which others have too, stays as it is.
+        booted_bytes = _number(await self._api.get("/machine-config"), "mem_size_mib") << 20
+        if not 0 <= balloon_bytes < booted_bytes:
+            raise SizeOutOfRange(f"it can give back less than {booted_bytes} bytes, not {balloon_bytes}")
+        await self._api.patch("/balloon", {"amount_mib": balloon_bytes >> 20})
 
     # Capture
 
@@ -333,3 +353,10 @@ class FirecrackerVm(RestVm):
     def _demand_release(self) -> Release:
         assert self._release is not None, "connect() comes first"
         return self._release
+
+
+def _number(answer: dict[str, object], name: str) -> int:
+    found = answer.get(name)
+    if not isinstance(found, int):
+        raise VmmFailed(f"the VMM's answer has no {name}")
+    return found

@@ -487,6 +487,7 @@ class QemuDriver(LiveFork):
 
     async def _start(self, machine: Machine, capture: Capture | None) -> QemuVm:
         folder, most = machine.folder, self._board.volume_count_max
+        machine.demand_fixed_size(self.name)
         if len(machine.volumes) > most:
             raise VmmUnsupported(
                 f"an instance on {self.name} has {most} volumes at most, not {len(machine.volumes)}",
