@@ -85,7 +85,7 @@ class World:
     """The host.
 
     `nursery` makes its VMMs, if any; they may take `vmm_timeout_s` to answer; `prepare` is given the parts of
-    each daemon that starts.
+    each daemon that starts; with `pulls_images` its daemons pull.
     """
 
     def __init__(self, folder: Path, images: Path) -> None:
@@ -93,6 +93,7 @@ class World:
         self.nursery: Nursery | None = None
         self.vmm_timeout_s = COMMAND_TIMEOUT_S
         self.memory_bytes = MEMORY_BYTES
+        self.pulls_images = False
         self.prepare: Callable[[Site], None] = lambda site: None
 
     def open_driver(self, data: DataFolder, faults: Faults) -> Driver:
@@ -132,6 +133,8 @@ class World:
                 group.start_soon(network.run)
                 group.start_soon(captures.run)
                 group.start_soon(snapshots.run)
+                if self.pulls_images:
+                    await group.start(catalog.pulls.run)
                 digest = catalog.resolve("demo:1").digest
                 spec = InstanceSpec("demo:1", digest, driver.name, 1, self.memory_bytes, OVERLAY_BYTES)
                 named = NamedSnapshots(site, snapshots, fleet, performer.pools)

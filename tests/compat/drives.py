@@ -1,0 +1,432 @@
+"""One drive for each method that works: it calls the method with everything it can be told, and looks at what
+comes of it."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import hypeman
+import pytest
+
+from tests.compat.client import Calls
+
+IMAGE = "demo:1"
+PULL_TIMEOUT_S: Final = 60.0
+POLL_INTERVAL_S: Final = 0.02
+ENDED: Final = ("ready", "failed")
+SMALL: Final = {"image": IMAGE, "size": "64MB", "overlay_size": "64MB", "vcpus": 1}
+
+
+@dataclass
+class Place:
+    """Where a drive is: the client, a name of its own, the registry, and a folder.
+
+    Names that it takes for instances begin with its own.
+    """
+
+    call: Calls
+    name: str
+    registry: str
+    folder: Path
+    hypervisor: str = "qemu"
+    instance: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
+
+    async def boot(self, suffix: str = "", **fields: Any) -> Any:
+        """Make a small instance, which runs; `suffix` ends its name."""
+        made = await self.call("instances.create", name=self.name + suffix, **{**self.instance, **fields})
+        assert made.state == "Running"
+        return made
+
+    async def wait_pulled(self, name: str) -> Any:
+        """Return the image `name` once its pull has ended."""
+        with anyio.fail_after(PULL_TIMEOUT_S):
+            while (found := await self.call("images.get", name=name)).status not in ENDED:  # noqa: ASYNC110
+                await anyio.sleep(POLL_INTERVAL_S)
+        return found
+
+
+Drive = Callable[[Place], Awaitable[None]]
+DRIVES: dict[str, Drive] = {}
+
+
+def drives(method: str) -> Callable[[Drive], Drive]:
+    """Make what follows the drive of `method`."""
+
+    def register(drive: Drive) -> Drive:
+        assert method not in DRIVES, method
+        DRIVES[method] = drive
+        return drive
+
+    return register
+
+
+@drives("health.check")
+async def check_health(at: Place) -> None:
+    assert (await at.call("health.check")).status == "ok"
+
+
+@drives("capabilities.get")
+async def get_capabilities(at: Place) -> None:
+    found = await at.call("capabilities.get")
+    assert (found.host.os, found.host.arch) == ("linux", "amd64")
+    assert at.hypervisor in [runtime.name for runtime in found.runtimes if runtime.available]
+    assert found.default_runtime.available
+
+
+@drives("resources.get")
+async def get_resources(at: Place) -> None:
+    made = await at.boot()
+    found = await at.call("resources.get")
+    for status in (found.cpu, found.memory, found.disk, found.network):
+        assert status.available == max(0, status.effective_limit - status.allocated)
+    (own,) = [each for each in found.allocations if each.instance_id == made.id]
+    assert (own.instance_name, own.cpu, own.disk_bytes) == (made.name, 1, 64 << 20)
+    assert own.memory_bytes >= 64 << 20
+    assert found.disk_breakdown.overlays_bytes > 0
+
+
+# Images
+
+
+@drives("images.create")
+async def pull_image(at: Place) -> None:
+    name = f"{at.registry}/team/{at.name}:latest"
+    credentials = {"username": "me", "password": "secret"}
+    asked = await at.call(
+        "images.create", name=name, platform="linux/amd64", tags={"of": at.name}, credentials=credentials
+    )
+    assert (asked.name, asked.platform) == (name, "linux/amd64")
+    found = await at.wait_pulled(name)
+    assert (found.status, found.cmd, found.tags) == ("ready", ["sleep"], {"of": at.name})
+
+
+@drives("images.list")
+async def list_images(at: Place) -> None:
+    assert IMAGE in [found.name.rpartition("/")[2] for found in await at.call("images.list")]
+    assert await at.call("images.list", tags={"of": "nobody"}) == []
+
+
+@drives("images.get")
+async def get_image(at: Place) -> None:
+    found = await at.call("images.get", name=IMAGE)
+    assert (found.status, found.platform, found.queue_position) == ("ready", "linux/amd64", None)
+    assert found.size_bytes > 0
+    assert (await at.call("images.get", name=found.digest)).digest == found.digest
+    with pytest.raises(hypeman.NotFoundError, match="image_not_found"):
+        await at.call("images.get", name="nobody:1")
+
+
+@drives("images.delete")
+async def delete_image(at: Place) -> None:
+    name = f"{at.registry}/team/{at.name}:latest"
+    await at.call("images.create", name=name)
+    await at.boot("-pulled", image=name)
+    await at.call("instances.delete", id=f"{at.name}-pulled")
+    await at.call("images.delete", name=name)
+    with pytest.raises(hypeman.NotFoundError, match="image_not_found"):
+        await at.call("images.get", name=name)
+    await at.boot()
+    with pytest.raises(hypeman.ConflictError, match="image_in_use"):
+        await at.call("images.delete", name=IMAGE)
+
+
+# Instances
+
+
+@drives("instances.create")
+async def create_instance(at: Place) -> None:
+    made = await at.boot(
+        cmd=["forever"],
+        entrypoint=["sleep"],
+        env={"KEY": "value"},
+        hypervisor=at.hypervisor,
+        network={"enabled": True, "bandwidth_download": "1Gbps", "bandwidth_upload": "80Mbps"},
+        platform="linux/amd64",
+        skip_kernel_headers=True,
+        snapshot_policy={
+            "compression": {"enabled": True, "algorithm": "lz4"},
+            "standby_compression_delay": "5m",
+        },
+        tags={"of": at.name},
+    )
+    assert (made.name, made.size, made.overlay_size, made.vcpus) == (at.name, "64MB", "64MB", 1)
+    assert (made.hypervisor, made.platform) == (at.hypervisor, "linux/amd64")
+    assert (made.env, made.tags) == ({"KEY": "value"}, {"of": at.name})
+    assert made.network.enabled
+    assert made.network.ip
+    assert made.network.mac
+    assert (made.network.bandwidth_download, made.network.bandwidth_upload) == ("1Gbps", "80Mbps")
+    assert made.snapshot_policy.compression.algorithm == "lz4"
+    assert made.created_at <= made.started_at
+    alone = await at.boot("-alone", network={"enabled": False})
+    assert (alone.network.enabled, alone.network.ip) == (False, None)
+    with pytest.raises(hypeman.ConflictError, match="name_taken"):
+        await at.boot()
+
+
+@drives("instances.list")
+async def list_instances(at: Place) -> None:
+    await at.boot("-a", tags={"of": at.name, "is": "a"})
+    await at.boot("-b", tags={"of": at.name, "is": "b"})
+    await at.call("instances.stop", id=f"{at.name}-b")
+
+    async def named(**filters: Any) -> list[str]:
+        return [found.name for found in await at.call("instances.list", **filters)]
+
+    assert await named(tags={"of": at.name}) == [f"{at.name}-a", f"{at.name}-b"]
+    assert await named(tags={"of": at.name}, state="Stopped") == [f"{at.name}-b"]
+    assert await named(tags={"of": at.name, "is": "a"}) == [f"{at.name}-a"]
+    assert await named(tags={"of": at.name, "is": "c"}) == []
+
+
+@drives("instances.get")
+async def get_instance(at: Place) -> None:
+    made = await at.boot()
+    for ref in (made.id, made.name, made.id[:12]):
+        assert (await at.call("instances.get", id=ref)).id == made.id
+    with pytest.raises(hypeman.NotFoundError, match="instance_not_found"):
+        await at.call("instances.get", id=f"{at.name}-nobody")
+
+
+@drives("instances.delete")
+async def delete_instance(at: Place) -> None:
+    for graceful in (True, False):
+        await at.boot()
+        await at.call("instances.delete", id=at.name, graceful_shutdown=graceful)
+        with pytest.raises(hypeman.NotFoundError, match="instance_not_found"):
+            await at.call("instances.get", id=at.name)
+
+
+@drives("instances.stop")
+async def stop_instance(at: Place) -> None:
+    await at.boot()
+    stopped = await at.call("instances.stop", id=at.name)
+    assert (stopped.state, stopped.has_snapshot) == ("Stopped", False)
+    assert stopped.exit_code is not None
+    assert stopped.stopped_at >= stopped.started_at
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        await at.call("instances.stop", id=at.name)
+
+
+@drives("instances.start")
+async def start_instance(at: Place) -> None:
+    await at.boot()
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        await at.call("instances.start", id=at.name)
+    await at.call("instances.stop", id=at.name)
+    again = await at.call("instances.start", id=at.name, entrypoint=["sleep"], cmd=["7"])
+    assert (again.state, again.exit_code) == ("Running", None)
+
+
+@drives("instances.standby")
+async def put_to_standby(at: Place) -> None:
+    await at.boot()
+    slept = await at.call(
+        "instances.standby", id=at.name, compression={"enabled": True}, compression_delay="1m"
+    )
+    assert (slept.state, slept.has_snapshot) == ("Standby", True)
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        await at.call("instances.standby", id=at.name)
+
+
+@drives("instances.restore")
+async def restore_instance(at: Place) -> None:
+    await at.boot()
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        await at.call("instances.restore", id=at.name)
+    await at.call("instances.standby", id=at.name)
+    assert (await at.call("instances.restore", id=at.name)).state == "Running"
+
+
+@drives("instances.fork")
+async def fork_instance(at: Place) -> None:
+    source = await at.boot()
+    with pytest.raises(hypeman.ConflictError):
+        await at.call("instances.fork", id=at.name, name=f"{at.name}-not")
+    child = await at.call("instances.fork", id=at.name, name=f"{at.name}-child", from_running=True)
+    assert (child.state, child.image, child.size) == ("Running", source.image, source.size)
+    assert child.id != source.id
+    assert child.network.ip != source.network.ip
+    for state in ("Stopped", "Standby"):
+        name = f"{at.name}-{state.lower()}"
+        made = await at.call("instances.fork", id=at.name, name=name, from_running=True, target_state=state)
+        assert made.state == state
+
+
+@drives("instances.wait")
+async def wait_for_state(at: Place) -> None:
+    await at.boot()
+    found = await at.call("instances.wait", id=at.name, state="Running")
+    assert (found.state, found.timed_out) == ("Running", False)
+    late = await at.call("instances.wait", id=at.name, state="Standby", api_timeout="10ms")
+    assert (late.state, late.timed_out) == ("Running", True)
+    await at.call("instances.stop", id=at.name)
+    never = await at.call("instances.wait", id=at.name, state="Running", api_timeout="5m")
+    assert (never.state, never.timed_out) == ("Stopped", False)
+
+
+@drives("instances.logs")
+async def read_logs(at: Place) -> None:
+    await at.boot()
+    await at.call("instances.stop", id=at.name)
+    for source in ("app", "vmm", "hypeman"):
+        lines = await at.call("instances.logs", id=at.name, source=source, tail=5, follow=False)
+        assert len(lines) <= 5
+        assert all(isinstance(line, str) for line in lines)
+    assert await at.call("instances.logs", id=at.name, source="hypeman", tail=0) == []
+    # Following ends with the instance.
+    assert await at.call("instances.logs", id=at.name, source="hypeman", tail=1, follow=True)
+
+
+@drives("instances.stat")
+async def stat_path(at: Place) -> None:
+    await at.boot()
+    found = await at.call("instances.stat", id=at.name, path="/etc", follow_links=True)
+    assert (found.exists, found.is_dir, found.is_file, found.is_symlink) == (True, True, False, False)
+    gone = await at.call("instances.stat", id=at.name, path="/nothing", follow_links=False)
+    assert (gone.exists, gone.error) == (False, None)
+
+
+# Snapshots
+
+
+async def snapshot(at: Place, **fields: Any) -> Any:
+    """Take a snapshot, with memory, of an instance that runs."""
+    await at.boot()
+    return await at.call("instances.snapshots.create", id=at.name, kind="Standby", **fields)
+
+
+@drives("instances.snapshots.create")
+async def create_snapshot(at: Place) -> None:
+    made = await snapshot(
+        at, name="warm", tags={"of": at.name}, compression={"enabled": True, "algorithm": "zstd", "level": 3}
+    )
+    assert (made.kind, made.name, made.tags) == ("Standby", "warm", {"of": at.name})
+    assert (made.source_instance_name, made.source_hypervisor) == (at.name, at.hypervisor)
+    assert made.compression.algorithm == "zstd"
+    assert made.compression_state in ("compressing", "compressed")
+    with pytest.raises(hypeman.ConflictError, match="invalid_state"):
+        await at.call("instances.snapshots.create", id=at.name, kind="Stopped")
+    await at.call("instances.stop", id=at.name)
+    cold = await at.call("instances.snapshots.create", id=at.name, kind="Stopped")
+    assert (cold.kind, cold.name, cold.compression_state) == ("Stopped", None, None)
+
+
+@drives("instances.snapshots.restore")
+async def restore_snapshot(at: Place) -> None:
+    made = await snapshot(at)
+    await at.call("instances.stop", id=at.name)
+    back = await at.call(
+        "instances.snapshots.restore",
+        snapshot_id=made.id,
+        id=at.name,
+        target_state="Standby",
+        target_hypervisor=at.hypervisor,
+    )
+    assert back.state == "Standby"
+    assert (await at.call("instances.snapshots.restore", snapshot_id=made.id, id=at.name)).state == "Running"
+
+
+@drives("snapshots.list")
+async def list_snapshots(at: Place) -> None:
+    made = await snapshot(at, name="warm", tags={"of": at.name})
+    source = made.source_instance_id
+    for filters in (
+        {"source_instance_id": source},
+        {"tags": {"of": at.name}},
+        {"source_instance_id": source, "kind": "Standby", "name": "warm"},
+    ):
+        assert [found.id for found in await at.call("snapshots.list", **filters)] == [made.id]
+    assert await at.call("snapshots.list", source_instance_id=source, kind="Stopped") == []
+
+
+@drives("snapshots.get")
+async def get_snapshot(at: Place) -> None:
+    made = await snapshot(at)
+    assert (await at.call("snapshots.get", snapshot_id=made.id)).id == made.id
+    with pytest.raises(hypeman.NotFoundError, match="snapshot_not_found"):
+        await at.call("snapshots.get", snapshot_id="nobody")
+
+
+@drives("snapshots.delete")
+async def delete_snapshot(at: Place) -> None:
+    made = await snapshot(at)
+    await at.call("instances.delete", id=at.name)  # What is stored outlives its source.
+    await at.call("snapshots.delete", snapshot_id=made.id)
+    with pytest.raises(hypeman.NotFoundError, match="snapshot_not_found"):
+        await at.call("snapshots.get", snapshot_id=made.id)
+
+
+@drives("snapshots.fork")
+async def fork_snapshot(at: Place) -> None:
+    made = await snapshot(at)
+    arguments = {"snapshot_id": made.id, "target_hypervisor": at.hypervisor}
+    child = await at.call("snapshots.fork", name=f"{at.name}-child", **arguments)
+    assert (child.state, child.hypervisor) == ("Running", at.hypervisor)
+    slept = await at.call("snapshots.fork", name=f"{at.name}-slept", target_state="Standby", **arguments)
+    assert (slept.state, slept.has_snapshot) == ("Standby", True)
+
+
+# What speaks over WebSockets
+
+
+@drives("lib.exec")
+async def run_command(at: Place) -> None:
+    await at.boot()
+    done = await at.call(
+        "lib.exec",
+        instance_id=at.name,
+        command=["cat"],
+        stdin=[b"one", b"two", b"\x03"],
+        cwd="/",
+        env={"K": "v"},
+        timeout=9,
+        wait_for_agent=5,
+        tty=True,
+        rows=30,
+        cols=100,
+        resize=[(31, 101)],
+    )
+    assert done.output.startswith(b"onetwo")
+    assert done.exit_code == 128 + 2  # ^C on its terminal.
+
+
+@drives("lib.cp_to_instance")
+async def copy_to_guest(at: Place) -> None:
+    await at.boot()
+    (at.folder / "tree").mkdir()
+    (at.folder / "tree/file").write_bytes(b"content")
+    (at.folder / "tree/link").symlink_to("file")
+    await at.call(
+        "lib.cp_to_instance",
+        instance_id=at.name,
+        src_path=at.folder / "tree",
+        dst_path="/etc/tree",
+        mode=0o750,
+        archive=True,
+        follow_symlinks=True,
+    )
+    folder = await at.call("instances.stat", id=at.name, path="/etc/tree")
+    assert (folder.is_dir, folder.mode & 0o777) == (True, 0o750)
+    followed = await at.call("instances.stat", id=at.name, path="/etc/tree/link")
+    assert (followed.is_file, followed.size) == (True, len(b"content"))
+
+
+@drives("lib.cp_from_instance")
+async def copy_from_guest(at: Place) -> None:
+    await at.boot()
+    (at.folder / "file").write_bytes(b"content")
+    await at.call(
+        "lib.cp_to_instance", instance_id=at.name, src_path=at.folder / "file", dst_path="/etc/file"
+    )
+    await at.call(
+        "lib.cp_from_instance",
+        instance_id=at.name,
+        src_path="/etc/file",
+        dst_path=at.folder / "back",
+        follow_symlinks=True,
+        archive=False,
+    )
+    assert (at.folder / "back/file").read_bytes() == b"content"

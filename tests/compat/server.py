@@ -1,0 +1,106 @@
+"""A real daemon behind its API, on fake VMMs, for the official client.
+
+Fleet, records, layers, network, images and pulls are the real ones; a VMM that is none stands for QEMU. It
+runs in a thread with a network namespace of its own, and listens in the caller's.
+"""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import anyio
+from fastapi import FastAPI
+
+from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.effects.counting import SiteResources
+from ramet.store.paths import DataFolder
+from ramet.vmm.fake.driver import FakeDriver
+from ramet.vmm.fake.faults import Faults
+from ramet.vmm.port import Driver
+from tests.api.stand_in import SECRET
+from tests.effects.world import Daemon, World, new_folder
+from tests.images.build import file, tar
+from tests.images.lying_registry import lying_registry
+from tests.net.namespaces import own_namespace
+
+IMAGE = "demo:1"
+PULLED = "team/pulled"
+
+
+class QemuStandIn(FakeDriver):
+    """A fake VMM under a name that the official client knows."""
+
+    name = "qemu"
+
+
+class CompatWorld(World):
+    """A host whose one hypervisor is called qemu."""
+
+    def open_driver(self, data: DataFolder, faults: Faults) -> Driver:
+        return QemuStandIn(data.instances, faults, self.vmm_timeout_s, self.nursery)
+
+
+@dataclass(frozen=True)
+class Served:
+    """A daemon under way: where it answers, and the registry that it can pull `PULLED` from."""
+
+    url: str
+    registry: str
+
+
+@contextmanager
+def serve(images: Path) -> Iterator[Served]:
+    """Serve a daemon with the images of a catalog's folder, from a thread with a loop of its own."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    started: Future[tuple[str, Callable[[], None]]] = Future()
+
+    def run() -> None:
+        try:
+            with own_namespace(), lying_registry() as registry:
+                registry.put(
+                    registry.blobs.manifest([tar([file("pulled", b"yes")])], config={"Cmd": ["sleep"]})
+                )
+                asyncio.run(_serve(images, listener, registry.authority, started))
+        except BaseException as error:
+            if started.done():
+                raise
+            started.set_exception(error)  # Raised where somebody waits.
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        authority, stop = started.result()
+        try:
+            yield Served(f"http://127.0.0.1:{listener.getsockname()[1]}", authority)
+        finally:
+            stop()
+    finally:
+        thread.join()
+        listener.close()
+
+
+async def _serve(
+    images: Path, listener: socket.socket, authority: str, started: "Future[tuple[str, Callable[[], None]]]"
+) -> None:
+    world = CompatWorld(new_folder(), images)
+    world.pulls_images = True
+    try:
+        async with world.daemon() as daemon, anyio.create_task_group() as group:
+            server = HttpServer(_app(daemon), listener)
+            group.start_soon(server.serve)
+            started.set_result((authority, server.stop))
+    finally:
+        await world.aclose()
+
+
+def _app(daemon: Daemon) -> FastAPI:
+    site = daemon.site
+    facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
+    resources = SiteResources(site)
+    auth = TokenAuth(SECRET)
+    return create_app(daemon.fleet, site.images, daemon.snapshots, resources, facts, auth=auth)
