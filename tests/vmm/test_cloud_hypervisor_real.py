@@ -9,6 +9,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -19,12 +20,22 @@ from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import read_maps
+from ramet.vmm.cloud_hypervisor.build import VOLUME_COUNT_MAX
 from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from ramet.vmm.port import ExitReason, VmmFailed
 from tests.net.namespaces import own_namespace
 from tests.vmm import tiny_guest
-from tests.vmm.bench import digest
-from tests.vmm.tiny_bench import TIMEOUT_S, TinyBench, counted, goes_on, kill_at, until
+from tests.vmm.bench import digest, open_files
+from tests.vmm.tiny_bench import (
+    DISK_BYTES,
+    TIMEOUT_S,
+    TinyBench,
+    counted,
+    goes_on,
+    kill_at,
+    make_volumes,
+    until,
+)
 
 BURST = 25
 
@@ -244,3 +255,21 @@ async def test_its_console_can_be_cut_short_while_it_writes_it(bench: RealBench)
     os.truncate(console, 0)
     await until(lambda: console.stat().st_size > 0)
     assert not console.read_bytes().startswith(b"\0")
+
+
+async def test_a_guest_and_its_child_have_as_many_volumes_as_there_are_places(bench: RealBench) -> None:
+    (places := bench.folder / "volumes").mkdir()
+    volumes = make_volumes(places, VOLUME_COUNT_MAX)
+    layer = bench.layers.create(DISK_BYTES)
+    source = bench.keep(await bench.driver.boot(replace(bench.machine(layer), volumes=volumes)), layer)
+    await until(lambda: len(counted(source)) > 2)
+    capture = await bench.capture(source)
+    await source.kill()
+    below = bench.layers.create_on(layer, DISK_BYTES)
+    machine = replace(bench.machine(below), volumes=volumes)
+    child = bench.keep(await bench.driver.start_waiting(machine, capture), below)
+    await child.load(capture)
+    await goes_on(child)
+    assert {str(path) for volume in volumes for path, _ in volume.layers} <= open_files(child.runtime.pid)
+    assert await child.top_layer() == bench.layers.path(below)
+    capture.close()

@@ -208,7 +208,7 @@ async def test_what_firecracker_has_no_place_for_is_refused_before_anything_is_s
     machine = bench.machine(bench.layers.create(bench.overlay_bytes))
     layered = DiskImage(((bench.folder / "top.qcow2", "qcow2"),))
     for refused in (
-        replace(machine, volumes=(machine.overlay,)),
+        replace(machine, volumes=(machine.overlay,) * 9),
         replace(machine, overlay=layered),
         replace(machine, nic=Nic("02:00:00:00:00:07", 3)),
     ):

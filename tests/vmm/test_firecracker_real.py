@@ -24,6 +24,7 @@ from ramet.linux.memfd import SealableFile
 from ramet.linux.process import list_command_lines
 from ramet.linux.stored_file import StoredFile
 from ramet.pager import PagerService, SessionPhase
+from ramet.vmm.firecracker.build import VOLUME_COUNT_MAX
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.firecracker.features import NETWORK_OVERRIDES
 from ramet.vmm.firecracker.rewrite import rewrite_folder
@@ -42,10 +43,11 @@ from ramet.vmm.port import (
 from ramet.vmm.rest import Api
 from tests.net.namespaces import own_namespace, run_ip
 from tests.vmm import tiny_guest
-from tests.vmm.bench import digest
+from tests.vmm.bench import digest, open_files
 from tests.vmm.firecracker_bench import always_paged
 from tests.vmm.raw_layers import RawLayerStore
 from tests.vmm.test_firecracker_pager import client_at, pager_at
+from tests.vmm.tiny_bench import make_volumes
 
 MEMORY_BYTES = 16 << 20
 DISK_BYTES = 1 << 20
@@ -547,4 +549,22 @@ async def test_a_running_one_is_found_and_adopted_by_another_driver(bench: RealB
     child = await bench.child(capture, frozen)
     await child.load(capture)
     await goes_on(child)
+    capture.close()
+
+
+async def test_a_guest_and_its_child_have_as_many_volumes_as_there_are_places(bench: RealBench) -> None:
+    (places := bench.folder / "volumes").mkdir()
+    volumes = make_volumes(places, VOLUME_COUNT_MAX)
+    layer = bench.layers.create(DISK_BYTES)
+    source = bench.keep(await bench.driver.boot(replace(bench.machine(layer), volumes=volumes)), layer)
+    await until(lambda: len(counted(source)) > 2)
+    capture = await bench.capture(source)
+    await source.kill()
+    below = bench.layers.create_on(layer, DISK_BYTES)
+    machine = replace(bench.machine(below), volumes=volumes)
+    child = bench.keep(await bench.driver.start_waiting(machine, capture), below)
+    await child.load(capture)
+    await goes_on(child)
+    assert {str(path) for volume in volumes for path, _ in volume.layers} <= open_files(child.runtime.pid)
+    assert await child.top_layer() == bench.layers.path(below)
     capture.close()

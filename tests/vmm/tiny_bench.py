@@ -103,6 +103,14 @@ class TinyBench(ABC):
             await vm.kill()
 
 
+def make_volumes(folder: Path, count: int) -> tuple[DiskImage, ...]:
+    """Make volumes in `folder`, every other one of them read-only."""
+    paths = [folder / f"volume{index}" for index in range(count)]
+    for path in paths:
+        path.write_bytes(bytes(DISK_BYTES))
+    return tuple(DiskImage(((path, "raw"),), bool(index % 2)) for index, path in enumerate(paths))
+
+
 def counted(vm: RestVm) -> list[int]:
     """Return the numbers that a guest has printed; all of its memory was right."""
     return tiny_guest.rounds((vm.agent_socket.parent / "console.log").read_text())

@@ -29,7 +29,7 @@ from ramet.linux import jail_exec
 from ramet.linux.cgroup import Cgroup, CgroupTree, find_mount
 from ramet.linux.tun import give_tap
 from ramet.vmm.port import Machine
-from ramet.vmm.raw_overlay import layers_of
+from ramet.vmm.raw_overlay import read_by, written_by
 
 UID_FIRST: Final = 1_900_000_000
 """systemd's list of users leaves 1,879,048,192 and up to nobody."""
@@ -226,10 +226,10 @@ class Jail:
             OSError: a file or the TAP cannot be given.
         """
         cell = Cell(self._free_uid(), self._config.uid_first, machine.folder)
-        tops = _tops(machine)
+        tops = written_by(machine)
         for path in (*owned, *tops):
             cell.own(path)
-        for path in (machine.kernel, machine.initramfs, machine.root, machine.config):
+        for path in _read(machine):
             cell.let_read(path)
         for fd in inherited:
             cell.let_read(fd)
@@ -247,17 +247,17 @@ class Jail:
 
         It has `devices` beside those that every VMM needs, and that of a TAP which it opens by name.
         """
-        binds = [(machine.folder, "write"), *((path.parent, "write") for path in _tops(machine))]
-        read = (machine.kernel, machine.initramfs, machine.root, machine.config)
-        binds += [(path, "read") for path in read]
+        binds = [(machine.folder, "write"), *((path.parent, "write") for path in written_by(machine))]
+        binds += [(path, "read") for path in _read(machine)]
         needed = [_KVM, _URANDOM, *devices]
         if machine.nic is not None and machine.nic.tap_name is not None:
             needed.append(_TUN)
         group: Cgroup | None = None
         if self._cgroups is not None:
             self._cgroups.remove_empty()
-            cpu_count = machine.vcpu_count + 1  # And one for its own threads.
-            task_count = machine.vcpu_count + TASK_COUNT_MAX
+            vcpu_count = machine.vcpu_count_max or machine.vcpu_count  # Such as it may come to have.
+            cpu_count = vcpu_count + 1  # And one for its own threads.
+            task_count = vcpu_count + TASK_COUNT_MAX
             group = self._cgroups.plan(machine.instance, cpu_count=cpu_count, task_count_max=task_count)
         return self._command(cell, machine.folder, binds, needed, group, argv)
 
@@ -305,9 +305,9 @@ def cell_of(pid: int, folder: Path, uid_first: int) -> Cell | None:
     return Cell(uid, uid_first, folder) if uid_first < uid < uid_first + UID_COUNT else None
 
 
-def _tops(machine: Machine) -> list[Path]:
-    """Return the files that the disks of `machine` are written to."""
-    return [layers_of(disk)[0] for disk in (machine.overlay, *machine.volumes)]
+def _read(machine: Machine) -> list[Path]:
+    """Return the files that `machine` reads, others as well."""
+    return [machine.kernel, machine.initramfs, machine.root, machine.config, *read_by(machine)]
 
 
 def _users() -> Iterator[int]:

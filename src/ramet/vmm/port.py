@@ -85,9 +85,11 @@ class SnapshotIncompatible(Conflict):
 
 @dataclass(frozen=True, slots=True)
 class DiskImage:
-    """One writable disk: a chain of layers, topmost first; the last has no backing."""
+    """One disk: a chain of layers, topmost first; the last has no backing. The topmost is written to."""
 
     layers: tuple[tuple[Path, Literal["raw", "qcow2"]], ...]
+    is_read_only: bool = False
+    """Nothing is written to it: several VMs may have it at a time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
-"""The writable disk of a VMM that reads raw files only: each layer is a whole disk, a copy of the one below.
+"""The disks of a VMM that reads raw files only: each layer is a whole disk, a copy of the one below.
 
 In the VM's folder a link leads to the layer that is written to, always by the same name: the one that every
-snapshot has for its disk. What a VMM really writes to is what it has open.
+snapshot has for its disk. What a VMM really writes to is what it has open. For volumes it is the same.
 """
 
 import os
@@ -21,16 +21,35 @@ def layers_of(image: DiskImage) -> tuple[Path, Path | None]:
     return paths[0], paths[1] if len(paths) > 1 else None
 
 
-def fill_overlay(machine: Machine) -> None:
-    """Have the overlay of `machine` be a copy of what it stands on, and its folder's link lead to it.
+def volume_link(index: int | str) -> str:
+    """Return what the link to the volume of that number, or pattern, is called."""
+    return f"volume{index}.raw"
+
+
+def written_by(machine: Machine) -> list[Path]:
+    """Return the files that the disks of `machine` are written to."""
+    disks = (machine.overlay, *machine.volumes)
+    return [layers_of(disk)[0] for disk in disks if not disk.is_read_only]
+
+
+def read_by(machine: Machine) -> list[Path]:
+    """Return the files of its volumes that are read only."""
+    return [layers_of(volume)[0] for volume in machine.volumes if volume.is_read_only]
+
+
+def fill_disks(machine: Machine) -> None:
+    """Have each disk of `machine` be a copy of what it stands on, and the links in its folder lead to them.
 
     Raises:
         OSError: there is no room.
     """
-    top, below = layers_of(machine.overlay)
-    if below is not None and top.stat().st_size == 0:
-        clone_file(below, top)
-    link_overlay(machine.folder, top)
+    disks = {OVERLAY_LINK: machine.overlay}
+    disks |= {volume_link(index): volume for index, volume in enumerate(machine.volumes)}
+    for name, disk in disks.items():
+        top, below = layers_of(disk)
+        if below is not None and top.stat().st_size == 0:
+            clone_file(below, top)
+        _link(machine.folder / name, top)
 
 
 def link_overlay(folder: Path, layer: Path) -> None:
@@ -39,7 +58,10 @@ def link_overlay(folder: Path, layer: Path) -> None:
     Raises:
         OSError: it cannot be made.
     """
-    link = folder / OVERLAY_LINK
+    _link(folder / OVERLAY_LINK, layer)
+
+
+def _link(link: Path, layer: Path) -> None:
     part = link.with_suffix(".part")
     part.unlink(missing_ok=True)
     part.symlink_to(layer)
@@ -53,7 +75,8 @@ def read_top_layer(pid: int, folder: Path) -> Path:
         VmmFailed: it is gone, or it is not clear which.
     """
     layers = os.path.dirname(os.path.realpath(folder / OVERLAY_LINK))
-    found = {path for path in _written_files(pid) if os.path.dirname(path) == layers}
+    volumes = {os.path.realpath(link) for link in folder.glob(volume_link("*"))}
+    found = {path for path in _written_files(pid) if os.path.dirname(path) == layers} - volumes
     if len(found) != 1:
         raise VmmFailed(f"the VMM has {len(found)} disks open that may be the overlay")
     return Path(found.pop())

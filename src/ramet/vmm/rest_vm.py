@@ -34,7 +34,7 @@ from ramet.vmm.port import (
     VmmSilent,
 )
 from ramet.vmm.private_mapping import Region, copy_changes, covers, find_changes, find_regions, lay_over
-from ramet.vmm.raw_overlay import fill_overlay, read_top_layer
+from ramet.vmm.raw_overlay import fill_disks, read_top_layer
 from ramet.vmm.rest import COMMAND_TIMEOUT_S, Api, Refusal
 
 T = TypeVar("T")
@@ -268,7 +268,7 @@ class RestVm(LiveCapture, Restored):
         assert waiting is not None, "not started to wait"
         try:
             async with asyncio.timeout(self._timeouts.load_s):
-                await self._in_thread(lambda: fill_overlay(waiting.machine))
+                await self._in_thread(lambda: fill_disks(waiting.machine))
                 await self._load(waiting, capture)
         except (VmmFailed, TimeoutError) as error:
             await self.kill()

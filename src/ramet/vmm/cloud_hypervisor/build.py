@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ramet.vmm.cloud_hypervisor.size import PLUG_ALIGN_BYTES
 from ramet.vmm.port import Machine, Nic, VmmUnsupported
-from ramet.vmm.raw_overlay import OVERLAY_LINK
+from ramet.vmm.raw_overlay import OVERLAY_LINK, volume_link
 from ramet.vmm.token_bucket import bucket_of
 from ramet.wire.vsock import SOCKET_SUFFIX
 
@@ -28,7 +28,7 @@ NIC: Final = "nic"
 LIMITER: Final = "rate_limiter_config"
 ZONE: Final = "ram"
 """The one piece of memory; it has a name of its own because only a named one can be of a file."""
-VOLUME_COUNT_MAX: Final = 0
+VOLUME_COUNT_MAX: Final = 8
 VCPU_COUNT_MAX: Final = 254
 """More take an APIC that only some versions build, see vmm/src/config.rs."""
 GUEST_CID: Final = 3
@@ -70,7 +70,8 @@ def demand_buildable(machine: Machine) -> None:
                 "cloud-hypervisor has one limit for both directions of a network card, not one for each",
                 remedy="give both the same limit, or none and have its TAP shaped",
             )
-    if any(layer_format != "raw" for _, layer_format in machine.overlay.layers):
+    disks = (machine.overlay, *machine.volumes)
+    if any(layer_format != "raw" for disk in disks for _, layer_format in disk.layers):
         raise VmmUnsupported(
             "cloud-hypervisor is given raw disks only, and this one has qcow2 layers",
             remedy="use hypervisor qemu",
@@ -90,17 +91,26 @@ def config_of(machine: Machine) -> dict[str, Any]:
         },
         "memory": {"size": 0, "hotplug_method": "VirtioMem", "zones": [zone]},
         "payload": payload_of(machine) | {"cmdline": KERNEL_ARGUMENTS},
-        "disks": [
-            _disk("root", machine.root, is_read_only=True),
-            _disk("overlay", Path(OVERLAY_LINK), is_read_only=False),
-            _disk("config", _relative(machine.config, machine.folder), is_read_only=True),
-        ],
+        "disks": disks_of(machine),
         "rng": {"src": "/dev/urandom"},
         "balloon": {"size": 0, "deflate_on_oom": True},
         "serial": {"mode": "File", "file": CONSOLE},
         "console": {"mode": "Off"},
         "vsock": {"cid": GUEST_CID, "socket": AGENT_SOCKET},
     }
+
+
+def disks_of(machine: Machine) -> list[dict[str, Any]]:
+    """Return its disks, in their order."""
+    return [
+        _disk("root", machine.root, is_read_only=True),
+        _disk("overlay", Path(OVERLAY_LINK), is_read_only=False),
+        _disk("config", _relative(machine.config, machine.folder), is_read_only=True),
+        *(
+            _disk(f"volume{index}", Path(volume_link(index)), is_read_only=volume.is_read_only)
+            for index, volume in enumerate(machine.volumes)
+        ),
+    ]
 
 
 def payload_of(machine: Machine) -> dict[str, str]:

@@ -31,7 +31,7 @@ from ramet.vmm.cloud_hypervisor.features import Release
 from ramet.vmm.cloud_hypervisor.vm import ACCELERATOR, NAME, CloudHypervisorVm
 from ramet.vmm.jail import UID_FIRST, Jail, JailConfig, cell_of
 from ramet.vmm.port import Capture, LiveFork, Machine, VmmFailed
-from ramet.vmm.raw_overlay import fill_overlay
+from ramet.vmm.raw_overlay import fill_disks
 from ramet.vmm.rest_vm import Timeouts, adopt, end_process, ended_unless_started
 
 PROGRAM: Final = "cloud-hypervisor"
@@ -108,7 +108,7 @@ class CloudHypervisorDriver(LiveFork):
     async def boot(self, machine: Machine) -> CloudHypervisorVm:
         demand_buildable(machine)
         try:
-            await to_thread.run_sync(fill_overlay, machine)
+            await to_thread.run_sync(fill_disks, machine)
         except OSError as error:
             raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
         vm = await self._spawn(machine, [])

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.sparse import data_runs
-from ramet.vmm.cloud_hypervisor.build import LIMITER, NIC, ZONE, card_of, payload_of
+from ramet.vmm.cloud_hypervisor.build import LIMITER, NIC, ZONE, card_of, disks_of, payload_of
 from ramet.vmm.port import Machine, VmmFailed
 
 CONFIG: Final = "config.json"
@@ -138,6 +138,9 @@ class Snapshot:
         config["payload"] = config["payload"] | payload_of(machine)  # Opened, though not read.
         # A child gives no memory back: not even what its source was asked for and had not given yet.
         config["balloon"] = config["balloon"] | {"size": self._taken_pages * _BALLOON_PAGE_BYTES}
+        disks = [(disk["id"], disk["readonly"]) for disk in config["disks"]]
+        if disks != [(disk["id"], disk["readonly"]) for disk in disks_of(machine)]:
+            raise ValueError("its disks")
         cards = config.get("net") or []
         if [card["id"] for card in cards] != ([] if machine.nic is None else [NIC]):
             raise ValueError("its network card")

@@ -46,7 +46,7 @@ from ramet.vmm.port import (
     Sizes,
     VmmFailed,
 )
-from ramet.vmm.raw_overlay import layers_of, link_overlay
+from ramet.vmm.raw_overlay import link_overlay, written_by
 from ramet.vmm.rest import Api, Refusal
 from ramet.vmm.rest_vm import RestVm, Timeouts, Waiting, read_tail
 
@@ -257,7 +257,8 @@ class CloudHypervisorVm(RestVm, Resizable, Ballooned):
         """Let one that is about to load read what is `stored` for it, and make its guest's socket."""
         cell = self._cell
         if cell is not None:
-            cell.own(layers_of(waiting.machine.overlay)[0])
+            for path in written_by(waiting.machine):
+                cell.own(path)
             for path in stored:
                 cell.let_pass(path.parent)
                 cell.let_read(path)

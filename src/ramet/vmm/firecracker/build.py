@@ -12,7 +12,7 @@ from typing import Final
 
 from ramet.vmm.firecracker.limiters import limiters_of
 from ramet.vmm.port import Machine, VmmUnsupported
-from ramet.vmm.raw_overlay import OVERLAY_LINK
+from ramet.vmm.raw_overlay import OVERLAY_LINK, volume_link
 from ramet.wire.vsock import SOCKET_SUFFIX
 
 DEVICE_MODEL: Final = 1
@@ -24,7 +24,7 @@ METRICS: Final = "metrics.json"
 OVERLAY_DRIVE: Final = "overlay"
 NIC: Final = "nic"
 NAME_PREFIX: Final = "ramet-"
-VOLUME_COUNT_MAX: Final = 0
+VOLUME_COUNT_MAX: Final = 8
 GUEST_CID: Final = 3
 """The same for all: a guest is reached through its own socket, never by this number."""
 KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet reboot=k panic=-1 pci=off net.ifnames=0 ipv6.disable=1"
@@ -46,7 +46,8 @@ def demand_buildable(machine: Machine) -> None:
             f"an instance on firecracker has {VOLUME_COUNT_MAX} volumes at most, not {len(machine.volumes)}",
             remedy="use fewer volumes, or another hypervisor",
         )
-    if any(layer_format != "raw" for _, layer_format in machine.overlay.layers):
+    disks = (machine.overlay, *machine.volumes)
+    if any(layer_format != "raw" for disk in disks for _, layer_format in disk.layers):
         raise VmmUnsupported(
             "firecracker reads raw disks only, and this one has qcow2 layers", remedy="use hypervisor qemu"
         )
@@ -79,6 +80,8 @@ def requests_of(machine: Machine) -> Iterator[Request]:
     yield _drive("root", machine.root, is_read_only=True)
     yield _drive(OVERLAY_DRIVE, Path(OVERLAY_LINK), is_read_only=False)
     yield _drive("config", _relative(machine.config, machine.folder), is_read_only=True)
+    for index, volume in enumerate(machine.volumes):  # Behind the others: the guest counts them.
+        yield _drive(f"volume{index}", Path(volume_link(index)), is_read_only=volume.is_read_only)
     if machine.nic is not None:
         nic: dict[str, object] = {
             "iface_id": NIC,

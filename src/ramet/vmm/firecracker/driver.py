@@ -39,7 +39,7 @@ from ramet.vmm.port import (
     Machine,
     VmmFailed,
 )
-from ramet.vmm.raw_overlay import fill_overlay
+from ramet.vmm.raw_overlay import fill_disks
 from ramet.vmm.rest_vm import Timeouts, adopt, end_process, ended_unless_started
 
 PROGRAM: Final = "firecracker"
@@ -141,7 +141,7 @@ class FirecrackerDriver(LiveFork):
     async def boot(self, machine: Machine) -> FirecrackerVm:
         demand_buildable(machine)
         try:
-            await to_thread.run_sync(fill_overlay, machine)
+            await to_thread.run_sync(fill_disks, machine)
         except OSError as error:
             raise VmmFailed(f"the guest's disk cannot be made: {error}") from error
         vm = await self._spawn(machine, [])

@@ -46,7 +46,7 @@ from ramet.vmm.port import (
     SizeOutOfRange,
     VmmFailed,
 )
-from ramet.vmm.raw_overlay import OVERLAY_LINK, layers_of, link_overlay
+from ramet.vmm.raw_overlay import OVERLAY_LINK, link_overlay, written_by
 from ramet.vmm.rest import Api
 from ramet.vmm.rest_vm import RestVm, Timeouts, Waiting, read_tail
 
@@ -225,7 +225,8 @@ class FirecrackerVm(RestVm, Ballooned):
                 await self._in_thread(lambda: reached.__exit__(None, None, None))
 
     def _let_in(self, cell: Cell, waiting: Waiting, capture: Capture) -> None:
-        cell.own(layers_of(waiting.machine.overlay)[0])
+        for path in written_by(waiting.machine):
+            cell.own(path)
         cell.let_read(capture.devices.fd)
         cell.let_in()
 

@@ -55,7 +55,7 @@ def overlay_node(image: DiskImage) -> dict[str, object]:
     """Return the chain of `image` as one nested block node."""
     node: dict[str, object] | None = None
     for index, (path, layer_format) in reversed(list(enumerate(image.layers))):
-        writable = index == 0
+        writable = index == 0 and not image.is_read_only
         layer: dict[str, object] = {
             "driver": layer_format,
             "node-name": node_name(path),
