@@ -26,7 +26,8 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from ramet.api import create_app
-from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet, StandInResources
+from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_snapshots import StandInSnapshots
 
 NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.

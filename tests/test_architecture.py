@@ -43,6 +43,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "store",
             "telemetry",
             "boot",
+            "linux.process",  # What an instance uses is what its VMM's process does.
             "pager",
             "vmm.port",
             "wire.boot_config",

@@ -19,9 +19,8 @@ import anyio
 import jwt
 
 from ramet.admission.admission import Admission
-from ramet.admission.demand import Demand, Resource
+from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
-from ramet.admission.report import DiskUse, HostReport, Line
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted, RametError
@@ -56,6 +55,7 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from tests.api.stand_in_files import StandInFiles
+from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_snapshots import StandInSnapshots
 
 SECRET = "a secret that is long enough for tests only"
@@ -435,6 +435,10 @@ class StandInCatalog:
     def list(self) -> Sequence[Image]:
         return list(self.images.values())
 
+    async def tag(self, ref: str, name: str) -> Image:
+        self.images[name] = replace(self.resolve(ref), name=name)
+        return self.images[name]
+
     async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None:
         found = self.resolve(ref)
         if in_use(found.digest):
@@ -503,40 +507,6 @@ class StandInPulls:
 
     def list(self) -> Sequence[PullView]:
         return []
-
-
-class StandInResources:
-    """How full the host of a stand-in is."""
-
-    def __init__(self, fleet: StandInFleet) -> None:
-        self._fleet = fleet
-
-    def report(self) -> HostReport:
-        ledger = self._fleet.admission().ledger
-
-        def line(resource: Resource) -> Line:
-            limit = ledger.limit_of(resource)
-            allocated = ledger.total_of(resource)
-            return Line(limit.capacity, limit.effective, allocated, limit.ratio, limit.source)
-
-        instance_count = len(self._fleet.list())
-        endpoints = Line(1000, 1000, instance_count, 1.0, "configured")
-        return HostReport(
-            cpu=line(Resource.CPU),
-            memory=line(Resource.MEMORY),
-            disk=line(Resource.DISK),
-            network=line(Resource.NETWORK),
-            endpoints=endpoints,
-            capture_count=1,
-            capture_memory_bytes=1 << 28,
-            tap_count=instance_count,
-        )
-
-    def held(self, instance: InstanceId) -> Demand:
-        return self._fleet.admission().ledger.held(instance)
-
-    async def disk_use(self) -> DiskUse:
-        return DiskUse(image_bytes=5 << 20, oci_cache_bytes=3 << 20, overlay_bytes=1 << 20)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -17,6 +18,7 @@ from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
 from ramet.core.compression import Compression, CompressionAlgorithm, CompressionAsk, MemoryState
 from ramet.core.spec import State
+from ramet.images import LINUX_AMD64, PullStatus, PullView, parse_reference
 from ramet.instance.fleet_types import WindowSize
 from tests.api.stand_in import Served, token
 
@@ -322,6 +324,42 @@ def test_it_reads_and_removes_images(client: Hypeman) -> None:
     assert client.images.list() == []
 
 
+def test_an_image_gets_a_further_name(client: Hypeman, served: Served) -> None:
+    made = client.images.tag(IMAGE, target="docker.io/library/mine:1")
+    assert (made.name, made.status) == ("docker.io/library/mine:1", "ready")
+    assert client.images.get("docker.io/library/mine:1").digest == client.images.get(IMAGE).digest
+    with pytest.raises(hypeman.NotFoundError, match="image_not_found"):
+        client.images.tag("docker.io/library/nobody:1", target="docker.io/library/mine:2")
+
+
+def test_an_image_that_is_still_pulled_gets_no_further_name(client: Hypeman, served: Served) -> None:
+    name = "docker.io/library/big:1"
+    served.catalog.pulls.stages = [pull_under_way(name), pull_under_way(name)]
+    client.images.create(name=name)
+    with pytest.raises(hypeman.ConflictError, match="image_not_ready"):
+        client.images.tag(name, target="docker.io/library/mine:1")
+
+
+def pull_under_way(name: str) -> PullView:
+    created = datetime(2026, 1, 2, tzinfo=UTC)
+    return PullView(
+        parse_reference(name), LINUX_AMD64, PullStatus.PULLING, None, None, None, created, {}, 2, 1, 20, 10
+    )
+
+
+def test_stats_are_of_what_runs(client: Hypeman, served: Served) -> None:
+    made = client.instances.create(name="web", image=IMAGE, size="128MB", vcpus=2)
+    found = client.instances.stats("web")
+    assert (found.instance_id, found.instance_name) == (made.id, "web")
+    assert (found.allocated_vcpus, found.allocated_memory_bytes) == (2, 128 << 20)
+    assert (found.cpu_seconds, found.memory_rss_bytes, found.memory_vms_bytes) == (1.5, 96 << 20, 1 << 30)
+    assert (found.network_rx_bytes, found.network_tx_bytes) == (2048, 1024)
+    assert found.memory_utilization_ratio == 0.75
+    client.instances.stop("web")
+    stopped = client.instances.stats("web")
+    assert (stopped.cpu_seconds, stopped.memory_rss_bytes, stopped.memory_utilization_ratio) == (0, 0, None)
+
+
 def test_an_image_in_use_is_kept(client: Hypeman) -> None:
     client.instances.create(name="web", image=IMAGE)
     with pytest.raises(hypeman.ConflictError, match="image_in_use"):
@@ -428,6 +466,8 @@ SUPPORTED = {
     ("GET", "/instances/{id}/wait"),
     ("GET", "/instances/{id}/logs"),
     ("GET", "/instances/{id}/stat"),
+    ("GET", "/instances/{id}/stats"),
+    ("POST", "/images/{name}/tag"),
     ("GET", "/images"),
     ("POST", "/images"),
     ("GET", "/images/{name}"),

@@ -42,7 +42,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "images.list": WORKS,
     "images.get": WORKS,
     "images.delete": WORKS,
-    "images.tag": LATER,
+    "images.tag": WORKS,
     "instances.create": Method(
         refuses={
             "auto_standby": {"enabled": True, "idle_timeout": "5m"},
@@ -74,7 +74,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "instances.wait": WORKS,
     "instances.logs": WORKS,
     "instances.stat": WORKS,
-    "instances.stats": LATER,
+    "instances.stats": WORKS,
     "instances.auto_standby.hold": LATER,
     "instances.auto_standby.status": LATER,
     "instances.snapshots.create": WORKS,

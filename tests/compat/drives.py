@@ -132,6 +132,20 @@ async def delete_image(at: Place) -> None:
         await at.call("images.delete", name=IMAGE)
 
 
+@drives("images.tag")
+async def tag_image(at: Place) -> None:
+    target = f"docker.io/library/{at.name}:mine"
+    made = await at.call("images.tag", name=IMAGE, target=target)
+    assert (made.name, made.status) == (target, "ready")
+    again = await at.boot(image=target)
+    assert again.image == target
+    with pytest.raises(hypeman.NotFoundError, match="image_not_found"):
+        await at.call("images.tag", name="nobody:1", target=target)
+    with pytest.raises(hypeman.BadRequestError, match="invalid_reference"):
+        await at.call("images.tag", name=IMAGE, target=f"demo@{made.digest}")
+    await at.call("images.delete", name=target)
+
+
 # Instances
 
 
@@ -287,6 +301,20 @@ async def stat_path(at: Place) -> None:
     assert (found.exists, found.is_dir, found.is_file, found.is_symlink) == (True, True, False, False)
     gone = await at.call("instances.stat", id=at.name, path="/nothing", follow_links=False)
     assert (gone.exists, gone.error) == (False, None)
+
+
+@drives("instances.stats")
+async def read_stats(at: Place) -> None:
+    made = await at.boot()
+    found = await at.call("instances.stats", id=at.name)
+    assert (found.instance_id, found.instance_name, found.allocated_vcpus) == (made.id, at.name, 1)
+    assert found.allocated_memory_bytes == 64 << 20
+    assert found.cpu_seconds > 0
+    assert 0 < found.memory_rss_bytes < found.memory_vms_bytes
+    assert found.memory_utilization_ratio == found.memory_rss_bytes / found.allocated_memory_bytes
+    await at.call("instances.standby", id=at.name)
+    asleep = await at.call("instances.stats", id=at.name)
+    assert (asleep.cpu_seconds, asleep.memory_rss_bytes, asleep.memory_utilization_ratio) == (0, 0, None)
 
 
 # Snapshots

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.linux.process import HeldProcess, read_start_ticks
+from ramet.linux.process import HeldProcess, read_start_ticks, read_usage
 from tests.linux.pids import start_as
 
 pytestmark = pytest.mark.anyio
@@ -53,3 +53,17 @@ def _next_tick() -> int:
     finally:
         probe.kill()
         probe.wait()
+
+
+def test_usage_is_of_that_process_and_no_later_one() -> None:
+    ticks = read_start_ticks(os.getpid())
+    before = read_usage(os.getpid(), start_ticks=ticks)
+    held = bytes(64 << 20)
+    while read_usage(os.getpid(), start_ticks=ticks).cpu_s == before.cpu_s:
+        hash(held[:1000])  # The kernel counts in ticks of 10 ms.
+    after = read_usage(os.getpid(), start_ticks=ticks)
+    assert before.cpu_s < after.cpu_s
+    assert 0 < after.resident_bytes < after.virtual_bytes
+    assert after.virtual_bytes >= before.virtual_bytes + len(held)
+    with pytest.raises(ProcessLookupError):
+        read_usage(os.getpid(), start_ticks=ticks + 1)

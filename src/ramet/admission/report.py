@@ -42,6 +42,20 @@ class HostReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Usage:
+    """What one instance uses of the host, as its VMM and its TAP tell; all 0 while it has none.
+
+    `cpu_s`: processor time since the VMM started. `received_bytes` came to the guest, `sent_bytes` from it.
+    """
+
+    cpu_s: float = 0.0
+    resident_bytes: int = 0
+    virtual_bytes: int = 0
+    received_bytes: int = 0
+    sent_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class DiskUse:
     """What the data folder's files really take, in bytes of allocated blocks."""
 

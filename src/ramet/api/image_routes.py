@@ -17,6 +17,7 @@ from ramet.images import (
     Platform,
     PullStatus,
     PullView,
+    Reference,
     parse_platform,
     parse_reference,
 )
@@ -64,12 +65,7 @@ def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> 
             return _named(catalog.resolve(body.name), body.name)
         return _pull_to_wire(view)
 
-    @routes.post("/import", status_code=HTTPStatus.CREATED)
-    async def import_image(body: wire.ImportImage) -> wire.Image:
-        path = Path(body.path)
-        if not path.is_absolute() or "\0" in body.path:
-            raise Invalid(f"The path {body.path[:200]!r} is not absolute", field="path")
-        return to_image(await catalog.import_path(path, name=body.name))
+    _add_names(routes, catalog)
 
     @routes.get("/{name:path}")
     async def get_image(name: str) -> wire.Image:
@@ -89,6 +85,25 @@ def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> 
         await catalog.remove(name, in_use=is_in_use)
 
     return routes
+
+
+def _add_names(routes: APIRouter, catalog: CatalogPort) -> None:
+    @routes.post("/import", status_code=HTTPStatus.CREATED)
+    async def import_image(body: wire.ImportImage) -> wire.Image:
+        path = Path(body.path)
+        if not path.is_absolute() or "\0" in body.path:
+            raise Invalid(f"The path {body.path[:200]!r} is not absolute", field="path")
+        return to_image(await catalog.import_path(path, name=body.name))
+
+    @routes.post("/{name:path}/tag", status_code=HTTPStatus.CREATED)
+    async def tag_image(name: str, body: wire.TagImage) -> wire.Image:
+        view = catalog.pulls.find(name)
+        try:
+            return to_image(await catalog.tag(name, body.target))
+        except ImageNotFound as absent:
+            if view is None or view.status is PullStatus.FAILED:
+                raise
+            raise _not_ready(view.reference) from absent
 
 
 async def find_or_pull(catalog: CatalogPort, ref: str, platform: Platform) -> Image:
@@ -116,7 +131,11 @@ async def find_or_pull(catalog: CatalogPort, ref: str, platform: Platform) -> Im
             raise absent from None  # The beginning of a digest, which no registry would know.
     with anyio.move_on_after(PULL_WAIT_S):
         return await catalog.pulls.fetch(reference)
-    raise ImageNotReady(
+    raise _not_ready(reference)
+
+
+def _not_ready(reference: Reference) -> ImageNotReady:
+    return ImageNotReady(
         f"The image {reference.display} is still being pulled",
         remedy=f"follow it with: ramet pull {reference.display}",
         image=str(reference),

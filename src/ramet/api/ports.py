@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from ramet.admission.demand import Demand
-from ramet.admission.report import DiskUse, HostReport
+from ramet.admission.report import DiskUse, HostReport, Usage
 from ramet.core.compression import CompressionAsk, MemoryState
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
-from ramet.core.spec import InstanceSpec, State
+from ramet.core.spec import InstanceRecord, InstanceSpec, State
 from ramet.core.verification import Verification
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
 from ramet.instance.fleet_types import (
@@ -98,6 +98,8 @@ class ResourcesPort(Protocol):
     def report(self) -> HostReport: ...
 
     def held(self, instance: InstanceId) -> Demand: ...
+
+    def usage(self, record: InstanceRecord) -> Usage: ...
 
     async def disk_use(self) -> DiskUse: ...
 
@@ -222,5 +224,9 @@ class CatalogPort(Protocol):
     def resolve(self, ref: str) -> Image: ...
 
     def list(self) -> Sequence[Image]: ...
+
+    async def tag(self, ref: str, name: str) -> Image:
+        """Give an image a further name. Raises ImageNotFound, InvalidReference."""
+        ...
 
     async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None: ...

@@ -1,11 +1,11 @@
-"""The call that tells how full the host is."""
+"""The calls that tell how full the host is, and what each instance uses of it."""
 
 from typing import Final
 
 from fastapi import APIRouter, Response
 from pydantic import TypeAdapter
 
-from ramet.admission.report import Line
+from ramet.admission.report import Line, Usage
 from ramet.api.ports import FleetPort, ResourcesPort
 from ramet.core.spec import InstanceRecord
 from ramet.wire_api import resources as wire
@@ -15,7 +15,7 @@ _JSON: Final = "application/json"
 
 
 def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
-    """Return the route on resources."""
+    """Return the routes on resources."""
     routes = APIRouter(tags=["resources"])
 
     @routes.get("/resources", response_model=wire.Resources)
@@ -36,7 +36,28 @@ def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
         # Written out by pydantic itself: a list of a thousand must not hold up the loop.
         return Response(_RESOURCES.dump_json(shown), media_type=_JSON)
 
+    @routes.get("/instances/{id}/stats", tags=["instances"])
+    async def get_stats(id: str) -> wire.InstanceStats:
+        record = fleet.get(id).record
+        return _to_stats(record, resources.usage(record))
+
     return routes
+
+
+def _to_stats(record: InstanceRecord, usage: Usage) -> wire.InstanceStats:
+    allocated_bytes = record.spec.memory_bytes
+    return wire.InstanceStats(
+        instance_id=record.id,
+        instance_name=record.name,
+        allocated_vcpus=record.spec.vcpu_count,
+        allocated_memory_bytes=allocated_bytes,
+        cpu_seconds=usage.cpu_s,
+        memory_rss_bytes=usage.resident_bytes,
+        memory_vms_bytes=usage.virtual_bytes,
+        network_rx_bytes=usage.received_bytes,
+        network_tx_bytes=usage.sent_bytes,
+        memory_utilization_ratio=usage.resident_bytes / allocated_bytes if usage.resident_bytes else None,
+    )
 
 
 def _to_status(name: str, line: Line) -> wire.ResourceStatus:

@@ -15,9 +15,7 @@ from ramet.core.errors import Unsupported
 _LATER: Final = "it will come with a later version"
 
 UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
-    ("POST", "/images/{name:path}/tag", "images.tag"),
     ("PATCH", "/instances/{id}", "instances.update"),
-    ("GET", "/instances/{id}/stats", "instances.stats"),
     ("GET", "/instances/{id}/auto-standby/status", "instances.auto_standby.status"),
     ("POST", "/instances/{id}/auto-standby/hold", "instances.auto_standby.hold"),
     ("POST", "/instances/{id}/volumes/{volume_id}", "instances.volumes.attach"),

@@ -5,10 +5,11 @@ from collections.abc import Iterable
 from anyio import to_thread
 
 from ramet.admission.demand import Demand, Resource
-from ramet.admission.report import DiskUse, HostReport, Line, allocated_bytes
+from ramet.admission.report import DiskUse, HostReport, Line, Usage, allocated_bytes
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord
 from ramet.effects.site import Site
+from ramet.linux.process import read_usage
 from ramet.snapshots.mapped import mapped_captures
 
 
@@ -56,6 +57,18 @@ class SiteResources:
     def held(self, instance: InstanceId) -> Demand:
         """Return what an instance holds."""
         return self._site.admission.ledger.held(instance)
+
+    def usage(self, record: InstanceRecord) -> Usage:
+        """Return what an instance uses now. Reads /proc."""
+        runtime = record.runtime
+        if runtime is None:
+            return Usage()
+        try:
+            used = read_usage(runtime.pid, start_ticks=runtime.start_ticks)
+        except ProcessLookupError:
+            return Usage()  # It has just ended.
+        received_bytes, sent_bytes = self._site.network.traffic(record.id)
+        return Usage(used.cpu_s, used.resident_bytes, used.virtual_bytes, received_bytes, sent_bytes)
 
     async def disk_use(self) -> DiskUse:
         """Look through the data folder for what its files take."""

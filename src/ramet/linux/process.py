@@ -12,12 +12,19 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Final
 
 PROC: Final = Path("/proc")
-_START_TIME_FIELD: Final = 22  # proc_pid_stat(5), counted from 1.
+# proc_pid_stat(5), counted from 1.
+_FIRST_FIELD: Final = 3  # Behind pid and name.
+_UTIME_FIELD: Final = 14
+_STIME_FIELD: Final = 15
+_START_TIME_FIELD: Final = 22
+_VSIZE_FIELD: Final = 23  # Bytes.
+_RSS_FIELD: Final = 24  # Pages.
 _STAT_BYTES_MAX: Final = 4096  # 52 numbers and a name of 64 bytes at most.
 
 
@@ -27,12 +34,43 @@ def read_boot_id() -> str:
     return (PROC / "sys/kernel/random/boot_id").read_text().strip()
 
 
+@dataclass(frozen=True, slots=True)
+class ProcessUsage:
+    """What a process uses: processor time of all of its threads, and memory."""
+
+    cpu_s: float
+    resident_bytes: int
+    virtual_bytes: int
+
+
 def read_start_ticks(pid: int) -> int:
     """Return when process `pid` started, in clock ticks since boot.
 
     Raises:
         ProcessLookupError: there is no such process.
     """
+    return int(_read_stat(pid)[_START_TIME_FIELD - _FIRST_FIELD])
+
+
+def read_usage(pid: int, *, start_ticks: int) -> ProcessUsage:
+    """Return what the process uses that has `pid` since `start_ticks`.
+
+    Raises:
+        ProcessLookupError: there is no such process, or it is another.
+    """
+    fields = _read_stat(pid)
+    if int(fields[_START_TIME_FIELD - _FIRST_FIELD]) != start_ticks:
+        raise ProcessLookupError(pid)
+    user, system = (int(fields[field - _FIRST_FIELD]) for field in (_UTIME_FIELD, _STIME_FIELD))
+    return ProcessUsage(
+        cpu_s=(user + system) / os.sysconf("SC_CLK_TCK"),
+        resident_bytes=int(fields[_RSS_FIELD - _FIRST_FIELD]) * os.sysconf("SC_PAGE_SIZE"),
+        virtual_bytes=int(fields[_VSIZE_FIELD - _FIRST_FIELD]),
+    )
+
+
+def _read_stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the third on, which is `_FIRST_FIELD`."""
     try:
         fd = os.open(f"{PROC}/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError as error:
@@ -42,7 +80,7 @@ def read_start_ticks(pid: int) -> int:
     finally:
         os.close(fd)
     # The command name, field 2, is in parentheses and may itself hold spaces and parentheses.
-    return int(line.rpartition(b")")[2].split()[_START_TIME_FIELD - 3])
+    return line.rpartition(b")")[2].split()
 
 
 def list_command_lines() -> Iterator[tuple[int, list[str]]]:

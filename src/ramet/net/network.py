@@ -15,6 +15,7 @@ import anyio
 
 from ramet.core.errors import Conflict
 from ramet.core.ids import InstanceId
+from ramet.linux.traffic import read_traffic
 from ramet.net.bridge import Bridge, BridgeConfig, BridgeFacts
 from ramet.net.errors import TapHeld
 from ramet.net.firewall import Firewall, FirewallStatistics
@@ -273,6 +274,14 @@ class Network:
         """Return why the traffic of `instance` is not limited as asked, None if it is."""
         endpoint = self._attached.get(instance)
         return None if endpoint is None else self._shaping.degraded(endpoint)
+
+    def traffic(self, instance: InstanceId) -> tuple[int, int]:
+        """Return the bytes that came to `instance` and from it since its TAP was made; 0 without one."""
+        endpoint = self._attached.get(instance)
+        if endpoint is None:
+            return 0, 0
+        from_guest, to_guest = read_traffic(endpoint.tap_name)
+        return to_guest, from_guest
 
     def statistics(self) -> NetworkStatistics:
         """Return how full the network is."""

@@ -64,6 +64,15 @@ class PullImage:
 
 
 @dataclass(frozen=True, slots=True)
+class TagImage:
+    """The body of `POST /images/{name}/tag`: a further name for the image."""
+
+    target: str
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
 class ImportImage:
     """The body of `POST /images/import` (additive). `path` is absolute, on the server's host."""
 

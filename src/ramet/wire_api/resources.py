@@ -44,6 +44,26 @@ class ResourceAllocation:
 
 
 @dataclass(frozen=True, slots=True)
+class InstanceStats:
+    """What one instance uses of the host, by its VMM's process and its network interface.
+
+    `cpu_seconds` since the VMM started; received is what came to the guest. All 0 while it does not run, and
+    the ratio, of resident memory to what was asked for, is null then.
+    """
+
+    instance_id: str
+    instance_name: str
+    allocated_vcpus: int
+    allocated_memory_bytes: int
+    cpu_seconds: float
+    memory_rss_bytes: int
+    memory_vms_bytes: int
+    network_rx_bytes: int
+    network_tx_bytes: int
+    memory_utilization_ratio: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Captures:
     """Captures of running sources that are in memory, for forks; their bytes are in `memory`, too."""
 
