@@ -37,8 +37,15 @@ from ramet.images import (
     PullStatus,
     PullView,
     Reference,
+    parse_reference,
 )
-from ramet.images.errors import ImageInUse, ImageNotFound, ImageSourceNotFound, NotInRegistry
+from ramet.images.errors import (
+    ImageInUse,
+    ImageNotFound,
+    ImageSourceNotFound,
+    InvalidReference,
+    NotInRegistry,
+)
 from ramet.instance import remedies
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -436,8 +443,11 @@ class StandInCatalog:
         return list(self.images.values())
 
     async def tag(self, ref: str, name: str) -> Image:
-        self.images[name] = replace(self.resolve(ref), name=name)
-        return self.images[name]
+        target = parse_reference(name)
+        if target.digest is not None:
+            raise InvalidReference(f"{name} names a digest")
+        self.images[target.name] = replace(self.resolve(ref), name=target.name)
+        return self.images[target.name]
 
     async def remove(self, ref: str, *, in_use: Callable[[Digest], bool]) -> None:
         found = self.resolve(ref)

@@ -73,6 +73,7 @@ WRONG: Final[dict[str, tuple[object, ...]]] = {
     "platform": (7, [], {}, "", "linux", "linux/amd64\n", "/", "x" * 5000, "linux/amd64/v1/x"),
     "credentials": ("x", 7, [], {"later": 1}, {"username": 7}, {"password": []}),
 }
+TAG: Final = f"/images/{IMAGE}/tag"
 REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/instances": (CREATE, ("name", "image")),
     "/instances/src/fork": (FORK, ("name",)),
@@ -84,6 +85,7 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/snapshots/snap/forks": (FORKS, ("name_prefix", "count")),
     "/images/import": (IMPORT, ("path",)),
     "/images": (PULL, ("name",)),
+    TAG: ({"target": "mine:1"}, ("target",)),
 }
 FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances", CREATE, "name", "text"),
@@ -145,6 +147,7 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/images", PULL, "platform", "platform"),
     ("/images", PULL, "credentials", "credentials"),
     ("/images", PULL, "tags", "tags"),
+    (TAG, {}, "target", "image"),
 ]
 EMPTY_IS_NOT_SAID: Final = ("hypervisor", "expires_at", "disk_io_bps")
 ELSEWHERE: Final = {("/images/import", "name")}  # Judged by the catalog, in tests/images.
@@ -193,6 +196,8 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/images/import", {**IMPORT, "later": 1}),
     ("/instances/src/start", {"later": 1}),
     ("/images", {**PULL, "later": 1}),
+    (TAG, {"target": "mine:1", "later": 1}),
+    (TAG, {"target": "mine@sha256:" + "0" * 64}),
 ]
 
 
@@ -364,7 +369,7 @@ def method_of(path: str) -> str:
 
 
 def _existing(path: str) -> str:
-    return path.replace("{id}", "src").replace("{snapshot_id}", "snap")
+    return path.replace("{id}", "src").replace("{snapshot_id}", "snap").replace("{name}", IMAGE)
 
 
 def test_the_table_names_every_field_of_every_body(http: httpx.Client) -> None:
