@@ -9,6 +9,7 @@ from pydantic import TypeAdapter
 from ramet.api.facts import HostFacts
 from ramet.api.forks import answer_many, answer_one, check_source, names_of
 from ramet.api.image_routes import find_or_pull
+from ramet.api.paging import Limit, page
 from ramet.api.ports import CatalogPort, FleetPort, LogSource
 from ramet.api.stream import EventStream
 from ramet.api.types import (
@@ -49,12 +50,16 @@ def router(fleet: FleetPort, catalog: CatalogPort, facts: HostFacts) -> APIRoute
 
 def _add_reading(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
     @routes.get("", response_model=tuple[wire.Instance, ...])
-    async def list_instances(request: Request, state: str | None = None) -> Response:
+    async def list_instances(
+        request: Request, state: str | None = None, limit: Limit = None, cursor: str | None = None
+    ) -> Response:
         wanted = None if state is None else to_state(state)
         tags = tag_filter(request)
-        shown = tuple(to_instance(view, facts) for view in fleet.list() if _matches(view, wanted, tags))
+        found = [view for view in fleet.list() if _matches(view, wanted, tags)]
+        told = page(found, _place, limit, cursor)
+        shown = tuple(to_instance(view, facts) for view in told.items)
         # Written out by pydantic itself: a list of a thousand must not hold up the loop.
-        return Response(_INSTANCES.dump_json(shown), media_type=_JSON)
+        return Response(_INSTANCES.dump_json(shown), media_type=_JSON, headers=told.headers)
 
     @routes.get("/{id}")
     async def get_instance(id: str) -> wire.Instance:
@@ -129,6 +134,10 @@ def _add_forks(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
         source = fleet.get(id)
         check_source(source, from_running=True)
         return answer_many(await fleet.fork(source.record.id, names, target=target), facts)
+
+
+def _place(view: InstanceView) -> tuple[float, str]:
+    return view.record.identity.created_at, view.record.id
 
 
 def _matches(view: InstanceView, state: State | None, tags: dict[str, str]) -> bool:

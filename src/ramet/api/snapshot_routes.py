@@ -10,6 +10,7 @@ from ramet.api.facts import HostFacts
 from ramet.api.files_routes import ArchiveStream, body_of
 from ramet.api.forks import answer_many, answer_one, names_of
 from ramet.api.hypervisors import to_target_hypervisor
+from ramet.api.paging import Limit, page
 from ramet.api.ports import FleetPort, SnapshotsPort
 from ramet.api.types import (
     check_name,
@@ -36,18 +37,21 @@ _SNAPSHOTS: Final = TypeAdapter(tuple[wire.Snapshot, ...])
 def router(fleet: FleetPort, snapshots: SnapshotsPort, facts: HostFacts) -> APIRouter:
     """Return the routes on snapshots, those below an instance among them."""
     routes = APIRouter(tags=["snapshots"], responses={"default": {"model": Error}})
+    _add_list(routes, snapshots)
     _add_store(routes, fleet, snapshots)
     _add_uses(routes, fleet, snapshots, facts)
     return routes
 
 
-def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) -> None:
+def _add_list(routes: APIRouter, snapshots: SnapshotsPort) -> None:
     @routes.get("/snapshots", response_model=tuple[wire.Snapshot, ...])
     async def list_snapshots(
         request: Request,
         source_instance_id: str | None = None,
         kind: str | None = None,
         name: str | None = None,
+        limit: Limit = None,
+        cursor: str | None = None,
     ) -> Response:
         found = snapshots.list(
             source=source_instance_id,
@@ -55,9 +59,12 @@ def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) ->
             name=name,
             tags=tag_filter(request),
         )
-        shown = tuple(_shown(snapshots, record) for record in found)
-        return Response(_SNAPSHOTS.dump_json(shown), media_type="application/json")
+        told = page(found, lambda record: (record.created_at, record.id), limit, cursor)
+        shown = tuple(_shown(snapshots, record) for record in told.items)
+        return Response(_SNAPSHOTS.dump_json(shown), media_type="application/json", headers=told.headers)
 
+
+def _add_store(routes: APIRouter, fleet: FleetPort, snapshots: SnapshotsPort) -> None:
     @routes.get("/snapshots/{snapshot_id}/export", response_class=ArchiveStream, status_code=HTTPStatus.OK)
     async def export_snapshot(snapshot_id: str) -> Response:
         return ArchiveStream(snapshots.export(snapshots.get(snapshot_id).id))

@@ -1,0 +1,85 @@
+"""Lists in pieces: `limit` things at a time, each piece with the cursor that the next one goes on from.
+
+A cursor is the place of the last thing told, by when it was made and its id, and not its number in the list:
+what is made or deleted between two pieces makes nothing be told twice, and nothing that stays be left out.
+"""
+
+import base64
+import binascii
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Final, Generic, TypeVar
+
+from fastapi import Query
+
+from ramet.core.errors import Invalid
+
+LIMIT_MAX: Final = 10_000
+CURSOR_HEADER: Final = "x-next-cursor"
+CURSOR_LENGTH_MAX: Final = 256
+
+_NOT_OURS: Final = "The cursor is none that a list has given"
+
+T = TypeVar("T")
+Limit = Annotated[int | None, Query(ge=1, le=LIMIT_MAX)]
+"""How many things a call that lists is asked for at most."""
+Place = tuple[float, str]
+"""When a thing was made, in Unix seconds, and its id."""
+
+
+class InvalidCursor(Invalid):
+    """The text is no cursor that a list has given."""
+
+    code = "invalid_cursor"
+    remedy_default = "send the header x-next-cursor of the piece before, or leave cursor out"
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One piece of a list. `cursor` leads to the next; None: this was the last."""
+
+    items: Sequence[T]
+    cursor: str | None = None
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What the answer carries besides the things."""
+        return {} if self.cursor is None else {CURSOR_HEADER: self.cursor}
+
+
+def page(items: Sequence[T], place: Callable[[T], Place], limit: int | None, cursor: str | None) -> Page[T]:
+    """Return the `limit` oldest of `items` behind `cursor`; without either, all of them as they are.
+
+    Raises:
+        InvalidCursor: it is none.
+    """
+    if limit is None and cursor is None:
+        return Page(items)
+    ordered = sorted(items, key=place)
+    if cursor is not None:
+        last = _read(cursor)
+        ordered = [item for item in ordered if place(item) > last]
+    if limit is None or len(ordered) <= limit:
+        return Page(ordered)
+    told = ordered[:limit]
+    return Page(told, _write(place(told[-1])))
+
+
+def _write(place: Place) -> str:
+    made_at, name = place
+    return base64.urlsafe_b64encode(f"{made_at!r} {name}".encode()).decode().rstrip("=")
+
+
+def _read(cursor: str) -> Place:
+    if len(cursor) > CURSOR_LENGTH_MAX:
+        raise InvalidCursor("The cursor is longer than any")
+    try:
+        padded = cursor + "=" * (-len(cursor) % 4)
+        made_at, _, name = base64.b64decode(padded, altchars=b"-_", validate=True).decode().partition(" ")
+        place = float(made_at), name
+    except (binascii.Error, ValueError) as error:
+        raise InvalidCursor(_NOT_OURS) from error
+    if not math.isfinite(place[0]):
+        raise InvalidCursor(_NOT_OURS)
+    return place

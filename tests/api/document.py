@@ -1,0 +1,31 @@
+"""The API's description as a file: `python -m tests.api.document > docs/openapi.json`.
+
+It is made of the routes as they stand; nothing is served and no daemon needed.
+"""
+
+import json
+from typing import Any
+
+from ramet.api import create_app
+from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in_resources import StandInResources
+from tests.api.stand_in_snapshots import StandInSnapshots
+
+
+def document() -> dict[str, Any]:
+    """Return the OpenAPI document, as `GET /spec.json` answers."""
+    fleet = StandInFleet()
+    try:
+        served = (fleet, StandInCatalog(), StandInSnapshots(fleet), StandInResources(fleet), FACTS)
+        return create_app(*served, auth=None).openapi()
+    finally:
+        fleet.files.remove()
+
+
+def render() -> str:
+    """Return the file's text."""
+    return json.dumps(document(), indent=1) + "\n"
+
+
+if __name__ == "__main__":
+    print(render(), end="")
