@@ -6,6 +6,7 @@ import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import anyio
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from ramet.core.ids import InstanceId, LayerId, mint_id
 from ramet.linux.memfd import SealableFile
 from ramet.linux.process import list_command_lines
+from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.port import MEMORY_FILE_NAME, Capture, DiskImage, LiveFork, Machine
 from ramet.vmm.rest import Api
 from ramet.vmm.rest_vm import RestVm
@@ -24,13 +26,17 @@ POLL_S = 0.01
 TIMEOUT_S = 60.0
 
 
-class TinyBench(ABC):
-    """A driver of REST-speaking VMMs with everything it needs, in `folder`."""
+V_co = TypeVar("V_co", bound=RestVm, covariant=True)
 
+
+class TinyBench(ABC, Generic[V_co]):
+    """A driver of REST-speaking VMMs, which are of that `kind`, with everything it needs, in `folder`."""
+
+    kind: type[V_co]
     memory_bytes = 16 << 20
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, jail: JailMode) -> None:
+        self.folder, self.jail = folder, JailConfig(jail)
         for name in ("instances", "layers"):
             (folder / name).mkdir()
         self.layers = RawLayerStore(folder / "layers")
@@ -69,13 +75,16 @@ class TinyBench(ABC):
             nic=None,
         )
 
-    async def boot(self, kernel: bytes | None = None) -> RestVm:
+    async def boot(self, kernel: bytes | None = None) -> V_co:
         layer = self.layers.create(DISK_BYTES)
         return self.keep(await self.driver.boot(self.machine(layer, kernel)), layer)
 
-    async def capture(self, vm: RestVm, base: SealableFile | None = None) -> Capture:
-        memory = SealableFile(MEMORY_FILE_NAME, self.memory_bytes)
-        target = Capture(memory, SealableFile("ramet-devices"), base=base)
+    async def capture(
+        self, vm: RestVm, base: SealableFile | None = None, target: Capture | None = None
+    ) -> Capture:
+        if target is None:
+            memory = SealableFile(MEMORY_FILE_NAME, self.memory_bytes)
+            target = Capture(memory, SealableFile("ramet-devices"), base=base)
         new_top = self.layers.create_on(self.tops[vm.runtime.pid], DISK_BYTES)
         await vm.prepare_disk(self.layers.path(new_top))
         await vm.copy_ahead(target)
@@ -87,13 +96,14 @@ class TinyBench(ABC):
         target.seal()
         return target
 
-    async def child(self, capture: Capture, frozen: LayerId) -> RestVm:
-        """Start a VMM that waits for `capture`."""
+    async def child(self, capture: Capture, frozen: LayerId, driver: LiveFork | None = None) -> V_co:
+        """Start a VMM that waits for `capture`; `driver`: instead of the bench's own."""
         layer = self.layers.create_on(frozen, DISK_BYTES)
-        return self.keep(await self.driver.start_waiting(self.machine(layer), capture), layer)
+        return self.keep(await (driver or self.driver).start_waiting(self.machine(layer), capture), layer)
 
-    def keep(self, vm: object, layer: LayerId) -> RestVm:
-        assert isinstance(vm, RestVm)
+    def keep(self, vm: object, layer: LayerId) -> V_co:
+        """End a VMM with the bench."""
+        assert isinstance(vm, self.kind)
         self.vms.append(vm)
         self.tops[vm.runtime.pid] = layer
         return vm
@@ -128,8 +138,11 @@ async def goes_on(vm: RestVm) -> None:
     await until(lambda: len(counted(vm)) > before + 1)
 
 
-def kill_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
-    """Have the VMM that is asked `wanted` next be killed when it has the request, and before it answers."""
+def kill_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> Callable[[], bool]:
+    """Have the VMM that is asked `wanted` next be killed when it has the request, and before it answers.
+
+    Returns what tells whether one was.
+    """
     exchange = Api._exchange
     is_armed = True
 
@@ -148,6 +161,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
         return await asked
 
     monkeypatch.setattr(Api, "_exchange", killing)
+    return lambda: not is_armed
 
 
 def _is_in(pid: int, folder: Path) -> bool:
