@@ -184,11 +184,11 @@ def test_what_is_no_small_file_is_neither_followed_nor_waited_for(
 @pytest.mark.parametrize("put", [put_link, put_pipe, put_folder, put_much])
 def test_memory_that_is_no_file_of_its_size_is_not_copied(stored: Path, put: Callable[[Path], None]) -> None:
     memory = SealableFile("ramet-memory", 4096)
-    copy_memory(stored, memory, 4096)
+    copy_memory(stored, 4096, memory)
     (stored / MEMORY).unlink()
     put(stored / MEMORY)
     with pytest.raises((OSError, ValueError)):
-        copy_memory(stored, memory, 4096)
+        copy_memory(stored, 4096, memory)
     memory.close()
 
 
