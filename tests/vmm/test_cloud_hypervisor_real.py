@@ -74,6 +74,8 @@ class TestCloudHypervisor(TinyContract):
     capture_calls = (f"PUT {_API}/vm.pause", f"PUT {_API}/vm.snapshot", f"PUT {_API}/vm.resume")
     load_calls = (f"PUT {_API}/vm.restore", f"PUT {_API}/vm.resume")
     volume_count_max = VOLUME_COUNT_MAX
+    stores_zeros = False
+    unfiltered_threads = frozenset({"cloud-hyperviso"})
 
 
 async def test_a_child_has_a_network_card_of_its_own(namespace: None, bench: RealBench) -> None:

@@ -101,6 +101,7 @@ class TestFirecracker(TinyContract):
     capture_calls = ("PATCH /vm", "PATCH /drives/overlay", "PUT /snapshot/create")
     load_calls = ("PUT /snapshot/load",)
     volume_count_max = VOLUME_COUNT_MAX
+    stores_zeros = True
 
 
 async def test_a_child_is_served_by_the_pager(bench: RealBench, pager: PagerService) -> None:

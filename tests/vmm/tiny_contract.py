@@ -45,6 +45,10 @@ class TinyContract:
     capture_calls: ClassVar[Sequence[str]]
     load_calls: ClassVar[Sequence[str]]
     volume_count_max: ClassVar[int]
+    stores_zeros: ClassVar[bool]
+    """Whether a capture but the first has all memory; or so little that rounds may change much of it."""
+    unfiltered_threads: ClassVar[frozenset[str]] = frozenset()
+    """Those that have no seccomp filter, by name."""
 
     async def test_a_guest_runs_and_stands_still_and_runs(self, bench: Bench) -> None:
         vm = await bench.boot()
@@ -112,15 +116,14 @@ class TinyContract:
             await goes_on(child)
             frozen = bench.tops[child.runtime.pid]
             taken = await bench.capture(child, base)
-            assert taken.changes is not None
-            assert taken.mapped is base
+            assert taken.changes is not None or not self.stores_zeros
             last = counted(child)[-1]
             grandchild = await bench.child(taken, frozen)
             await grandchild.load(taken)
             await goes_on(grandchild)
             assert abs(counted(grandchild)[0] - last) <= 2
             again = await bench.capture(grandchild, base)
-            assert again.mapped is base
+            assert again.changes is not None or not self.stores_zeros
             again.memory.close()
             taken.memory.close()
 
@@ -251,7 +254,10 @@ class TinyContract:
             assert uid == os.geteuid()
             return
         assert UID_FIRST < uid < UID_FIRST + UID_COUNT
-        assert (status["NoNewPrivs"], status["Seccomp"], int(status["CapEff"], 16)) == ("1", "2", 0)
+        for thread in Path(f"/proc/{pid}/task").iterdir():
+            status = status_of(int(thread.name))
+            assert (status["NoNewPrivs"], int(status["CapEff"], 16)) == ("1", 0)
+            assert status["Seccomp"] == ("0" if status["Name"] in self.unfiltered_threads else "2")
         seen = Path(f"/proc/{pid}/root")
         assert not (seen / "etc").exists()
         assert {path.name for path in (seen / "dev").iterdir()} == {"kvm", "urandom"}
