@@ -214,7 +214,6 @@ def test_it_is_created_booted_paused_and_resumed_in_that_order(start: Start) -> 
         (MACHINE | {"payload": {"kernel": "/nowhere"}}, "Cannot open /nowhere"),
         (MACHINE | {"disks": [{"id": "overlay", "path": "nowhere"}]}, "Cannot open nowhere"),
         (MACHINE | {"net": [{"id": "nic", "tap": "nowhere0"}]}, "Cannot open TAP"),
-        (MACHINE | {"memory": {"size": MEMORY_BYTES, "zones": []}}, "in one zone"),
     ],
 )
 def test_a_boot_needs_its_files_and_its_tap(start: Start, machine: dict[str, Any], message: str) -> None:
@@ -223,6 +222,13 @@ def test_a_boot_needs_its_files_and_its_tap(start: Start, machine: dict[str, Any
     vmm.done("vm.create", machine)
     assert message in vmm.refused("vm.boot")
     assert vmm.state == "Created"
+
+
+def test_memory_is_in_one_zone(start: Start) -> None:
+    vmm = start()
+    vmm.make_disks()
+    vmm.done("vm.create", MACHINE | {"memory": {"size": MEMORY_BYTES, "zones": []}})
+    assert "in one zone" in vmm.refused("vm.boot")
 
 
 def test_a_disk_that_another_writes_to_is_not_opened(start: Start) -> None:
@@ -318,10 +324,10 @@ def needs_tap(content: Any) -> None:
 @pytest.mark.parametrize(
     ("file", "change", "message"),
     [
-        ("config.json", other_zone, "in another zone"),
+        ("config.json", other_zone, "the memory is elsewhere"),
         ("config.json", no_disk, "Cannot open nowhere"),
         ("config.json", needs_tap, "needs descriptors"),
-        ("state.json", no_memory, "there is no memory"),
+        ("state.json", no_memory, "what is to be copied"),
         ("state.json", lambda content: content["snapshots"].pop("memory-manager"), "Cannot restore"),
     ],
 )
