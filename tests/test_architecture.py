@@ -29,6 +29,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "guest": frozenset({"core", "linux", "wire"}),
     "snapshots": frozenset({"core", "linux", "store", "disks", "pager", "telemetry", "vmm.port"}),
     "instance": frozenset({"core", "store"}),
+    "policies": frozenset({"core", "instance.fleet_types"}),
     "effects": frozenset(
         {
             "core",
@@ -53,7 +54,9 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     ),
     "setup": frozenset({"core", "linux", "wire_api.scopes"}),
     "doctor": frozenset({"core", "linux", "net.bridge", "net.errors", "boot.locate"}),
-    "api": frozenset({"core", "admission", "wire_api", "instance", "images", "snapshots", "telemetry"}),
+    "api": frozenset(
+        {"core", "admission", "wire_api", "instance", "images", "policies", "snapshots", "telemetry"}
+    ),
     "client": frozenset({"core", "wire_api"}),
     "cli": frozenset({"core", "client", "wire_api"}),
     "daemon": EVERYTHING,

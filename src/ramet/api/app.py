@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ramet.api import (
+    auto_standby,
     exec_routes,
     files_routes,
     image_routes,
@@ -24,7 +25,7 @@ from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
-from ramet.api.ports import CatalogPort, FleetPort, ResourcesPort, SnapshotsPort
+from ramet.api.ports import CatalogPort, FleetPort, IdlePort, ResourcesPort, SnapshotsPort
 from ramet.api.strict_json import check_body
 from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
@@ -68,11 +69,12 @@ def create_app(
     catalog: CatalogPort,
     snapshots: SnapshotsPort,
     resources: ResourcesPort,
+    idle: IdlePort,
     facts: HostFacts,
     *,
     auth: TokenAuth | None,
 ) -> FastAPI:
-    """Return the API over `fleet`, `catalog`, `snapshots` and the host's `resources`.
+    """Return the API over `fleet`, `catalog`, `snapshots`, the host's `resources`, and `idle` instances.
 
     Args:
         auth: checks the token of every request; None trusts whoever can connect.
@@ -93,6 +95,7 @@ def create_app(
     # Before the images: a name may hold slashes, and its route would take their calls.
     app.include_router(unsupported.router())
     app.include_router(instance_routes.router(fleet, catalog, facts))
+    app.include_router(auto_standby.router(idle))
     app.include_router(snapshot_routes.router(fleet, snapshots, facts))
     app.include_router(image_routes.router(fleet, catalog, snapshots))
     app.include_router(exec_routes.router(fleet))

@@ -22,6 +22,7 @@ from ramet.instance.fleet_types import (
     PathStat,
     WaitOutcome,
 )
+from ramet.policies.idle import IdleStatus
 
 LogSource = Literal["app", "vmm", "hypeman"]
 
@@ -89,6 +90,20 @@ class FleetPort(Protocol):
 
     def logs(self, ref: str, *, source: LogSource, tail: int, follow: bool) -> AsyncIterator[str]:
         """Yield the last `tail` lines, then, if `follow`, each new one."""
+        ...
+
+
+class IdlePort(Protocol):
+    """Who has instances sleep by themselves. `ref` as of `FleetPort`."""
+
+    def status(self, ref: str) -> IdleStatus: ...
+
+    def hold(self, ref: str) -> IdleStatus:
+        """Promise that an instance is awake for as long as its policy lets it be idle.
+
+        Raises:
+            InstanceInStandby: it sleeps, or is about to.
+        """
         ...
 
 

@@ -6,14 +6,15 @@ so anyway: an option switched off is no option.
 
 import re
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from fastapi import Request
 
+from ramet.api.auto_standby import shown_auto_standby, to_auto_standby
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
 from ramet.api.hypervisors import to_hypervisor
+from ramet.api.times import format_time, shown_time
 from ramet.core.compression import (
     COMPRESSION_DELAY_S_MAX,
     NOT_SAID,
@@ -111,7 +112,6 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "devices": _is_falsy,
     "gpu": _is_falsy,
     "volumes": _is_falsy,
-    "auto_standby": _is_disabled,
     "health_check": lambda value: isinstance(value, Mapping) and value.get("type") == "none",
     "restart_policy": lambda value: isinstance(value, Mapping) and value.get("policy", "never") == "never",
 }
@@ -146,6 +146,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     to_hypervisor(body.hypervisor, facts)
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
+    to_auto_standby(body.auto_standby)
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:
@@ -182,6 +183,7 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         upload_bytes_per_s=_rate("bandwidth_upload", network.bandwidth_upload, network),
         fork_pool=to_pool_size(body.fork_pool or 0, "fork_pool"),
         compression=_policy(body.snapshot_policy),
+        auto_standby=to_auto_standby(body.auto_standby),
     )
 
 
@@ -334,7 +336,7 @@ def to_instance(
         name=record.name,
         image=spec.image,
         state=record.state.value,
-        created_at=_time(record.identity.created_at),
+        created_at=format_time(record.identity.created_at),
         state_error=record.state_error or None,
         image_digest=spec.image_digest,
         platform=facts.platform,
@@ -346,11 +348,12 @@ def to_instance(
         tags=spec.tags,
         network=network,
         snapshot_policy=_shown_policy(spec.compression),
+        auto_standby=shown_auto_standby(spec.auto_standby),
         has_snapshot=record.capture is not None,
         exit_code=None if ended is None else shell_exit_code(ended),
         exit_message=None if ended is None else ended.message or None,
-        started_at=None if record.started_at is None else _time(record.started_at),
-        stopped_at=None if record.stopped_at is None else _time(record.stopped_at),
+        started_at=shown_time(record.started_at),
+        stopped_at=shown_time(record.stopped_at),
         parent_id=record.identity.parent,
         fork_pool=_to_fork_pool(spec.fork_pool, view.fork_pool),
         timings_ms=timings_ms,
@@ -393,7 +396,7 @@ def to_snapshot(
         source_instance_id=record.source,
         source_instance_name=record.source_name,
         source_hypervisor=record.spec.hypervisor,
-        created_at=_time(record.created_at),
+        created_at=format_time(record.created_at),
         size_bytes=memory_bytes + record.disk_bytes,
         name=record.name,
         tags=record.tags,
@@ -537,7 +540,3 @@ def _argv(field: str, argv: tuple[str, ...] | None) -> tuple[str, ...] | None:
     if sum(len(word.encode()) + 1 for word in argv) > ENVIRONMENT_BYTES_MAX:
         raise Invalid(f"{field} is larger than {ENVIRONMENT_BYTES_MAX} bytes", field=field)
     return argv
-
-
-def _time(unix_s: float) -> str:
-    return datetime.fromtimestamp(unix_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -16,8 +16,6 @@ _LATER: Final = "it will come with a later version"
 
 UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
     ("PATCH", "/instances/{id}", "instances.update"),
-    ("GET", "/instances/{id}/auto-standby/status", "instances.auto_standby.status"),
-    ("POST", "/instances/{id}/auto-standby/hold", "instances.auto_standby.hold"),
     ("POST", "/instances/{id}/volumes/{volume_id}", "instances.volumes.attach"),
     ("DELETE", "/instances/{id}/volumes/{volume_id}", "instances.volumes.detach"),
     ("GET", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.get"),

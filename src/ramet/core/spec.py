@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal, Self
 
+from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 
@@ -47,7 +48,7 @@ class InstanceSpec:
 
     Download is what comes to the guest, upload what it sends; None is the network's default. While it runs,
     `fork_pool` children are made ahead of the next fork. `compression` is of stored memory, where a request
-    says nothing.
+    says nothing. `auto_standby` is when it sleeps by itself; None: never.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -67,6 +68,7 @@ class InstanceSpec:
     upload_bytes_per_s: int | None = None
     fork_pool: int = 0
     compression: CompressionAsk = NOT_SAID
+    auto_standby: AutoStandby | None = None
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default."""
@@ -86,6 +88,8 @@ class InstanceSpec:
         spec = {**raw, **tuples}
         if "compression" in raw:
             spec["compression"] = CompressionAsk.from_dict(raw["compression"])
+        if raw.get("auto_standby") is not None:
+            spec["auto_standby"] = AutoStandby.from_dict(raw["auto_standby"])
         return cls(**spec)
 
 
@@ -105,6 +109,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "upload_bytes_per_s": "copied",
     "fork_pool": "cleared",
     "compression": "copied",
+    "auto_standby": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

@@ -47,6 +47,8 @@ from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
 from ramet.net.rates import RateLimits
 from ramet.pager.graduation import GraduationConfig
+from ramet.policies.idle import MAX_CONCURRENT as IDLE_MAX_CONCURRENT
+from ramet.policies.idle import IdleConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
@@ -212,6 +214,20 @@ class HypervisorSettings(BaseModel, extra="forbid"):
         return self.firecracker_snapshot_memory_backend == "uffd"
 
 
+class AutoStandbySettings(BaseModel, extra="forbid"):
+    """What keeps instances awake that may sleep by themselves, besides connections to them: open execs if
+    `busy_exec`, their own connections if `busy_outbound`; and how many are put to sleep at a time.
+    """
+
+    busy_exec: bool = True
+    busy_outbound: bool = False
+    max_concurrent: PositiveInt = IDLE_MAX_CONCURRENT
+
+    def config(self) -> IdleConfig:
+        """Return the part `ramet.policies` understands."""
+        return IdleConfig(self.busy_exec, self.busy_outbound, self.max_concurrent)
+
+
 class ForkSettings(BaseModel, extra="forbid"):
     """How forks share the host: `width` VMMs start, and emulated guests wake, at once; None: one per core.
 
@@ -309,6 +325,7 @@ class Settings(BaseSettings):
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
     forks: ForkSettings = ForkSettings()
+    auto_standby: AutoStandbySettings = AutoStandbySettings()
     snapshot: SnapshotSettings = SnapshotSettings()
     logging: LoggingSettings = LoggingSettings()
     otel: OtelSettings = OtelSettings()

@@ -68,7 +68,7 @@ async def _serve(settings: Settings) -> None:
         tcp = _bind_tcp(settings.listen) if settings.listen else None
         async with running(settings) as parts, anyio.create_task_group() as group:
             facts = _host_facts(parts)
-            served = (parts.fleet, parts.images, parts.snapshots, parts.resources, facts)
+            served = (parts.fleet, parts.images, parts.snapshots, parts.resources, parts.idle, facts)
             servers = [HttpServer(create_app(*served, auth=None), unix)]
             if tcp is not None:
                 app = create_app(*served, auth=TokenAuth(settings.jwt_secret))

@@ -30,6 +30,7 @@ from ramet.linux import kvm
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
 from ramet.pager import PagerService
+from ramet.policies.idle import IdleKeeper
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
@@ -55,6 +56,7 @@ class Running:
     default_hypervisor: str
     network: Network
     resources: SiteResources
+    idle: IdleKeeper
 
 
 @asynccontextmanager
@@ -105,8 +107,11 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             performer = SitePerformer(site, group)
             fleet = Fleet(performer)
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
+            idle = _make_idle_keeper(settings, fleet, performer, network)
             await group.start(fleet.run, found)
             group.start_soon(network.run)
+            group.start_soon(network.flows.run, idle.connections_changed, idle.all_changed)
+            group.start_soon(idle.run, [view.record for view in fleet.list()])
             group.start_soon(pager.run if settings.hypervisor.uses_pager else pager.retire)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             group.start_soon(site.captures.run)
@@ -121,8 +126,23 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
                 default,
                 network,
                 SiteResources(site),
+                idle,
             )
             group.cancel_scope.cancel()
+
+
+def _make_idle_keeper(
+    settings: Settings, fleet: Fleet, performer: SitePerformer, network: Network
+) -> IdleKeeper:
+    keeper = IdleKeeper(
+        fleet,
+        network.flows,
+        lambda record: None if record.identity.slot is None else network.endpoint(record.id).ip,
+        performer.exec_count,
+        settings.auto_standby.config(),
+    )
+    performer.watch(keeper.see, keeper.execs_changed)
+    return keeper
 
 
 def _make_pager(settings: Settings, folder: DataFolder, drivers: Mapping[str, Driver]) -> PagerService:

@@ -1,6 +1,6 @@
 """Commands in a guest, as the fleet's callers see them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from ramet.effects.site import Rig
 from ramet.guest.exec import Exec, Output, open_exec
@@ -8,10 +8,11 @@ from ramet.instance.fleet_types import ExecCommand, ExecEnd, WindowSize
 
 
 class GuestExec:
-    """An `ExecSession` over the channel of one guest."""
+    """An `ExecSession` over the channel of one guest; `on_close` is called once."""
 
-    def __init__(self, process: Exec) -> None:
-        self._process = process
+    def __init__(self, process: Exec, on_close: Callable[[], None]) -> None:
+        self._process, self._on_close = process, on_close
+        self._is_closed = False
 
     async def write(self, data: bytes) -> None:
         await self._process.write(data)
@@ -35,10 +36,13 @@ class GuestExec:
 
     async def aclose(self) -> None:
         self._process.close()
+        if not self._is_closed:
+            self._is_closed = True
+            self._on_close()
 
 
-async def start_exec(rig: Rig, command: ExecCommand) -> GuestExec:
-    """Start a command in the guest.
+async def start_exec(rig: Rig, command: ExecCommand, on_close: Callable[[], None]) -> GuestExec:
+    """Start a command in the guest; `on_close` is called once, when the session is closed.
 
     Raises:
         Invalid: it cannot be run like that.
@@ -55,4 +59,4 @@ async def start_exec(rig: Rig, command: ExecCommand) -> GuestExec:
         stdin=command.has_stdin,
         tty=None if command.tty is None else (command.tty.rows, command.tty.cols),
     )
-    return GuestExec(process)
+    return GuestExec(process, on_close)

@@ -1,7 +1,7 @@
 """The performer of all actions: from an action's type to the module that carries it out."""
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import replace
@@ -100,10 +100,21 @@ class SitePerformer:
         """What ends a run and what begins the next come one after the other, as they were decided."""
         self._suspending: dict[InstanceId, anyio.CancelScope] = {}
         self._fleet: tuple[Tell, Look] | None = None
+        self._execs = Counter[InstanceId]()
+        self._on_save: Callable[[InstanceRecord], None] = lambda record: None
+        self._on_exec: Callable[[InstanceId], None] = lambda instance: None
 
     def connect(self, tell: Tell, look: Look) -> None:
         """Learn how to tell an instance what happened to it, and how to see its record."""
         self._fleet = tell, look
+
+    def watch(self, on_save: Callable[[InstanceRecord], None], on_exec: Callable[[InstanceId], None]) -> None:
+        """Have these be called for each record that is written, and when a command begins or ends."""
+        self._on_save, self._on_exec = on_save, on_exec
+
+    def exec_count(self, instance: InstanceId) -> int:
+        """Return how many commands are open in a guest."""
+        return self._execs[instance]
 
     async def _tell(self, instance: InstanceId, event: Event) -> None:
         assert self._fleet is not None, "connect() comes first"
@@ -162,6 +173,7 @@ class SitePerformer:
         self._keep_spec(record)
         self._operations.tell(record)
         self.pools.see(record)
+        self._on_save(record)
 
     def _running_parent(self, record: InstanceRecord) -> InstanceRecord | None:
         """Return whom a new instance is forked from, if that takes a capture."""
@@ -205,7 +217,19 @@ class SitePerformer:
         return {} if timings is None else timings.phases_ms
 
     async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
-        return await start_exec(self._rig(record), command)
+        rig = self._rig(record)
+        self._count_exec(record.id, 1)
+        try:
+            return await start_exec(rig, command, lambda: self._count_exec(record.id, -1))
+        except BaseException:
+            self._count_exec(record.id, -1)
+            raise
+
+    def _count_exec(self, instance: InstanceId, by: int) -> None:
+        self._execs[instance] += by
+        if not self._execs[instance]:
+            del self._execs[instance]
+        self._on_exec(instance)
 
     async def stat_path(self, record: InstanceRecord, path: str, *, follow_links: bool) -> PathStat:
         return await stat_path(self._rig(record), path, follow_links=follow_links)

@@ -403,7 +403,7 @@ class RouteSocket:
                 yield reply, content
 
     def _receive(self) -> list[tuple[int, int, int, bytes]]:
-        return list(_messages(self._socket.recv(RECEIVE_BYTES)))
+        return list(messages(self._socket.recv(RECEIVE_BYTES)))
 
 
 class LinkRemovals:
@@ -445,7 +445,7 @@ class LinkRemovals:
                 if error.errno != errno.ENOBUFS:
                     raise
                 return None
-            for kind, _, _, body in _messages(data):
+            for kind, _, _, body in messages(data):
                 # The bridge family reports a port that leaves in the same words.
                 if kind == RTM_DELLINK and body[0] != socket.AF_BRIDGE:
                     gone.add(_parse_link(body).name)
@@ -469,7 +469,8 @@ def interface_exists(name: str) -> bool:
     return True
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+def messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """Return the netlink messages in `data`, each as (kind, flags, sequence, body)."""
     at = 0
     while at + _HEADER.size <= len(data):
         size, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)

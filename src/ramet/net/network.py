@@ -19,6 +19,7 @@ from ramet.linux.traffic import read_traffic
 from ramet.net.bridge import Bridge, BridgeConfig, BridgeFacts
 from ramet.net.errors import TapHeld
 from ramet.net.firewall import Firewall, FirewallStatistics
+from ramet.net.flows import Flows
 from ramet.net.rates import UNLIMITED, RateLimits
 from ramet.net.shaping import ShapingQueue, ShapingStatistics
 from ramet.net.slots import Endpoint, SlotPool
@@ -75,6 +76,8 @@ class Network:
         self._taps = Taps()
         self._tap_shaping = TapShaping(self._taps.limiter)
         self._shaping = ShapingQueue(self._tap_shaping)
+        self.flows = Flows(config.subnet)
+        """Who is connected to whom; for whoever wants to know it to run."""
         self._facts: BridgeFacts | None = None
         self._told: NetworkFacts | None = None
         self._attached: dict[InstanceId, Endpoint] = {}

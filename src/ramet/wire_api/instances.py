@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
+from ramet.wire_api.auto_standby import AutoStandbyPolicy
 from ramet.wire_api.compression import SnapshotPolicy
 from ramet.wire_api.errors import Error
 from ramet.wire_api.pools import ForkPool
@@ -64,6 +65,7 @@ class Instance:
     tags: Mapping[str, str] | None = None
     network: InstanceNetwork | None = None
     snapshot_policy: SnapshotPolicy | None = None
+    auto_standby: AutoStandbyPolicy | None = None
     has_snapshot: bool = False
     exit_code: int | None = None
     exit_message: str | None = None
@@ -116,7 +118,7 @@ class CreateInstance:
     gpu: Mapping[str, Any] | None = None
     volumes: tuple[Mapping[str, Any], ...] | None = None
     snapshot_policy: SnapshotPolicy | None = None
-    auto_standby: Mapping[str, Any] | None = None
+    auto_standby: AutoStandbyPolicy | None = None
     health_check: Mapping[str, Any] | None = None
     restart_policy: Mapping[str, Any] | None = None
     fork_pool: int | None = None

@@ -1,0 +1,1 @@
+"""What happens to instances by itself: rules as pure functions, and who follows them."""
