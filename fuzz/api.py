@@ -27,6 +27,7 @@ from schemathesis.specs.openapi.checks import (
 
 from ramet.api import create_app
 from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_snapshots import StandInSnapshots
 
@@ -69,8 +70,10 @@ class Api:
         self._fleet = _Fleet()
         self._catalog = StandInCatalog()
         self._snapshots = StandInSnapshots(self._fleet)
-        served = (self._fleet, self._catalog, self._snapshots, StandInResources(self._fleet))
-        app = create_app(*served, FACTS, auth=None)
+        resources, idle = StandInResources(self._fleet), StandInIdle(self._fleet)
+        app = create_app(
+            self._fleet, self._catalog, self._snapshots, resources, idle, FACTS, auth=None
+        )
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

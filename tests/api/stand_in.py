@@ -62,6 +62,7 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from tests.api.stand_in_files import StandInFiles
+from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_snapshots import StandInSnapshots
 
@@ -553,7 +554,7 @@ def serve() -> Iterator[Served]:
         tcp = socket.create_server(("127.0.0.1", 0))
         fleet, catalog = StandInFleet(), StandInCatalog()
         snapshots = StandInSnapshots(fleet)
-        served = (fleet, catalog, snapshots, StandInResources(fleet), FACTS)
+        served = (fleet, catalog, snapshots, StandInResources(fleet), StandInIdle(fleet), FACTS)
         servers = [
             HttpServer(create_app(*served, auth=None), unix),
             HttpServer(create_app(*served, auth=TokenAuth(SECRET)), tcp),

@@ -464,6 +464,8 @@ SUPPORTED = {
     ("POST", "/snapshots/{snapshot_id}/fork"),
     ("POST", "/instances/{id}/fork"),
     ("GET", "/instances/{id}/wait"),
+    ("GET", "/instances/{id}/auto-standby/status"),
+    ("POST", "/instances/{id}/auto-standby/hold"),
     ("GET", "/instances/{id}/logs"),
     ("GET", "/instances/{id}/stat"),
     ("GET", "/instances/{id}/stats"),

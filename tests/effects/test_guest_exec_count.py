@@ -1,0 +1,28 @@
+"""How many commands are open in each guest, as whoever watches is told."""
+
+import pytest
+
+from ramet.core.errors import RametError
+from ramet.core.ids import InstanceId
+from ramet.effects.performer import SitePerformer
+from ramet.instance.fleet_types import ExecCommand
+from tests.effects.world import World
+
+pytestmark = [pytest.mark.anyio, pytest.mark.netns]
+
+
+async def test_a_command_counts_until_its_session_is_closed(world: World) -> None:
+    async with world.daemon() as daemon:
+        record = (await daemon.fleet.create("src", daemon.spec)).record
+        told: list[tuple[InstanceId, int]] = []
+        performer = daemon.fleet._host
+        assert isinstance(performer, SitePerformer)
+        performer.watch(lambda saved: None, lambda one: told.append((one, performer.exec_count(one))))
+        session = await daemon.fleet.open_exec("src", ExecCommand(("cat",)))
+        assert told == [(record.id, 1)]
+        await session.aclose()
+        await session.aclose()
+        assert told == [(record.id, 1), (record.id, 0)]
+        with pytest.raises(RametError):
+            await daemon.fleet.open_exec("src", ExecCommand(()))
+        assert performer.exec_count(record.id) == 0

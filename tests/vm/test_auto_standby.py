@@ -1,0 +1,66 @@
+"""A real guest sleeps by itself when nobody is connected to it, and not before."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from ramet.core.auto_standby import AutoStandby
+from ramet.core.spec import State
+from ramet.instance.fleet_types import ExecCommand
+from ramet.policies.auto_standby import Status
+from tests.vm.images import HTTP_PORT
+from tests.vm.site import Children, Site
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+NAME = "dozing"
+TIMEOUT_S = 60.0
+
+
+async def until(is_so: Callable[[], bool]) -> None:
+    with anyio.fail_after(TIMEOUT_S):
+        while not is_so():
+            await anyio.lowlevel.checkpoint()
+
+
+async def connected(ip: str) -> socket.socket:
+    """Connect to a guest's server as soon as it serves."""
+    with anyio.fail_after(TIMEOUT_S):
+        while True:
+            client = socket.socket()
+            client.setblocking(False)
+            try:
+                await asyncio.get_running_loop().sock_connect(client, (ip, HTTP_PORT))
+            except ConnectionRefusedError:
+                client.close()
+            else:
+                return client
+
+
+async def test_a_guest_that_nobody_is_connected_to_sleeps_and_is_as_before_when_it_is_woken(
+    site: Site, children: Children
+) -> None:
+    idle, fleet = site.parts.idle, site.fleet
+    children.names.append(NAME)
+    await fleet.create(NAME, replace(site.spec(), auto_standby=AutoStandby(True, 1.0)))
+    with await connected(site.ip_of(NAME)):
+        await until(lambda: idle.status(NAME).inbound_count == 1)
+        assert idle.status(NAME).verdict.status is Status.ACTIVE
+        await site.sh(NAME, "echo kept >/dev/shm/kept")
+        assert fleet.get(NAME).record.state is State.RUNNING
+    assert (await fleet.wait(NAME, State.STANDBY, TIMEOUT_S)).state is State.STANDBY
+    assert idle.status(NAME).last_inbound_at is not None
+
+    # It wakes, and an open command keeps it awake for as long as it is open.
+    await fleet.restore(NAME)
+    session = await fleet.open_exec(NAME, ExecCommand(("cat", "/dev/shm/kept")))
+    assert [chunk async for _, chunk in session.output()] == [b"kept\n"]
+    assert idle.status(NAME).verdict.status is Status.ACTIVE
+    await session.aclose()
+    assert idle.status(NAME).verdict.status is not Status.ACTIVE
+    assert (await fleet.wait(NAME, State.STANDBY, TIMEOUT_S)).state is State.STANDBY
