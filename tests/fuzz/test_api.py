@@ -17,7 +17,7 @@ SEED = 1
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Schemathesis's own.
-    pytest.mark.timeout(60),
+    pytest.mark.timeout(240),  # Half a minute on a host with nothing else to do.
 ]
 
 
