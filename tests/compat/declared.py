@@ -45,7 +45,6 @@ METHODS: Final[Mapping[str, Method]] = {
     "images.tag": WORKS,
     "instances.create": Method(
         refuses={
-            "auto_standby": {"enabled": True, "idle_timeout": "5m"},
             "credentials": {
                 "KEY": {"source": {"env": "KEY"}, "inject": [{"as": {"header": "A", "format": "${value}"}}]}
             },
@@ -75,8 +74,8 @@ METHODS: Final[Mapping[str, Method]] = {
     "instances.logs": WORKS,
     "instances.stat": WORKS,
     "instances.stats": WORKS,
-    "instances.auto_standby.hold": LATER,
-    "instances.auto_standby.status": LATER,
+    "instances.auto_standby.hold": WORKS,
+    "instances.auto_standby.status": WORKS,
     "instances.snapshots.create": WORKS,
     "instances.snapshots.restore": WORKS,
     "instances.snapshot_schedule.delete": LATER,
@@ -123,7 +122,6 @@ METHODS: Final[Mapping[str, Method]] = {
 UNTOLD: Final[Mapping[str, frozenset[str]]] = {
     "Instance": frozenset(
         {
-            "auto_standby",
             "current_phase",
             "current_phase_since",
             "disk_io_bps",

@@ -152,6 +152,12 @@ async def tag_image(at: Place) -> None:
 @drives("instances.create")
 async def create_instance(at: Place) -> None:
     made = await at.boot(
+        auto_standby={
+            "enabled": True,
+            "idle_timeout": "1h",
+            "ignore_source_cidrs": ["10.0.0.0/8"],
+            "ignore_destination_ports": [22],
+        },
         cmd=["forever"],
         entrypoint=["sleep"],
         env={"KEY": "value"},
@@ -168,6 +174,9 @@ async def create_instance(at: Place) -> None:
     assert (made.name, made.size, made.overlay_size, made.vcpus) == (at.name, "64MB", "64MB", 1)
     assert (made.hypervisor, made.platform) == (at.hypervisor, "linux/amd64")
     assert (made.env, made.tags) == ({"KEY": "value"}, {"of": at.name})
+    assert (made.auto_standby.enabled, made.auto_standby.idle_timeout) == (True, "1h")
+    assert made.auto_standby.ignore_source_cidrs == ["10.0.0.0/8"]
+    assert made.auto_standby.ignore_destination_ports == [22]
     assert made.network.enabled
     assert made.network.ip
     assert made.network.mac
@@ -252,6 +261,28 @@ async def restore_instance(at: Place) -> None:
         await at.call("instances.restore", id=at.name)
     await at.call("instances.standby", id=at.name)
     assert (await at.call("instances.restore", id=at.name)).state == "Running"
+
+
+@drives("instances.auto_standby.status")
+async def tell_when_it_sleeps(at: Place) -> None:
+    made = await at.boot(auto_standby={"enabled": True, "idle_timeout": "1h"})
+    found = await at.call("instances.auto_standby.status", id=at.name)
+    assert (found.status, found.reason) == ("idle_countdown", "idle_timeout_not_elapsed")
+    assert found.next_standby_at > found.idle_since >= made.created_at
+    soon = at.name + "-soon"
+    await at.boot("-soon", auto_standby={"enabled": True, "idle_timeout": "1s"})
+    assert (await at.call("instances.wait", id=soon, state="Standby", api_timeout="1m")).state == "Standby"
+    assert (await at.call("instances.auto_standby.status", id=soon)).reason == "instance_not_running"
+
+
+@drives("instances.auto_standby.hold")
+async def hold_awake(at: Place) -> None:
+    await at.boot(auto_standby={"enabled": True, "idle_timeout": "1h"})
+    held = await at.call("instances.auto_standby.hold", id=at.name)
+    assert held.hold_until == held.next_standby_at
+    await at.call("instances.standby", id=at.name)
+    with pytest.raises(hypeman.ConflictError, match="instance_in_standby"):
+        await at.call("instances.auto_standby.hold", id=at.name)
 
 
 @drives("instances.fork")

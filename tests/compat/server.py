@@ -17,13 +17,16 @@ import anyio
 from fastapi import FastAPI
 
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.daemon.config import Settings
+from ramet.daemon.wiring import make_idle_keeper
 from ramet.effects.counting import SiteResources
+from ramet.policies.idle import IdleKeeper
 from ramet.store.paths import DataFolder
 from ramet.vmm.fake.driver import FakeDriver
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.port import Driver
 from tests.api.stand_in import SECRET
-from tests.effects.world import Daemon, World, new_folder
+from tests.effects.world import Daemon, World, new_folder, performer_of
 from tests.images.build import file, tar
 from tests.images.lying_registry import lying_registry
 from tests.net.namespaces import own_namespace
@@ -91,16 +94,20 @@ async def _serve(
     world.pulls_images = True
     try:
         async with world.daemon() as daemon, anyio.create_task_group() as group:
-            server = HttpServer(_app(daemon), listener)
-            group.start_soon(server.serve)
+            idle = make_idle_keeper(Settings(), daemon.fleet, performer_of(daemon.fleet), daemon.site.network)
+            group.start_soon(daemon.site.network.flows.run, idle.connections_changed, idle.all_changed)
+            group.start_soon(idle.run)
+            server = HttpServer(_app(daemon, idle), listener)
             started.set_result((authority, server.stop))
+            await server.serve()
+            group.cancel_scope.cancel()
     finally:
         await world.aclose()
 
 
-def _app(daemon: Daemon) -> FastAPI:
+def _app(daemon: Daemon, idle: IdleKeeper) -> FastAPI:
     site = daemon.site
     facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
     resources = SiteResources(site)
     auth = TokenAuth(SECRET)
-    return create_app(daemon.fleet, site.images, daemon.snapshots, resources, facts, auth=auth)
+    return create_app(daemon.fleet, site.images, daemon.snapshots, resources, idle, facts, auth=auth)

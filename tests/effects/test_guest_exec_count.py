@@ -4,9 +4,8 @@ import pytest
 
 from ramet.core.errors import RametError
 from ramet.core.ids import InstanceId
-from ramet.effects.performer import SitePerformer
 from ramet.instance.fleet_types import ExecCommand
-from tests.effects.world import World
+from tests.effects.world import World, performer_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 
@@ -15,8 +14,7 @@ async def test_a_command_counts_until_its_session_is_closed(world: World) -> Non
     async with world.daemon() as daemon:
         record = (await daemon.fleet.create("src", daemon.spec)).record
         told: list[tuple[InstanceId, int]] = []
-        performer = daemon.fleet._host
-        assert isinstance(performer, SitePerformer)
+        performer = performer_of(daemon.fleet)
         performer.watch(lambda saved: None, lambda one: told.append((one, performer.exec_count(one))))
         session = await daemon.fleet.open_exec("src", ExecCommand(("cat",)))
         assert told == [(record.id, 1)]

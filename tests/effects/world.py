@@ -192,6 +192,12 @@ class World:
         shutil.rmtree(self.folder)
 
 
+def performer_of(fleet: Fleet) -> SitePerformer:
+    """Return who performs the actions of a fleet."""
+    assert isinstance(fleet._host, SitePerformer)
+    return fleet._host
+
+
 async def _let_go(site: Site) -> None:
     with anyio.CancelScope(shield=True):
         for rig in site.rigs.values():

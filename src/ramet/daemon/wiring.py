@@ -107,7 +107,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             performer = SitePerformer(site, group)
             fleet = Fleet(performer)
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
-            idle = _make_idle_keeper(settings, fleet, performer, network)
+            idle = make_idle_keeper(settings, fleet, performer, network)
             await group.start(fleet.run, found)
             group.start_soon(network.run)
             group.start_soon(network.flows.run, idle.connections_changed, idle.all_changed)
@@ -131,9 +131,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.cancel_scope.cancel()
 
 
-def _make_idle_keeper(
+def make_idle_keeper(
     settings: Settings, fleet: Fleet, performer: SitePerformer, network: Network
 ) -> IdleKeeper:
+    """Return who has the fleet's idle instances sleep; `network.flows` is to tell it who is connected."""
     keeper = IdleKeeper(
         fleet,
         network.flows,
