@@ -71,9 +71,7 @@ class Api:
         self._catalog = StandInCatalog()
         self._snapshots = StandInSnapshots(self._fleet)
         resources, idle = StandInResources(self._fleet), StandInIdle(self._fleet)
-        app = create_app(
-            self._fleet, self._catalog, self._snapshots, resources, idle, FACTS, auth=None
-        )
+        app = create_app(self._fleet, self._catalog, self._snapshots, resources, idle, FACTS, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from ramet.api import create_app
 from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_snapshots import StandInSnapshots
 
@@ -16,8 +17,9 @@ def document() -> dict[str, Any]:
     """Return the OpenAPI document, as `GET /spec.json` answers."""
     fleet = StandInFleet()
     try:
-        served = (fleet, StandInCatalog(), StandInSnapshots(fleet), StandInResources(fleet), FACTS)
-        return create_app(*served, auth=None).openapi()
+        served = (fleet, StandInCatalog(), StandInSnapshots(fleet))
+        host = (StandInResources(fleet), StandInIdle(fleet), FACTS)
+        return create_app(*served, *host, auth=None).openapi()
     finally:
         fleet.files.remove()
 
