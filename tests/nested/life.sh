@@ -16,6 +16,7 @@ serve
 python examples/make_image.py "$FOLDER/box"
 ramet image import "$FOLDER/box" --name box:1
 ramet run --name web --memory 256MB --cpus 1 box:1 sh -c 'echo warm >/tmp/state; echo hello; sleep 100000'
+test "$(stat -c %u "/proc/$(pgrep -o -f -- --api-sock)")" -gt 1900000000 # In its jail.
 for sleep in first second; do # The second stores what has changed since the first.
   ramet exec web -- sh -c "cat /tmp/state; echo $sleep >>/tmp/state"
   ramet standby web
