@@ -72,6 +72,18 @@ def run_script(name: str, hypervisor: str) -> None:
     assert (status, lines[-1:]) == (0, ["whole"]), "\n".join(lines)
 
 
+@pytest.mark.skipif("RAMET_CLOUD_HYPERVISOR" not in os.environ, reason="no RAMET_CLOUD_HYPERVISOR")
+def test_a_guest_and_its_children_grow_and_shrink_with_cloud_hypervisor() -> None:
+    lines: list[str] = []
+    status = run_within(
+        [sys.executable, "-m", "tests.nested.size"],
+        kernel_package=PACKAGE,
+        timeout_s=TIMEOUT_S,
+        say=lines.append,
+    )
+    assert (status, lines[-1:]) == (0, ["whole"]), "\n".join(lines)
+
+
 def test_a_host_within_that_is_cut_short_is_a_failure_with_its_last_words() -> None:
     with pytest.raises(NestedFailed, match="last words"):
         run_within(["sleep", "600"], kernel_package=PACKAGE, timeout_s=10, say=print)
