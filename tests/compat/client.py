@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import partial, reduce
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Final, Literal, get_origin, get_type_hints
 
 import anyio.to_thread
+import httpx
 import hypeman
 from hypeman import AsyncHypeman, Hypeman, lib
 from hypeman._resource import AsyncAPIResource, SyncAPIResource
@@ -24,6 +26,7 @@ Flavour = Literal["sync", "async"]
 FLAVOURS: Final[tuple[Flavour, ...]] = ("sync", "async")
 _OF_THE_REQUEST: Final = frozenset({"extra_headers", "extra_query", "extra_body", "timeout", "self"})
 _OF_THE_CALLER: Final = frozenset({"client", "connector", "callbacks"})  # Of helpers.
+TIMEOUT_S: Final = 120.0
 _ASYNC: Final = "_async"
 
 
@@ -83,7 +86,8 @@ class Calls:
         untold: fields of the client's models that an answer did not have, by the model's name.
     """
 
-    def __init__(self, flavour: Flavour, url: str, token: str) -> None:
+    def __init__(self, flavour: Flavour, url: str, token: str, socket: Path | None = None) -> None:
+        """Have a client of the server at `url`, or on the unix socket `socket`."""
         self.used: dict[str, set[str]] = defaultdict(set)
         self.untold: dict[str, set[str]] = {}
         options: dict[str, Any] = {
@@ -92,7 +96,13 @@ class Calls:
             "max_retries": 0,
             "_strict_response_validation": True,
         }
-        self._client = Hypeman(**options) if flavour == "sync" else AsyncHypeman(**options)
+        path = None if socket is None else str(socket)
+        if flavour == "sync":
+            plain = httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S)
+            self._client: Hypeman | AsyncHypeman = Hypeman(http_client=plain, **options)
+        else:
+            awaited = httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=path), timeout=TIMEOUT_S)
+            self._client = AsyncHypeman(http_client=awaited, **options)
 
     async def aclose(self) -> None:
         if isinstance(self._client, AsyncHypeman):

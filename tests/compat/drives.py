@@ -10,6 +10,7 @@ import anyio
 import hypeman
 import pytest
 
+from ramet.core.units import parse_size
 from tests.compat.client import Calls
 
 IMAGE = "demo:1"
@@ -32,6 +33,10 @@ class Place:
     folder: Path
     hypervisor: str = "qemu"
     instance: dict[str, Any] = field(default_factory=lambda: dict(SMALL))
+
+    def bytes_of(self, field: str) -> int:
+        """Return the size in bytes that small instances have by `field`."""
+        return parse_size(self.instance[field])
 
     async def boot(self, suffix: str = "", **fields: Any) -> Any:
         """Make a small instance, which runs; `suffix` ends its name."""
@@ -82,8 +87,8 @@ async def get_resources(at: Place) -> None:
     for status in (found.cpu, found.memory, found.disk, found.network):
         assert status.available == max(0, status.effective_limit - status.allocated)
     (own,) = [each for each in found.allocations if each.instance_id == made.id]
-    assert (own.instance_name, own.cpu, own.disk_bytes) == (made.name, 1, 64 << 20)
-    assert own.memory_bytes >= 64 << 20
+    assert (own.instance_name, own.cpu, own.disk_bytes) == (made.name, 1, at.bytes_of("overlay_size"))
+    assert own.memory_bytes >= at.bytes_of("size")
     assert found.disk_breakdown.overlays_bytes > 0
 
 
@@ -339,7 +344,7 @@ async def read_stats(at: Place) -> None:
     made = await at.boot()
     found = await at.call("instances.stats", id=at.name)
     assert (found.instance_id, found.instance_name, found.allocated_vcpus) == (made.id, at.name, 1)
-    assert found.allocated_memory_bytes == 64 << 20
+    assert found.allocated_memory_bytes == at.bytes_of("size")
     assert found.cpu_seconds > 0
     assert 0 < found.memory_rss_bytes < found.memory_vms_bytes
     assert found.memory_utilization_ratio == found.memory_rss_bytes / found.allocated_memory_bytes

@@ -1,0 +1,45 @@
+"""What needs a guest works on real ones, too, by the official client, awaited; see `tests/compat`."""
+
+import itertools
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.compat.client import Calls
+from tests.compat.drives import DRIVES, SMALL, Place
+from tests.vm.daemon import Daemon
+
+pytestmark = [pytest.mark.vm, pytest.mark.anyio]
+
+METHODS = (
+    "instances.start",
+    "instances.restore",
+    "instances.fork",
+    "instances.wait",
+    "instances.stat",
+    "instances.stats",
+    "instances.snapshots.restore",
+    "snapshots.fork",
+)
+_numbers = itertools.count(1)
+
+
+@pytest.fixture
+async def place(served: Daemon, tmp_path: Path) -> AsyncIterator[Place]:
+    """Return a place on the shared daemon where nothing of the test is left behind."""
+    calls = Calls("async", "http://localhost", "none", served.folder / "api.sock")
+    small = {**SMALL, "size": "256MB", "overlay_size": "1GB"}
+    found = Place(calls, f"test-{next(_numbers)}", "nowhere", tmp_path, instance=small)
+    yield found
+    for snapshot in await calls("snapshots.list"):
+        await calls("snapshots.delete", snapshot_id=snapshot.id)
+    for instance in await calls("instances.list"):
+        if instance.name.startswith(found.name):
+            await calls("instances.delete", id=instance.id)
+    await calls.aclose()
+
+
+@pytest.mark.parametrize("method", METHODS)
+async def test_it_works_on_a_real_guest(place: Place, method: str) -> None:
+    await DRIVES[method](place)
