@@ -22,6 +22,7 @@ from ramet.admission.admission import Admission
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
@@ -299,6 +300,11 @@ class StandInFleet:
     async def set_fork_pool(self, ref: str, size: int) -> InstanceView:
         record = self.get(ref).record
         self._records[record.id] = replace(record, spec=replace(record.spec, fork_pool=size))
+        return self.get(ref)
+
+    async def set_auto_standby(self, ref: str, policy: AutoStandby | None) -> InstanceView:
+        record = self.get(ref).record
+        self._records[record.id] = replace(record, spec=replace(record.spec, auto_standby=policy))
         return self.get(ref)
 
     async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:

@@ -47,6 +47,46 @@ def test_a_policy_is_kept_and_shown(client: Hypeman, served: Served) -> None:
     assert kept == AutoStandby(True, 300.0, ("10.0.0.0/8",), (22, 9100))
 
 
+def test_a_policy_is_changed_where_something_is_said_of_it(client: Hypeman, served: Served) -> None:
+    client.instances.create(name="web", image=IMAGE)
+    assert client.instances.update("web").auto_standby is None
+    client.instances.update(
+        "web", auto_standby={"enabled": True, "idle_timeout": "1h", "ignore_destination_ports": [22]}
+    )
+    assert served.fleet.get("web").record.spec.auto_standby == AutoStandby(True, 3600.0, (), (22,))
+    off = client.instances.update("web", auto_standby={"enabled": False}).auto_standby
+    assert off is not None
+    assert (off.enabled, off.idle_timeout, off.ignore_destination_ports) == (False, "1h", [22])
+    none = client.instances.update("web", auto_standby={"ignore_destination_ports": []}).auto_standby
+    assert none is not None
+    assert none.ignore_destination_ports == []
+    with pytest.raises(hypeman.NotFoundError):
+        client.instances.update("nobody", auto_standby={"enabled": True})
+
+
+def test_what_else_could_be_changed_is_refused_by_name(http: httpx.Client) -> None:
+    http.post("/instances", json={"name": "web", "image": IMAGE}).raise_for_status()
+    nothing = {
+        "ttl": "0s",
+        "env": {},
+        "health_check": {"type": "none"},
+        "restart_policy": {"policy": "never"},
+    }
+    assert http.patch("/instances/web", json=nothing).status_code == 200
+    for field, value in {
+        "ttl": "5m",
+        "expires_at": "2999-01-01T00:00:00Z",
+        "env": {"KEY": "value"},
+        "health_check": {"type": "tcp", "tcp": {"port": 80}},
+        "restart_policy": {"policy": "always"},
+    }.items():
+        refused = http.patch("/instances/web", json={field: value, "auto_standby": {"enabled": True}})
+        assert refused.status_code == 501, field
+        assert refused.json()["fields"]["field"] == field
+    assert http.get("/instances/web").json()["auto_standby"] is None
+    assert http.patch("/instances/web", json={"name": "other"}).status_code == 400
+
+
 def test_without_a_time_it_is_five_minutes_and_without_a_word_it_is_off(client: Hypeman) -> None:
     on = client.instances.create(name="on", image=IMAGE, auto_standby={"enabled": True}).auto_standby
     off = client.instances.create(name="off", image=IMAGE, auto_standby={}).auto_standby

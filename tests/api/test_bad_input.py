@@ -29,7 +29,11 @@ IMPORT: Final = {"path": "/nowhere"}
 PULL: Final = {"name": "debian:12"}
 
 POOL: Final = {"size": 2}
-METHODS: Final = {"/instances/src/fork_pool": "PUT", "/snapshots/snap/fork_pool": "PUT"}
+METHODS: Final = {
+    "/instances/src": "PATCH",
+    "/instances/src/fork_pool": "PUT",
+    "/snapshots/snap/fork_pool": "PUT",
+}
 
 WRONG: Final[dict[str, tuple[object, ...]]] = {
     "text": (None, True, 7, 1.5, [], {}, ["a"], "", "\0", "x" * 5000, "../..", "a b", "é", "a\nb"),
@@ -115,6 +119,12 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances", CREATE, "health_check", "object"),
     ("/instances", CREATE, "restart_policy", "object"),
     ("/instances", CREATE, "fork_pool", "pool size"),
+    ("/instances/src", {}, "auto_standby", "object"),
+    ("/instances/src", {}, "env", "map"),
+    ("/instances/src", {}, "expires_at", "text"),
+    ("/instances/src", {}, "health_check", "object"),
+    ("/instances/src", {}, "restart_policy", "object"),
+    ("/instances/src", {}, "ttl", "duration"),
     ("/instances/src/fork_pool", POOL, "size", "pool size"),
     ("/snapshots/snap/fork_pool", POOL, "size", "pool size"),
     ("/instances/src/snapshots", SNAPSHOT, "fork_pool", "pool size"),
@@ -194,6 +204,7 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/snapshots/snap/fork", {"name": "src"}),
     ("/snapshots/snap/forks", {**FORKS, "later": 1}),
     ("/images/import", {**IMPORT, "later": 1}),
+    ("/instances/src", {"later": 1}),
     ("/instances/src/start", {"later": 1}),
     ("/images", {**PULL, "later": 1}),
     (TAG, {"target": "mine:1", "later": 1}),

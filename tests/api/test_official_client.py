@@ -452,6 +452,7 @@ SUPPORTED = {
     ("POST", "/instances"),
     ("GET", "/instances/{id}"),
     ("DELETE", "/instances/{id}"),
+    ("PATCH", "/instances/{id}"),
     ("POST", "/instances/{id}/start"),
     ("POST", "/instances/{id}/stop"),
     ("POST", "/instances/{id}/standby"),

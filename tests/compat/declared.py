@@ -63,7 +63,15 @@ METHODS: Final[Mapping[str, Method]] = {
     ),
     "instances.list": WORKS,
     "instances.get": WORKS,
-    "instances.update": LATER,
+    "instances.update": Method(
+        refuses={
+            "env": {"KEY": "value"},
+            "expires_at": "2999-01-01T00:00:00Z",
+            "health_check": {"type": "tcp", "tcp": {"port": 80}},
+            "restart_policy": {"policy": "always"},
+            "ttl": "1h",
+        },
+    ),
     "instances.delete": WORKS,
     "instances.start": WORKS,
     "instances.stop": WORKS,

@@ -268,6 +268,19 @@ async def restore_instance(at: Place) -> None:
     assert (await at.call("instances.restore", id=at.name)).state == "Running"
 
 
+@drives("instances.update")
+async def update_instance(at: Place) -> None:
+    await at.boot()
+    changed = await at.call(
+        "instances.update", id=at.name, auto_standby={"enabled": True, "idle_timeout": "1s"}
+    )
+    assert (changed.auto_standby.enabled, changed.auto_standby.idle_timeout) == (True, "1s")
+    found = await at.call("instances.wait", id=at.name, state="Standby", api_timeout="1m")
+    assert found.state == "Standby"
+    off = await at.call("instances.update", id=at.name, auto_standby={"enabled": False})
+    assert (off.state, off.auto_standby.enabled, off.auto_standby.idle_timeout) == ("Standby", False, "1s")
+
+
 @drives("instances.auto_standby.status")
 async def tell_when_it_sleeps(at: Place) -> None:
     made = await at.boot(auto_standby={"enabled": True, "idle_timeout": "1h"})

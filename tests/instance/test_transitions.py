@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ramet.core.auto_standby import AutoStandby
 from ramet.core.errors import Broken
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import (
@@ -37,6 +38,7 @@ from ramet.instance.actions import (
 )
 from ramet.instance.events import (
     ActionFailed,
+    AutoStandbyAsked,
     Begin,
     BeginCopy,
     BeginFork,
@@ -73,6 +75,7 @@ FORMER = Runtime(1, 1, "boot")  # Its pid has come back.
 LAYER = LayerId("layer")
 CAPTURE = CaptureId("capture")
 POINT = RestorePoint(LAYER, CAPTURE)
+POLICY = AutoStandby(True, 60.0)
 ERROR = Broken("it broke")
 NEW = InstanceRecord(
     InstanceSpec("demo:1", "sha256:0", "fake", 1, 1, 1),
@@ -104,6 +107,7 @@ EVENTS: list[Event] = [
     StartAsked(),
     StandbyAsked(),
     PoolAsked(3),
+    AutoStandbyAsked(POLICY),
     Suspended(CAPTURE, 2.0),
     SuspendFailed(ERROR),
     RestoreAsked(),
@@ -141,7 +145,7 @@ SILENT = replace(RUNNING, state=State.UNKNOWN, state_error="it does not answer")
 
 
 BEGINNINGS: list[Event] = [Begin(), BeginFork(InstanceId("source")), BeginCopy(POINT)]
-ASKED = (PoolAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
+ASKED = (PoolAsked, AutoStandbyAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
 
 
 @given(st.sampled_from(BEGINNINGS), st.lists(st.sampled_from(EVENTS)))
@@ -159,11 +163,12 @@ def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event
             continue
         assert changed.state is record.state or changed.state in ALLOWED[record.state]
         assert changed.generation == record.generation + 1
-        spec = replace(changed.spec, fork_pool=record.spec.fork_pool)
-        assert (spec, changed.identity) == (record.spec, record.identity)
-        assert changed.spec.fork_pool == (
-            event.size if isinstance(event, PoolAsked) else record.spec.fork_pool
-        )
+        spec = record.spec
+        if isinstance(event, PoolAsked):
+            spec = replace(spec, fork_pool=event.size)
+        elif isinstance(event, AutoStandbyAsked):
+            spec = replace(spec, auto_standby=event.policy)
+        assert (changed.spec, changed.identity) == (spec, record.identity)
         assert changed.is_deleting <= (changed.state is State.SHUTDOWN)
         assert record.state is State.CREATED or changed.state is not State.CREATED
         assert (changed.runtime is None) or changed.state not in (State.STOPPED, State.STANDBY)
@@ -287,6 +292,8 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (WAKING, Failed(ERROR, 3.0), State.INITIALIZING, ()),
         (RUNNING, PoolAsked(3), State.RUNNING, ()),
         (ASLEEP, PoolAsked(3), State.STANDBY, ()),
+        (RUNNING, AutoStandbyAsked(POLICY), State.RUNNING, ()),
+        (ASLEEP, AutoStandbyAsked(None), State.STANDBY, ()),
         (WAKING, VmmExited(None, "of the run before", 2.0), State.INITIALIZING, ()),
     ],
 )
@@ -298,10 +305,12 @@ def test_what_an_event_leads_to(
 
 
 @pytest.mark.parametrize("record", [NEW, SILENT, replace(RUNNING, is_deleting=True)])
-def test_what_is_made_deleted_or_unknown_gets_no_pool(record: InstanceRecord) -> None:
+def test_what_is_made_deleted_or_unknown_gets_no_pool_and_no_policy(record: InstanceRecord) -> None:
     assert step(RUNNING, PoolAsked(3))[0].spec.fork_pool == 3
-    with pytest.raises(WrongState):
-        step(record, PoolAsked(3))
+    assert step(RUNNING, AutoStandbyAsked(POLICY))[0].spec.auto_standby == POLICY
+    for event in (PoolAsked(3), AutoStandbyAsked(POLICY)):
+        with pytest.raises(WrongState):
+            step(record, event)
 
 
 def test_a_start_forgets_how_the_run_before_ended_and_keeps_who_the_instance_is() -> None:

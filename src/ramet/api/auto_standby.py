@@ -41,16 +41,19 @@ def router(idle: IdlePort) -> APIRouter:
     return routes
 
 
-def to_auto_standby(body: wire.AutoStandbyPolicy | None) -> AutoStandby | None:
-    """Return the policy that a request gives; None: none.
+def to_auto_standby(
+    body: wire.AutoStandbyPolicy | None, before: AutoStandby | None = None
+) -> AutoStandby | None:
+    """Return the policy that a request gives; what it does not say is as `before`. None: none.
 
     Raises:
         Invalid: the time is none or out of bounds, or something that is to be ignored can never come.
     """
     if body is None:
-        return None
-    asked = body.idle_timeout
-    idle_timeout_s = IDLE_TIMEOUT_S_DEFAULT if asked is None else parse_duration(asked)
+        return before
+    before = before or AutoStandby(False, IDLE_TIMEOUT_S_DEFAULT)
+    asked, sources, ports = body.idle_timeout, body.ignore_source_cidrs, body.ignore_destination_ports
+    idle_timeout_s = before.idle_timeout_s if asked is None else parse_duration(asked)
     if not IDLE_TIMEOUT_S_MIN <= idle_timeout_s <= IDLE_TIMEOUT_S_MAX:
         raise Invalid(
             f"idle_timeout is {asked!r:.40}",
@@ -58,10 +61,10 @@ def to_auto_standby(body: wire.AutoStandbyPolicy | None) -> AutoStandby | None:
             field="auto_standby.idle_timeout",
         )
     return AutoStandby(
-        bool(body.enabled),
+        before.is_enabled if body.enabled is None else body.enabled,
         idle_timeout_s,
-        _sources(body.ignore_source_cidrs or ()),
-        _ports(body.ignore_destination_ports or ()),
+        before.ignored_sources if sources is None else _sources(sources),
+        before.ignored_ports if ports is None else _ports(ports),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
+from ramet.api.auto_standby import to_auto_standby
 from ramet.api.facts import HostFacts
 from ramet.api.forks import answer_many, answer_one, check_source, names_of
 from ramet.api.image_routes import find_or_pull
@@ -15,6 +16,7 @@ from ramet.api.stream import EventStream
 from ramet.api.types import (
     check_create,
     check_name,
+    check_update,
     tag_filter,
     to_compression,
     to_instance,
@@ -87,6 +89,15 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
         check_create(body, facts)
         image = await find_or_pull(catalog, body.image, parse_platform(facts.platform))
         return to_instance(await fleet.create(body.name, to_spec(body, image, facts)), facts)
+
+    @routes.patch("/{id}")
+    async def update_instance(id: str, body: wire.UpdateInstance) -> wire.Instance:
+        check_update(body)
+        found = fleet.get(id)
+        if body.auto_standby is None:
+            return to_instance(found, facts)
+        policy = to_auto_standby(body.auto_standby, found.record.spec.auto_standby)
+        return to_instance(await fleet.set_auto_standby(found.record.id, policy), facts)
 
     @routes.post("/{id}/start")
     async def start_instance(id: str, body: wire.StartInstance | None = None) -> wire.Instance:

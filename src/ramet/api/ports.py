@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from ramet.admission.demand import Demand
 from ramet.admission.report import DiskUse, HostReport, Usage
+from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import CompressionAsk, MemoryState
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
@@ -55,6 +56,9 @@ class FleetPort(Protocol):
     async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome: ...
 
     async def set_fork_pool(self, ref: str, size: int) -> InstanceView: ...
+
+    async def set_auto_standby(self, ref: str, policy: AutoStandby | None) -> InstanceView: ...
+
     async def standby(self, ref: str, compression: CompressionAsk = ...) -> InstanceView:
         """Store the memory of a running instance and end its VMM; later it may be compressed."""
         ...

@@ -117,6 +117,10 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
 }
 """Fields we know and do not honour, each with what tells that its value asks for nothing."""
 
+_UNSUPPORTED_UPDATE: Final = {
+    field: _UNSUPPORTED_CREATE[field] for field in ("ttl", "expires_at", "health_check", "restart_policy")
+} | {"env": _is_falsy}
+
 _UNSUPPORTED_NETWORK: Final[Mapping[str, Callable[[object], bool]]] = {
     "egress": _is_disabled,
 }
@@ -147,6 +151,11 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
     to_auto_standby(body.auto_standby)
+
+
+def check_update(body: wire.UpdateInstance) -> None:
+    """Raise Unsupported, naming it, if `body` asks for something this server cannot do yet."""
+    _refuse(body, _UNSUPPORTED_UPDATE, "")
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:

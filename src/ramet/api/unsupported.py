@@ -15,7 +15,6 @@ from ramet.core.errors import Unsupported
 _LATER: Final = "it will come with a later version"
 
 UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
-    ("PATCH", "/instances/{id}", "instances.update"),
     ("POST", "/instances/{id}/volumes/{volume_id}", "instances.volumes.attach"),
     ("DELETE", "/instances/{id}/volumes/{volume_id}", "instances.volumes.detach"),
     ("GET", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.get"),

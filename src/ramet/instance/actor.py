@@ -25,6 +25,7 @@ from ramet.core.spec import InstanceRecord, State
 from ramet.instance.actions import Action, AwaitGuest, Boot, Copy, Destroy, Fork, Start, Suspend, Wake
 from ramet.instance.events import (
     ActionFailed,
+    AutoStandbyAsked,
     DeleteAsked,
     DestroyFailed,
     Emit,
@@ -47,7 +48,15 @@ SAVE_RETRY_S: Final = 2.0
 QUEUE_LENGTH_MAX: Final = 256
 """Requests that may wait. Outcomes are not counted: there are no more of them than actions."""
 
-_REFUSABLE: Final = (PoolAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked)
+_REFUSABLE: Final = (
+    PoolAsked,
+    AutoStandbyAsked,
+    StartAsked,
+    StandbyAsked,
+    RestoreAsked,
+    Rewound,
+    StopAsked,
+)
 """Requests that are refused if the record they lead to cannot be written."""
 _FAILURES: Final = (Failed, SuspendFailed, WakeFailed)
 

@@ -6,6 +6,7 @@ Events carry the time at which they happened, in Unix seconds.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId
@@ -102,6 +103,13 @@ class PoolAsked:
     """Somebody wants `size` children of it made ahead of the next fork."""
 
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AutoStandbyAsked:
+    """Somebody wants it to sleep by itself like that from now on; None: not at all."""
+
+    policy: AutoStandby | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,6 +235,7 @@ Event = (
     | LayerSwitched
     | StartAsked
     | PoolAsked
+    | AutoStandbyAsked
     | StandbyAsked
     | Suspended
     | SuspendFailed

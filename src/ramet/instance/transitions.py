@@ -55,6 +55,7 @@ from ramet.instance.actions import (
 )
 from ramet.instance.events import (
     ActionFailed,
+    AutoStandbyAsked,
     Begin,
     BeginCopy,
     BeginFork,
@@ -123,10 +124,12 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
                 raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
+        case PoolAsked() | AutoStandbyAsked() if record.state in (State.CREATED, State.UNKNOWN):
+            raise _wrong(record, "told otherwise", remedies.to_run(record))
         case PoolAsked(size):
-            if record.state in (State.CREATED, State.UNKNOWN):
-                raise _wrong(record, "given a pool", remedies.to_run(record))
             return replace(record, spec=replace(record.spec, fork_pool=size)), ()
+        case AutoStandbyAsked(policy):
+            return replace(record, spec=replace(record.spec, auto_standby=policy)), ()
         case StandbyAsked() | Suspended() | SuspendFailed() | Rewound():
             return _decide_sleep(record, event)
         case RestoreAsked() | Woken() | WakeFailed():
@@ -251,7 +254,8 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             if record.state not in (State.STOPPED, State.STANDBY):
                 raise _wrong(record, "put back to a snapshot", remedies.to_rewind(record))
             state = State.STOPPED if capture is None else State.STANDBY
-            spec = replace(spec, fork_pool=record.spec.fork_pool)  # That is not of the moment gone back to.
+            # These are not of the moment gone back to.
+            spec = replace(spec, fork_pool=record.spec.fork_pool, auto_standby=record.spec.auto_standby)
             back = replace(
                 record, spec=spec, state=state, layer=layer, capture=capture, exit=None, state_error=""
             )
@@ -305,6 +309,7 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             return _switched(record, layer, before), ()
         case (
             PoolAsked()
+            | AutoStandbyAsked()
             | StartAsked()
             | StandbyAsked()
             | RestoreAsked()

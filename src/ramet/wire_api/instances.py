@@ -127,6 +127,23 @@ class CreateInstance:
 
 
 @dataclass(frozen=True, slots=True)
+class UpdateInstance:
+    """The body of `PATCH /instances/{id}`: what is given counts from here on, the rest stays as it is.
+
+    Of `auto_standby`, too, what is not given stays.
+    """
+
+    auto_standby: AutoStandbyPolicy | None = None
+    env: Mapping[str, str] | None = None
+    expires_at: str | None = None
+    health_check: Mapping[str, Any] | None = None
+    restart_policy: Mapping[str, Any] | None = None
+    ttl: str | None = None
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
 class StartInstance:
     """The body of `POST /instances/{id}/start`; what is given replaces the instance's own from here on."""
 
