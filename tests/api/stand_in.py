@@ -22,11 +22,10 @@ from ramet.admission.admission import Admission
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
-from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
-from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, State
+from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, SpecChanges, State
 from ramet.images import (
     LINUX_AMD64,
     Credentials,
@@ -302,9 +301,9 @@ class StandInFleet:
         self._records[record.id] = replace(record, spec=replace(record.spec, fork_pool=size))
         return self.get(ref)
 
-    async def set_auto_standby(self, ref: str, policy: AutoStandby | None) -> InstanceView:
+    async def update(self, ref: str, changes: SpecChanges) -> InstanceView:
         record = self.get(ref).record
-        self._records[record.id] = replace(record, spec=replace(record.spec, auto_standby=policy))
+        self._records[record.id] = replace(record, spec=replace(record.spec, **changes))
         return self.get(ref)
 
     async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:

@@ -64,29 +64,6 @@ def test_a_policy_is_changed_where_something_is_said_of_it(client: Hypeman, serv
         client.instances.update("nobody", auto_standby={"enabled": True})
 
 
-def test_what_else_could_be_changed_is_refused_by_name(http: httpx.Client) -> None:
-    http.post("/instances", json={"name": "web", "image": IMAGE}).raise_for_status()
-    nothing = {
-        "ttl": "0s",
-        "env": {},
-        "health_check": {"type": "none"},
-        "restart_policy": {"policy": "never"},
-    }
-    assert http.patch("/instances/web", json=nothing).status_code == 200
-    for field, value in {
-        "ttl": "5m",
-        "expires_at": "2999-01-01T00:00:00Z",
-        "env": {"KEY": "value"},
-        "health_check": {"type": "tcp", "tcp": {"port": 80}},
-        "restart_policy": {"policy": "always"},
-    }.items():
-        refused = http.patch("/instances/web", json={field: value, "auto_standby": {"enabled": True}})
-        assert refused.status_code == 501, field
-        assert refused.json()["fields"]["field"] == field
-    assert http.get("/instances/web").json()["auto_standby"] is None
-    assert http.patch("/instances/web", json={"name": "other"}).status_code == 400
-
-
 def test_without_a_time_it_is_five_minutes_and_without_a_word_it_is_off(client: Hypeman) -> None:
     on = client.instances.create(name="on", image=IMAGE, auto_standby={"enabled": True}).auto_standby
     off = client.instances.create(name="off", image=IMAGE, auto_standby={}).auto_standby

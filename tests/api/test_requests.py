@@ -37,8 +37,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
         ({"hotplug_size": "3GB"}, "hotplug_size"),
         ({"disk_io_bps": "100MB/s"}, "disk_io_bps"),
         ({"credentials": {"KEY": {}}}, "credentials"),
-        ({"ttl": "5m"}, "ttl"),
-        ({"expires_at": "2030-01-01T00:00:00Z"}, "expires_at"),
         ({"devices": ["gpu0"]}, "devices"),
         ({"gpu": {"profile": "L40S-2Q"}}, "gpu"),
         ({"volumes": [{"volume_id": "v", "mount_path": "/v"}]}, "volumes"),

@@ -3,6 +3,7 @@ comes of it."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -175,7 +176,9 @@ async def create_instance(at: Place) -> None:
             "standby_compression_delay": "5m",
         },
         tags={"of": at.name},
+        ttl="1h",
     )
+    assert timedelta(0) < made.expires_at - made.created_at <= timedelta(hours=1, minutes=1)
     assert (made.name, made.size, made.overlay_size, made.vcpus) == (at.name, "64MB", "64MB", 1)
     assert (made.hypervisor, made.platform) == (at.hypervisor, "linux/amd64")
     assert (made.env, made.tags) == ({"KEY": "value"}, {"of": at.name})
@@ -188,7 +191,9 @@ async def create_instance(at: Place) -> None:
     assert (made.network.bandwidth_download, made.network.bandwidth_upload) == ("1Gbps", "80Mbps")
     assert made.snapshot_policy.compression.algorithm == "lz4"
     assert made.created_at <= made.started_at
-    alone = await at.boot("-alone", network={"enabled": False})
+    moment = datetime(datetime.now(UTC).year + 1, 2, 3, tzinfo=UTC)
+    alone = await at.boot("-alone", network={"enabled": False}, expires_at=moment)
+    assert alone.expires_at == moment
     assert (alone.network.enabled, alone.network.ip) == (False, None)
     with pytest.raises(hypeman.ConflictError, match="name_taken"):
         await at.boot()
@@ -277,8 +282,16 @@ async def update_instance(at: Place) -> None:
     assert (changed.auto_standby.enabled, changed.auto_standby.idle_timeout) == (True, "1s")
     found = await at.call("instances.wait", id=at.name, state="Standby", api_timeout="1m")
     assert found.state == "Standby"
+    never = await at.call("instances.update", id=at.name, ttl="0s")
+    assert never.expires_at is None
     off = await at.call("instances.update", id=at.name, auto_standby={"enabled": False})
     assert (off.state, off.auto_standby.enabled, off.auto_standby.idle_timeout) == ("Standby", False, "1s")
+    moment = datetime.now(UTC) + timedelta(seconds=1)
+    last = await at.call("instances.update", id=at.name, expires_at=moment)
+    assert abs(last.expires_at - moment) < timedelta(milliseconds=2)
+    with anyio.fail_after(PULL_TIMEOUT_S):
+        while at.name in [found.name for found in await at.call("instances.list")]:  # noqa: ASYNC110
+            await anyio.sleep(POLL_INTERVAL_S)
 
 
 @drives("instances.auto_standby.status")

@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.daemon.config import Settings
-from ramet.daemon.wiring import make_idle_keeper
+from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
 from ramet.policies.idle import IdleKeeper
 from ramet.store.paths import DataFolder
@@ -94,9 +94,10 @@ async def _serve(
     world.pulls_images = True
     try:
         async with world.daemon() as daemon, anyio.create_task_group() as group:
-            idle = make_idle_keeper(Settings(), daemon.fleet, performer_of(daemon.fleet), daemon.site.network)
+            keepers = make_keepers(Settings(), daemon.fleet, performer_of(daemon.fleet), daemon.site.network)
+            idle = keepers.idle
             group.start_soon(daemon.site.network.flows.run, idle.connections_changed, idle.all_changed)
-            group.start_soon(idle.run)
+            group.start_soon(keepers.run)
             server = HttpServer(_app(daemon, idle), listener)
             started.set_result((authority, server.stop))
             await server.serve()

@@ -15,7 +15,7 @@ async def test_a_command_counts_until_its_session_is_closed(world: World) -> Non
         record = (await daemon.fleet.create("src", daemon.spec)).record
         told: list[tuple[InstanceId, int]] = []
         performer = performer_of(daemon.fleet)
-        performer.watch(lambda saved: None, lambda one: told.append((one, performer.exec_count(one))))
+        performer.watch_execs(lambda one: told.append((one, performer.exec_count(one))))
         session = await daemon.fleet.open_exec("src", ExecCommand(("cat",)))
         assert told == [(record.id, 1)]
         await session.aclose()

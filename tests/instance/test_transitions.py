@@ -38,7 +38,6 @@ from ramet.instance.actions import (
 )
 from ramet.instance.events import (
     ActionFailed,
-    AutoStandbyAsked,
     Begin,
     BeginCopy,
     BeginFork,
@@ -63,6 +62,7 @@ from ramet.instance.events import (
     StopAsked,
     Suspended,
     SuspendFailed,
+    UpdateAsked,
     VmmExited,
     WakeFailed,
     Woken,
@@ -75,7 +75,7 @@ FORMER = Runtime(1, 1, "boot")  # Its pid has come back.
 LAYER = LayerId("layer")
 CAPTURE = CaptureId("capture")
 POINT = RestorePoint(LAYER, CAPTURE)
-POLICY = AutoStandby(True, 60.0)
+UPDATE = UpdateAsked({"auto_standby": AutoStandby(True, 60.0), "expires_at": 9.0})
 ERROR = Broken("it broke")
 NEW = InstanceRecord(
     InstanceSpec("demo:1", "sha256:0", "fake", 1, 1, 1),
@@ -107,7 +107,7 @@ EVENTS: list[Event] = [
     StartAsked(),
     StandbyAsked(),
     PoolAsked(3),
-    AutoStandbyAsked(POLICY),
+    UPDATE,
     Suspended(CAPTURE, 2.0),
     SuspendFailed(ERROR),
     RestoreAsked(),
@@ -145,7 +145,7 @@ SILENT = replace(RUNNING, state=State.UNKNOWN, state_error="it does not answer")
 
 
 BEGINNINGS: list[Event] = [Begin(), BeginFork(InstanceId("source")), BeginCopy(POINT)]
-ASKED = (PoolAsked, AutoStandbyAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
+ASKED = (PoolAsked, UpdateAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
 
 
 @given(st.sampled_from(BEGINNINGS), st.lists(st.sampled_from(EVENTS)))
@@ -166,8 +166,8 @@ def test_no_order_of_events_leads_off_the_table(first: Event, events: list[Event
         spec = record.spec
         if isinstance(event, PoolAsked):
             spec = replace(spec, fork_pool=event.size)
-        elif isinstance(event, AutoStandbyAsked):
-            spec = replace(spec, auto_standby=event.policy)
+        elif isinstance(event, UpdateAsked):
+            spec = replace(spec, **event.changes)
         assert (changed.spec, changed.identity) == (spec, record.identity)
         assert changed.is_deleting <= (changed.state is State.SHUTDOWN)
         assert record.state is State.CREATED or changed.state is not State.CREATED
@@ -292,8 +292,8 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
         (WAKING, Failed(ERROR, 3.0), State.INITIALIZING, ()),
         (RUNNING, PoolAsked(3), State.RUNNING, ()),
         (ASLEEP, PoolAsked(3), State.STANDBY, ()),
-        (RUNNING, AutoStandbyAsked(POLICY), State.RUNNING, ()),
-        (ASLEEP, AutoStandbyAsked(None), State.STANDBY, ()),
+        (RUNNING, UPDATE, State.RUNNING, ()),
+        (ASLEEP, UpdateAsked({"auto_standby": None}), State.STANDBY, ()),
         (WAKING, VmmExited(None, "of the run before", 2.0), State.INITIALIZING, ()),
     ],
 )
@@ -307,8 +307,8 @@ def test_what_an_event_leads_to(
 @pytest.mark.parametrize("record", [NEW, SILENT, replace(RUNNING, is_deleting=True)])
 def test_what_is_made_deleted_or_unknown_gets_no_pool_and_no_policy(record: InstanceRecord) -> None:
     assert step(RUNNING, PoolAsked(3))[0].spec.fork_pool == 3
-    assert step(RUNNING, AutoStandbyAsked(POLICY))[0].spec.auto_standby == POLICY
-    for event in (PoolAsked(3), AutoStandbyAsked(POLICY)):
+    assert step(RUNNING, UPDATE)[0].spec.expires_at == 9.0
+    for event in (PoolAsked(3), UPDATE):
         with pytest.raises(WrongState):
             step(record, event)
 

@@ -6,7 +6,6 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
-from ramet.api.auto_standby import to_auto_standby
 from ramet.api.facts import HostFacts
 from ramet.api.forks import answer_many, answer_one, check_source, names_of
 from ramet.api.image_routes import find_or_pull
@@ -18,6 +17,7 @@ from ramet.api.types import (
     check_name,
     check_update,
     tag_filter,
+    to_changes,
     to_compression,
     to_instance,
     to_pool_size,
@@ -94,10 +94,8 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
     async def update_instance(id: str, body: wire.UpdateInstance) -> wire.Instance:
         check_update(body)
         found = fleet.get(id)
-        if body.auto_standby is None:
-            return to_instance(found, facts)
-        policy = to_auto_standby(body.auto_standby, found.record.spec.auto_standby)
-        return to_instance(await fleet.set_auto_standby(found.record.id, policy), facts)
+        changes = to_changes(body, found.record)
+        return to_instance(await fleet.update(found.record.id, changes) if changes else found, facts)
 
     @routes.post("/{id}/start")
     async def start_instance(id: str, body: wire.StartInstance | None = None) -> wire.Instance:

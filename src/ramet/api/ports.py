@@ -7,11 +7,10 @@ from typing import Literal, Protocol
 
 from ramet.admission.demand import Demand
 from ramet.admission.report import DiskUse, HostReport, Usage
-from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import CompressionAsk, MemoryState
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
-from ramet.core.spec import InstanceRecord, InstanceSpec, State
+from ramet.core.spec import InstanceRecord, InstanceSpec, SpecChanges, State
 from ramet.core.verification import Verification
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
 from ramet.instance.fleet_types import (
@@ -57,7 +56,9 @@ class FleetPort(Protocol):
 
     async def set_fork_pool(self, ref: str, size: int) -> InstanceView: ...
 
-    async def set_auto_standby(self, ref: str, policy: AutoStandby | None) -> InstanceView: ...
+    async def update(self, ref: str, changes: SpecChanges) -> InstanceView:
+        """Have parts of an instance's spec be others from now on."""
+        ...
 
     async def standby(self, ref: str, compression: CompressionAsk = ...) -> InstanceView:
         """Store the memory of a running instance and end its VMM; later it may be compressed."""

@@ -5,6 +5,7 @@ so anyway: an option switched off is no option.
 """
 
 import re
+import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -12,6 +13,7 @@ from fastapi import Request
 
 from ramet.api.auto_standby import shown_auto_standby, to_auto_standby
 from ramet.api.errors import to_wire
+from ramet.api.expiry import is_said, to_expiry
 from ramet.api.facts import HostFacts
 from ramet.api.hypervisors import to_hypervisor
 from ramet.api.times import format_time, shown_time
@@ -32,7 +34,9 @@ from ramet.core.spec import (
     RATE_BYTES_PER_S_MAX,
     RATE_BYTES_PER_S_MIN,
     VCPU_COUNT_MAX,
+    InstanceRecord,
     InstanceSpec,
+    SpecChanges,
     State,
 )
 from ramet.core.units import format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
@@ -44,6 +48,7 @@ from ramet.instance.fleet_types import (
     ForkPoolStatus,
     InstanceView,
     WindowSize,
+    WrongState,
     shell_exit_code,
 )
 from ramet.wire_api import images as wire_images
@@ -94,10 +99,6 @@ def _is_disabled(value: object) -> bool:
     return isinstance(value, Mapping) and not value.get("enabled")
 
 
-def _is_zero_time(value: object) -> bool:
-    return isinstance(value, str) and parse_duration(value) == 0
-
-
 def _is_zero_size(value: object) -> bool:
     return isinstance(value, str) and parse_size(value) == 0
 
@@ -107,8 +108,6 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "hotplug_size": _is_zero_size,
     "disk_io_bps": _is_falsy,
     "credentials": _is_falsy,
-    "ttl": _is_zero_time,
-    "expires_at": _is_falsy,
     "devices": _is_falsy,
     "gpu": _is_falsy,
     "volumes": _is_falsy,
@@ -118,8 +117,10 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
 """Fields we know and do not honour, each with what tells that its value asks for nothing."""
 
 _UNSUPPORTED_UPDATE: Final = {
-    field: _UNSUPPORTED_CREATE[field] for field in ("ttl", "expires_at", "health_check", "restart_policy")
-} | {"env": _is_falsy}
+    "env": _is_falsy,
+    "health_check": _UNSUPPORTED_CREATE["health_check"],
+    "restart_policy": _UNSUPPORTED_CREATE["restart_policy"],
+}
 
 _UNSUPPORTED_NETWORK: Final[Mapping[str, Callable[[object], bool]]] = {
     "egress": _is_disabled,
@@ -151,11 +152,29 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
     to_auto_standby(body.auto_standby)
+    to_expiry(body.ttl, body.expires_at, time.time())
 
 
 def check_update(body: wire.UpdateInstance) -> None:
     """Raise Unsupported, naming it, if `body` asks for something this server cannot do yet."""
     _refuse(body, _UNSUPPORTED_UPDATE, "")
+
+
+def to_changes(body: wire.UpdateInstance, record: InstanceRecord) -> SpecChanges:
+    """Return what of the spec of `record` is to be another.
+
+    Raises:
+        Invalid: something can never be so.
+        WrongState: the instance's time is up.
+    """
+    changes, now = SpecChanges(), time.time()
+    if body.auto_standby is not None:
+        changes["auto_standby"] = to_auto_standby(body.auto_standby, record.spec.auto_standby)
+    if is_said(body.ttl, body.expires_at):
+        changes["expires_at"] = to_expiry(body.ttl, body.expires_at, now)
+    if record.spec.expires_at is not None and record.spec.expires_at <= now:
+        raise WrongState(f"the time of instance {record.name} is up", state=record.state)
+    return changes
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:
@@ -193,6 +212,7 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         fork_pool=to_pool_size(body.fork_pool or 0, "fork_pool"),
         compression=_policy(body.snapshot_policy),
         auto_standby=to_auto_standby(body.auto_standby),
+        expires_at=to_expiry(body.ttl, body.expires_at, time.time()),
     )
 
 
@@ -363,6 +383,7 @@ def to_instance(
         exit_message=None if ended is None else ended.message or None,
         started_at=shown_time(record.started_at),
         stopped_at=shown_time(record.stopped_at),
+        expires_at=shown_time(spec.expires_at),
         parent_id=record.identity.parent,
         fork_pool=_to_fork_pool(spec.fork_pool, view.fork_pool),
         timings_ms=timings_ms,

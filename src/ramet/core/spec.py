@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from enum import StrEnum
-from typing import Any, Final, Literal, Self
+from typing import Any, Final, Literal, Self, TypedDict
 
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
@@ -49,6 +49,7 @@ class InstanceSpec:
     Download is what comes to the guest, upload what it sends; None is the network's default. While it runs,
     `fork_pool` children are made ahead of the next fork. `compression` is of stored memory, where a request
     says nothing. `auto_standby` is when it sleeps by itself; None: never.
+    At `expires_at`, in Unix seconds, it is removed; None: never.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -69,6 +70,7 @@ class InstanceSpec:
     fork_pool: int = 0
     compression: CompressionAsk = NOT_SAID
     auto_standby: AutoStandby | None = None
+    expires_at: float | None = None
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default."""
@@ -93,6 +95,13 @@ class InstanceSpec:
         return cls(**spec)
 
 
+class SpecChanges(TypedDict, total=False):
+    """What of a spec can be changed while there is an instance of it."""
+
+    auto_standby: AutoStandby | None
+    expires_at: float | None
+
+
 FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "image": "copied",
     "image_digest": "copied",
@@ -110,6 +119,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "fork_pool": "cleared",
     "compression": "copied",
     "auto_standby": "copied",
+    "expires_at": "cleared",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

@@ -30,7 +30,9 @@ from ramet.linux import kvm
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
 from ramet.pager import PagerService
+from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
+from ramet.policies.keepers import Keepers
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
@@ -107,11 +109,12 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             performer = SitePerformer(site, group)
             fleet = Fleet(performer)
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
-            idle = make_idle_keeper(settings, fleet, performer, network)
+            keepers = make_keepers(settings, fleet, performer, network)
             await group.start(fleet.run, found)
             group.start_soon(network.run)
+            idle = keepers.idle
             group.start_soon(network.flows.run, idle.connections_changed, idle.all_changed)
-            group.start_soon(idle.run, [view.record for view in fleet.list()])
+            group.start_soon(keepers.run, [view.record for view in fleet.list()])
             group.start_soon(pager.run if settings.hypervisor.uses_pager else pager.retire)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             group.start_soon(site.captures.run)
@@ -131,19 +134,19 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.cancel_scope.cancel()
 
 
-def make_idle_keeper(
-    settings: Settings, fleet: Fleet, performer: SitePerformer, network: Network
-) -> IdleKeeper:
-    """Return who has the fleet's idle instances sleep; `network.flows` is to tell it who is connected."""
-    keeper = IdleKeeper(
+def make_keepers(settings: Settings, fleet: Fleet, performer: SitePerformer, network: Network) -> Keepers:
+    """Return who keeps the fleet to its rules; `network.flows` is to tell who is connected."""
+    idle = IdleKeeper(
         fleet,
         network.flows,
         lambda record: None if record.identity.slot is None else network.endpoint(record.id).ip,
         performer.exec_count,
         settings.auto_standby.config(),
     )
-    performer.watch(keeper.see, keeper.execs_changed)
-    return keeper
+    keepers = Keepers(idle, ExpiryKeeper(fleet))
+    performer.watch(keepers.see)
+    performer.watch_execs(idle.execs_changed)
+    return keepers
 
 
 def _make_pager(settings: Settings, folder: DataFolder, drivers: Mapping[str, Driver]) -> PagerService:

@@ -108,9 +108,13 @@ class SitePerformer:
         """Learn how to tell an instance what happened to it, and how to see its record."""
         self._fleet = tell, look
 
-    def watch(self, on_save: Callable[[InstanceRecord], None], on_exec: Callable[[InstanceId], None]) -> None:
-        """Have these be called for each record that is written, and when a command begins or ends."""
-        self._on_save, self._on_exec = on_save, on_exec
+    def watch(self, on_save: Callable[[InstanceRecord], None]) -> None:
+        """Have it be called for each record that is written."""
+        self._on_save = on_save
+
+    def watch_execs(self, on_exec: Callable[[InstanceId], None]) -> None:
+        """Have it be called when a command begins or ends in an instance."""
+        self._on_exec = on_exec
 
     def exec_count(self, instance: InstanceId) -> int:
         """Return how many commands are open in a guest."""

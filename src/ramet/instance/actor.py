@@ -25,7 +25,6 @@ from ramet.core.spec import InstanceRecord, State
 from ramet.instance.actions import Action, AwaitGuest, Boot, Copy, Destroy, Fork, Start, Suspend, Wake
 from ramet.instance.events import (
     ActionFailed,
-    AutoStandbyAsked,
     DeleteAsked,
     DestroyFailed,
     Emit,
@@ -38,6 +37,7 @@ from ramet.instance.events import (
     StartAsked,
     StopAsked,
     SuspendFailed,
+    UpdateAsked,
     WakeFailed,
 )
 from ramet.instance.fleet_types import InstanceNotFound
@@ -50,7 +50,7 @@ QUEUE_LENGTH_MAX: Final = 256
 
 _REFUSABLE: Final = (
     PoolAsked,
-    AutoStandbyAsked,
+    UpdateAsked,
     StartAsked,
     StandbyAsked,
     RestoreAsked,

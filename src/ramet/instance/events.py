@@ -6,11 +6,10 @@ Events carry the time at which they happened, in Unix seconds.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId
-from ramet.core.spec import Exit, InstanceSpec, RestorePoint, Runtime, State
+from ramet.core.spec import Exit, InstanceSpec, RestorePoint, Runtime, SpecChanges, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +105,10 @@ class PoolAsked:
 
 
 @dataclass(frozen=True, slots=True)
-class AutoStandbyAsked:
-    """Somebody wants it to sleep by itself like that from now on; None: not at all."""
+class UpdateAsked:
+    """Somebody wants these parts of its spec to be others from now on."""
 
-    policy: AutoStandby | None
+    changes: SpecChanges
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,7 +234,7 @@ Event = (
     | LayerSwitched
     | StartAsked
     | PoolAsked
-    | AutoStandbyAsked
+    | UpdateAsked
     | StandbyAsked
     | Suspended
     | SuspendFailed

@@ -16,14 +16,12 @@ import anyio
 import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
-from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
-from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, State
+from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, SpecChanges, State
 from ramet.instance.actor import Actor
 from ramet.instance.events import (
-    AutoStandbyAsked,
     Begin,
     BeginCopy,
     BeginFork,
@@ -36,6 +34,7 @@ from ramet.instance.events import (
     StandbyAsked,
     StartAsked,
     StopAsked,
+    UpdateAsked,
 )
 from ramet.instance.fleet_types import (
     ExecCommand,
@@ -266,9 +265,9 @@ class Fleet:
         actor = self._actor(ref)
         return self._view(await actor.ask(PoolAsked(size)))
 
-    async def set_auto_standby(self, ref: str, policy: AutoStandby | None) -> InstanceView:
-        """Have an instance sleep by itself like that from now on; returns at once. Errors as of a pool."""
-        return self._view(await self._actor(ref).ask(AutoStandbyAsked(policy)))
+    async def update(self, ref: str, changes: SpecChanges) -> InstanceView:
+        """Have parts of an instance's spec be others from now on; returns at once. Errors as of a pool."""
+        return self._view(await self._actor(ref).ask(UpdateAsked(changes)))
 
     async def rewind(
         self, ref: str, spec: InstanceSpec, layer: LayerId, capture: CaptureId | None

@@ -55,7 +55,6 @@ from ramet.instance.actions import (
 )
 from ramet.instance.events import (
     ActionFailed,
-    AutoStandbyAsked,
     Begin,
     BeginCopy,
     BeginFork,
@@ -80,6 +79,7 @@ from ramet.instance.events import (
     StopAsked,
     Suspended,
     SuspendFailed,
+    UpdateAsked,
     VmmExited,
     WakeFailed,
     Woken,
@@ -124,12 +124,12 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
                 raise _wrong(record, "started", remedies.to_start(record))
             return _starting(record, entrypoint, cmd), (Start(),)
-        case PoolAsked() | AutoStandbyAsked() if record.state in (State.CREATED, State.UNKNOWN):
+        case PoolAsked() | UpdateAsked() if record.state in (State.CREATED, State.UNKNOWN):
             raise _wrong(record, "told otherwise", remedies.to_run(record))
         case PoolAsked(size):
             return replace(record, spec=replace(record.spec, fork_pool=size)), ()
-        case AutoStandbyAsked(policy):
-            return replace(record, spec=replace(record.spec, auto_standby=policy)), ()
+        case UpdateAsked(changes):
+            return replace(record, spec=replace(record.spec, **changes)), ()
         case StandbyAsked() | Suspended() | SuspendFailed() | Rewound():
             return _decide_sleep(record, event)
         case RestoreAsked() | Woken() | WakeFailed():
@@ -255,7 +255,10 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
                 raise _wrong(record, "put back to a snapshot", remedies.to_rewind(record))
             state = State.STOPPED if capture is None else State.STANDBY
             # These are not of the moment gone back to.
-            spec = replace(spec, fork_pool=record.spec.fork_pool, auto_standby=record.spec.auto_standby)
+            now = record.spec
+            spec = replace(
+                spec, fork_pool=now.fork_pool, auto_standby=now.auto_standby, expires_at=now.expires_at
+            )
             back = replace(
                 record, spec=spec, state=state, layer=layer, capture=capture, exit=None, state_error=""
             )
@@ -309,7 +312,7 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             return _switched(record, layer, before), ()
         case (
             PoolAsked()
-            | AutoStandbyAsked()
+            | UpdateAsked()
             | StartAsked()
             | StandbyAsked()
             | RestoreAsked()

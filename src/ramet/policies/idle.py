@@ -4,17 +4,14 @@ Since when an instance is idle is not written down: a daemon that starts begins 
 stay awake (`hold`) outlives it.
 """
 
-import heapq
 import time
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from itertools import count
 from typing import Final, Protocol
 
 import anyio
 import structlog
-from anyio.abc import TaskGroup
 
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.errors import Conflict, RametError
@@ -22,6 +19,7 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
 from ramet.instance.fleet_types import InstanceView
 from ramet.policies.auto_standby import Facts, Status, Verdict, judge
+from ramet.policies.due import DueTimes
 
 MAX_CONCURRENT: Final = 16
 TRACKING_MODE: Final = "conntrack_events_v4_tcp"
@@ -122,9 +120,7 @@ class IdleKeeper:
         self._address_of, self._exec_count = address_of, exec_count
         self._watched: dict[InstanceId, _Watched] = {}
         self._by_address: dict[IPv4Address, InstanceId] = {}
-        self._due: list[tuple[float, int, InstanceId]] = []
-        self._numbers = count()
-        self._is_sooner = anyio.Event()
+        self._due = DueTimes(now)
         self._places = anyio.Semaphore(config.max_concurrent)
 
     # What happens
@@ -168,10 +164,10 @@ class IdleKeeper:
             self.see(record)
         async with anyio.create_task_group() as group:
             while True:
-                self._is_sooner = anyio.Event()
-                wait_s = self._begin_due(group)
-                with anyio.move_on_after(wait_s):
-                    await self._is_sooner.wait()
+                watched = self._watched.get(await self._due.next())
+                if watched is not None and self._plan(watched) is Status.READY:
+                    watched.is_requested = True
+                    group.start_soon(self._suspend, watched)
 
     # What is asked
 
@@ -250,11 +246,15 @@ class IdleKeeper:
             watched.idle_since = None
         elif watched.idle_since is None:
             watched.idle_since = now
-        at = self._judge(watched).next_standby_at
-        if at is not None:
-            heapq.heappush(self._due, (at, next(self._numbers), watched.record.id))
-            if self._due[0][2] == watched.record.id:
-                self._is_sooner.set()
+        if self._plan(watched) is Status.READY:
+            self._due.put(now, watched.record.id)
+
+    def _plan(self, watched: _Watched) -> Status:
+        """Return how it stands with an instance; one whose time runs is looked at when it is over."""
+        verdict = self._judge(watched)
+        if verdict.status is Status.IDLE_COUNTDOWN and verdict.next_standby_at is not None:
+            self._due.put(verdict.next_standby_at, watched.record.id)
+        return verdict.status
 
     def _is_busy(self, watched: _Watched) -> bool:
         return (
@@ -274,19 +274,6 @@ class IdleKeeper:
             is_requested=watched.is_requested,
         )
         return judge(watched.record.spec.auto_standby, facts, self._now())
-
-    def _begin_due(self, group: TaskGroup) -> float:
-        """Have those be put to sleep that are due; return in how many seconds the next one is."""
-        while self._due:
-            at, _, instance = self._due[0]
-            if at > self._now():
-                return at - self._now()
-            heapq.heappop(self._due)
-            watched = self._watched.get(instance)
-            if watched is not None and self._judge(watched).status is Status.READY:
-                watched.is_requested = True
-                group.start_soon(self._suspend, watched)
-        return float("inf")
 
     async def _suspend(self, watched: _Watched) -> None:
         instance = watched.record.id

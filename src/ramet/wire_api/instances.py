@@ -71,6 +71,7 @@ class Instance:
     exit_message: str | None = None
     started_at: str | None = None
     stopped_at: str | None = None
+    expires_at: str | None = None
     parent_id: str | None = None
     fork_pool: ForkPool | None = None
     timings_ms: Mapping[str, float] | None = None
@@ -130,7 +131,7 @@ class CreateInstance:
 class UpdateInstance:
     """The body of `PATCH /instances/{id}`: what is given counts from here on, the rest stays as it is.
 
-    Of `auto_standby`, too, what is not given stays.
+    Of `auto_standby`, too, what is not given stays. A `ttl` counts from now; of zero, it ends `expires_at`.
     """
 
     auto_standby: AutoStandbyPolicy | None = None
