@@ -98,8 +98,8 @@ async def test_a_vmm_that_exits_meanwhile_is_told_of(
 ) -> None:
     base = folder / "large"
     with base.open("wb") as file:
-        file.truncate(256 * MIB)
-    vmm = await serve(client, new_vmm, "a", base, 256 * MIB)
+        file.truncate(2048 * MIB)
+    vmm = await serve(client, new_vmm, "a", base, 2048 * MIB)
     waiting = asyncio.ensure_future(client.complete_session("a"))
     while (await client.statistics()).sessions[0].zeroed_bytes == 0:
         pass
