@@ -147,6 +147,33 @@ async def test_what_the_kernel_dropped_is_looked_up(
         await until(lambda: not watched.inbound)
 
 
+async def test_what_begins_while_all_are_listed_is_not_lost(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list is older than it by then, and must not undo it."""
+    real, loop = conntrack.list_connections, asyncio.get_running_loop()
+    with watched.listen() as server:
+        made: list[tuple[socket.socket, socket.socket]] = []
+
+        def list_late() -> list[conntrack.Seen]:
+            older = real()
+            if not made:
+                made.append(asyncio.run_coroutine_threadsafe(connect(server, watched.ip), loop).result(20))
+            return older
+
+        monkeypatch.setattr(flows, "list_connections", list_late)
+        watched.flows._is_behind.set()
+        await until(lambda: bool(made))
+        await until(lambda: len(watched.inbound) == 1)
+        known = watched.known
+        watched.flows._is_behind.set()
+        await until(lambda: not watched.flows._is_behind.is_set())
+        await until(lambda: len(watched.inbound) == 1)
+        assert watched.known == known == 1
+        for end in made[0]:
+            end.close()
+
+
 def _drained(events: conntrack.ConnectionEvents) -> None:
     """Read as if the kernel had dropped what was read."""
     events._socket.recv(1 << 18)

@@ -264,3 +264,12 @@ async def test_one_that_is_gone_or_changes_its_mind_is_forgotten() -> None:
         there.put("other", spec=replace(record.spec, auto_standby=None))
         assert there.status("other") is Status.DISABLED
         assert there.keeper.status("web").verdict.next_standby_at is None
+
+
+async def test_one_whose_address_is_given_back_is_forgotten_without_a_word() -> None:
+    async with house() as there:
+        record = there.put("web", policy=LATER)
+        identity = replace(record.identity, slot=None)
+        there.put("web", identity=identity, state=State.UNKNOWN)
+        assert there.keeper.status("web").verdict.status is not Status.IDLE_COUNTDOWN
+        there.keeper.connections_changed(IPv4Address("10.100.0.2"))

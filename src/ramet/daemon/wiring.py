@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 
 import anyio
 import structlog
@@ -14,6 +15,7 @@ from ramet.admission.capacity import host_limits, network_limit
 from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, PAGER_PROGRAM, WRITEWATCH_LIBRARY, native_program
 from ramet.core.errors import Broken
+from ramet.core.spec import InstanceRecord
 from ramet.daemon.config import Settings
 from ramet.daemon.stranded import end_stranded
 from ramet.disks.layers import LayerStore
@@ -29,6 +31,7 @@ from ramet.instance.fleet import Fleet
 from ramet.linux import kvm
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
+from ramet.net.slots import NoEndpoint
 from ramet.pager import PagerService
 from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
@@ -136,10 +139,17 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
 
 def make_keepers(settings: Settings, fleet: Fleet, performer: SitePerformer, network: Network) -> Keepers:
     """Return who keeps the fleet to its rules; `network.flows` is to tell who is connected."""
+
+    def address_of(record: InstanceRecord) -> IPv4Address | None:
+        try:
+            return network.endpoint(record.id).ip
+        except NoEndpoint:  # It has no network, or is just going.
+            return None
+
     idle = IdleKeeper(
         fleet,
         network.flows,
-        lambda record: None if record.identity.slot is None else network.endpoint(record.id).ip,
+        address_of,
         performer.exec_count,
         settings.auto_standby.config(),
     )

@@ -60,7 +60,7 @@ class Flows:
             try:
                 await self._follow(on_known)
             except OSError as error:
-                self.error = str(error)
+                self.error = str(error) or type(error).__name__
                 log.warning("connections_unknown", error=self.error)
                 self._replace([])
                 await anyio.sleep(RETRY_S)
@@ -79,17 +79,19 @@ class Flows:
                 self._is_behind.set()
 
         try:
-            self._replace(await to_thread.run_sync(list_connections))
-            loop.add_reader(events.fileno(), read)
-            self.error = ""
-            on_known()
             while True:
                 self._is_behind.clear()
+                # What happens meanwhile waits in the socket: taken now, the older list would undo it.
+                self._replace(await to_thread.run_sync(list_connections))
+                if self.error:
+                    self.error = ""
+                    on_known()
+                loop.add_reader(events.fileno(), read)
                 with anyio.move_on_after(RESYNC_S):
                     await self._is_behind.wait()
+                loop.remove_reader(events.fileno())
                 if failure:
                     raise failure[0]
-                self._replace(await to_thread.run_sync(list_connections))
         finally:
             loop.remove_reader(events.fileno())
             events.close()

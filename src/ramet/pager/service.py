@@ -5,6 +5,7 @@ Without one, guests are loaded from files; so a pager that cannot be started is 
 
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -13,7 +14,7 @@ import structlog
 
 from ramet.core.errors import RametError
 from ramet.pager.client import BaseFormat, PagerClient, SessionPhase, WorkingSetUse
-from ramet.pager.errors import PagerFailed, PagerUnreachable
+from ramet.pager.errors import NoSuchSession, PagerFailed, PagerUnreachable
 from ramet.pager.graduation import Graduation, GraduationConfig
 from ramet.pager.supervisor import PagerSupervisor
 
@@ -121,8 +122,9 @@ class PagerService:
             for client in supervisor.clients():
                 await client.drain()
                 for session in (await client.statistics()).sessions:
-                    await client.complete_session(session.id)
-                    log.info("session_completed", session=session.id)
+                    with suppress(NoSuchSession):  # Its guest has ended.
+                        await client.complete_session(session.id)
+                        log.info("session_completed", session=session.id)
         except RametError as error:  # What is left is served as before; the next start tries again.
             log.warning("pager_not_retired", error=str(error))
 

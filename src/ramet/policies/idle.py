@@ -102,7 +102,7 @@ class IdleKeeper:
     """Puts instances to sleep that have been idle for as long as their policy says.
 
     Args:
-        address_of: the address of an instance that has a network.
+        address_of: the address of an instance; None: it has no network, or none any more.
         exec_count: how many commands are open in an instance.
         now: Unix seconds.
     """
@@ -127,8 +127,12 @@ class IdleKeeper:
 
     def see(self, record: InstanceRecord) -> None:
         """Take note of what an instance is now. Never fails."""
-        policy, address = record.spec.auto_standby, self._address_of(record)
-        if policy is None or not policy.is_enabled or address is None or record.is_deleting:
+        policy = record.spec.auto_standby
+        if policy is None or not policy.is_enabled or record.is_deleting:
+            self._forget(record.id)
+            return
+        address = self._address_of(record)
+        if address is None:
             self._forget(record.id)
             return
         watched = self._watched.get(record.id)
