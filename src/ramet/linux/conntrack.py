@@ -4,7 +4,6 @@ It sees what is delivered, sent and routed here as long as a rule of the firewal
 state, as ours do. IPv4 only. Blocking calls are for worker threads; reading events never blocks.
 """
 
-import errno
 import socket
 import struct
 from collections.abc import Iterator
@@ -15,13 +14,13 @@ from typing import Final
 
 from ramet.linux.attributes import unpack
 from ramet.linux.netlink import (
-    EVENT_BUFFER_BYTES,
     NLM_F_DUMP,
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
     RECEIVE_BYTES,
     REPLY_TIMEOUT_S,
+    EventSocket,
     messages,
 )
 
@@ -85,42 +84,17 @@ Seen = tuple[Connection, TcpState]
 """What became of a connection; CLOSE as well if it was forgotten."""
 
 
-class ConnectionEvents:
-    """Tells what becomes of connections, as a descriptor an event loop can watch.
-
-    Listens from its creation on, in the network namespace of the calling thread.
-
-    Raises, on construction:
-        OSError: the kernel has no connection tracking, or it is not permitted.
-    """
+class ConnectionEvents(EventSocket):
+    """Tells what becomes of connections."""
 
     def __init__(self) -> None:
-        self._socket = _open(socket.SOCK_NONBLOCK)
-        try:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
-            groups = NF_NETLINK_CONNTRACK_NEW | NF_NETLINK_CONNTRACK_UPDATE | NF_NETLINK_CONNTRACK_DESTROY
-            self._socket.bind((0, groups))
-        except OSError:
-            self._socket.close()
-            raise
-
-    def fileno(self) -> int:
-        """Return the descriptor, readable when `read` has something."""
-        return self._socket.fileno()
-
-    def close(self) -> None:
-        """Stop listening. Idempotent."""
-        self._socket.close()
+        groups = NF_NETLINK_CONNTRACK_NEW | NF_NETLINK_CONNTRACK_UPDATE | NF_NETLINK_CONNTRACK_DESTROY
+        super().__init__(NETLINK_NETFILTER, groups)
 
     def read(self) -> list[Seen] | None:
         """Return what came since the last call, at most one datagram; None if the kernel dropped some."""
-        try:
-            data = self._socket.recv(RECEIVE_BYTES)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
+        data = self.receive()
+        if data is None:
             return None
         found = []
         for kind, _, _, body in messages(data):
@@ -140,14 +114,11 @@ def list_connections() -> list[Seen]:
     body = _FAMILY.pack(socket.AF_INET, 0, 0)
     kind = NFNL_SUBSYS_CTNETLINK << 8 | IPCTNL_MSG_CT_GET
     header = _HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0)
-    with _open() as asked:
+    flags = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+    with socket.socket(socket.AF_NETLINK, flags, NETLINK_NETFILTER) as asked:
         asked.settimeout(REPLY_TIMEOUT_S)
         asked.send(header + body)
         return list(_answers(asked))
-
-
-def _open(flags: int = 0) -> socket.socket:
-    return socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | flags, NETLINK_NETFILTER)
 
 
 def _answers(asked: socket.socket) -> Iterator[Seen]:

@@ -406,49 +406,61 @@ class RouteSocket:
         return list(messages(self._socket.recv(RECEIVE_BYTES)))
 
 
-class LinkRemovals:
-    """Tells which interfaces disappear, as a descriptor an event loop can watch.
+class EventSocket:
+    """What the kernel tells the multicast `groups` of a netlink protocol, for an event loop to watch.
 
-    Listens from its creation on, in the namespace of the calling thread.
+    Listens from its creation on, in the network namespace of the calling thread.
+
+    Raises, on construction:
+        OSError: the kernel does not tell, or not us.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, protocol: int, groups: int) -> None:
         self._socket = socket.socket(
-            socket.AF_NETLINK,
-            socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK,
-            socket.NETLINK_ROUTE,
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol
         )
         try:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, EVENT_BUFFER_BYTES)
-            self._socket.bind((0, RTMGRP_LINK))
+            self._socket.bind((0, groups))
         except OSError:
             self._socket.close()
             raise
 
     def fileno(self) -> int:
-        """Return the descriptor, readable when `read` has something."""
+        """Return the descriptor, readable when there is something."""
         return self._socket.fileno()
 
     def close(self) -> None:
         """Stop listening. Idempotent."""
         self._socket.close()
 
+    def receive(self) -> bytes | None:
+        """Return the next datagram, empty if none is there; None if the kernel dropped some."""
+        try:
+            return self._socket.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            return None
+
+
+class LinkRemovals(EventSocket):
+    """Tells which interfaces disappear."""
+
+    def __init__(self) -> None:
+        super().__init__(socket.NETLINK_ROUTE, RTMGRP_LINK)
+
     def read(self) -> set[str] | None:
         """Return the names gone since the last call, without waiting; None if the kernel dropped some."""
         gone: set[str] = set()
-        while True:
-            try:
-                data = self._socket.recv(RECEIVE_BYTES)
-            except BlockingIOError:
-                return gone
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                return None
+        while data := self.receive():
             for kind, _, _, body in messages(data):
                 # The bridge family reports a port that leaves in the same words.
                 if kind == RTM_DELLINK and body[0] != socket.AF_BRIDGE:
                     gone.add(_parse_link(body).name)
+        return None if data is None else gone
 
 
 def interface_index(name: str) -> int:
