@@ -40,7 +40,7 @@ ONLY_LOOKING: Final = frozenset(
         "LayerStore.disk_bytes",
         "LayerStore.id_of",
         "LayerStore.path",
-        "LinkRemovals.fileno",
+        "EventSocket.fileno",
         "LinkRemovals.read",
         "Network.degraded",
         "Network.endpoint",

@@ -1,6 +1,7 @@
 """Steps are found by themselves: whatever a module that touches the host offers, and another calls."""
 
 import importlib
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,3 +86,9 @@ def test_calls_of_packages_that_are_left_out_are_no_steps(package: str) -> None:
     watch_steps(taken.append, (f"{package}.touching",), not_from=(package,)).begin()
     anyio.run(acting.act)
     assert taken == []
+
+
+def test_every_name_that_is_excepted_is_still_there() -> None:
+    """In a process of its own: what is watched stays so."""
+    code = "from tests.steps import watch_steps; watch_steps(lambda step: None)"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)
