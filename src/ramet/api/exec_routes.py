@@ -17,10 +17,10 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from ramet.api import strict_json
+from ramet.api.asked import to_exec_command
 from ramet.api.errors import answer_to, error_body, invalid, status_of, to_wire
 from ramet.api.ports import FleetPort
 from ramet.api.running import require_running
-from ramet.api.types import to_exec_command
 from ramet.core.errors import Invalid, RametError
 from ramet.instance.fleet_types import ExecCommand, ExecSession, WindowSize
 from ramet.wire_api.exec import (

@@ -7,9 +7,10 @@ from typing import Final
 from fastapi import Response
 from pydantic import TypeAdapter
 
+from ramet.api.asked import check_name
 from ramet.api.errors import answer, status_of, to_wire
 from ramet.api.facts import HostFacts
-from ramet.api.types import check_name, to_fork_result, to_instance
+from ramet.api.shown import to_fork_result, to_instance
 from ramet.core.errors import Invalid, RametError
 from ramet.core.spec import State
 from ramet.instance import remedies

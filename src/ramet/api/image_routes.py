@@ -7,8 +7,9 @@ from typing import Final
 import anyio
 from fastapi import APIRouter, Request
 
+from ramet.api.asked import check_tags, tag_filter
 from ramet.api.ports import CatalogPort, FleetPort, SnapshotsPort
-from ramet.api.types import check_tags, tag_filter, to_image
+from ramet.api.shown import to_image
 from ramet.core.errors import Invalid
 from ramet.images import (
     Credentials,

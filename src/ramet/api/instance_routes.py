@@ -6,20 +6,13 @@ from typing import Annotated, Final
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import TypeAdapter
 
-from ramet.api.facts import HostFacts
-from ramet.api.forks import answer_many, answer_one, check_source, names_of
-from ramet.api.image_routes import find_or_pull
-from ramet.api.paging import Limit, page
-from ramet.api.ports import CatalogPort, FleetPort, LogSource
-from ramet.api.stream import EventStream
-from ramet.api.types import (
+from ramet.api.asked import (
     check_create,
     check_name,
     check_update,
     tag_filter,
     to_changes,
     to_compression,
-    to_instance,
     to_pool_size,
     to_spec,
     to_start,
@@ -27,6 +20,13 @@ from ramet.api.types import (
     to_target,
     to_wait_s,
 )
+from ramet.api.facts import HostFacts
+from ramet.api.forks import answer_many, answer_one, check_source, names_of
+from ramet.api.image_routes import find_or_pull
+from ramet.api.paging import Limit, page
+from ramet.api.ports import CatalogPort, FleetPort, LogSource
+from ramet.api.shown import to_instance
+from ramet.api.stream import EventStream
 from ramet.core.spec import State
 from ramet.images import parse_platform
 from ramet.instance.fleet_types import InstanceView

@@ -6,24 +6,22 @@ from typing import Final
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 
+from ramet.api.asked import (
+    check_name,
+    check_tags,
+    tag_filter,
+    to_compression,
+    to_kind,
+    to_pool_size,
+    to_target,
+)
 from ramet.api.facts import HostFacts
 from ramet.api.files_routes import ArchiveStream, body_of
 from ramet.api.forks import answer_many, answer_one, names_of
 from ramet.api.hypervisors import to_target_hypervisor
 from ramet.api.paging import Limit, page
 from ramet.api.ports import FleetPort, SnapshotsPort
-from ramet.api.types import (
-    check_name,
-    check_tags,
-    tag_filter,
-    to_compression,
-    to_instance,
-    to_kind,
-    to_pool_size,
-    to_snapshot,
-    to_target,
-    to_verification,
-)
+from ramet.api.shown import to_instance, to_snapshot, to_verification
 from ramet.core.errors import Invalid
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.wire_api import instances as wire_instances

@@ -39,7 +39,6 @@ from ramet.instance.events import (
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
-    ForkOutcome,
     InstanceAmbiguous,
     InstanceNotFound,
     InstanceView,
@@ -49,6 +48,7 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from ramet.instance.host import Host, LogSource
+from ramet.instance.outcomes import Forked, Outcomes, outcomes_of
 from ramet.instance.transitions import is_starting
 
 READY_TIMEOUT_S: Final = 120.0
@@ -62,9 +62,6 @@ _TARGETS: Final = frozenset({State.RUNNING, State.STANDBY, State.STOPPED})
 
 log = structlog.get_logger(__name__)
 
-Outcomes = list[ForkOutcome]
-Forked = tuple[InstanceView, dict[str, float]]
-"""A child as it was made, and how long each phase of that took, in ms."""
 Done = TypeVar("Done")
 Found = Iterable[tuple[InstanceRecord, Event | None]]
 
@@ -351,7 +348,7 @@ class Fleet:
                 state=state,
             )
         if state is target is State.RUNNING:
-            return await _outcomes(names, lambda name: self._fork_one(source, name))
+            return await outcomes_of(names, lambda name: self._fork_one(source, name))
         with_memory = State.STOPPED not in (state, target)
         async with self._host.restore_point(record, with_memory=with_memory) as point:
             return await self.copy(point, record.spec, record.id, names, target=target)
@@ -371,7 +368,7 @@ class Fleet:
         `point` must stay whole until this returns; `spec` and `source` are those of whom it is a moment;
         `pool` is the id of the snapshot that it is, if some of its children may have been made ahead.
         """
-        return await _outcomes(names, lambda name: self._copy_one(point, spec, source, name, target, pool))
+        return await outcomes_of(names, lambda name: self._copy_one(point, spec, source, name, target, pool))
 
     async def tell(self, instance: InstanceId, event: Event) -> None:
         """Tell an instance what happened to it; returns when its record, if it needs to, says so durably.
@@ -563,23 +560,3 @@ class Fleet:
         return InstanceView(
             record, ip, mac, self._host.network_degraded(record), self._host.fork_pool(record)
         )
-
-
-async def _outcomes(names: Sequence[str], make: Callable[[str], Awaitable[Forked]]) -> Outcomes:
-    """Make one child for each of `names`, all at once; whatever befalls one is its own outcome."""
-    outcomes: list[ForkOutcome | None] = [None] * len(names)
-
-    async def make_one(index: int, name: str) -> None:
-        began = time.perf_counter()
-        try:
-            view, timings_ms = await make(name)
-        except RametError as error:
-            outcomes[index] = ForkOutcome(name, None, error)
-            return
-        timings_ms["total"] = (time.perf_counter() - began) * 1000
-        outcomes[index] = ForkOutcome(name, view, None, timings_ms)
-
-    async with anyio.create_task_group() as group:
-        for index, name in enumerate(names):
-            group.start_soon(make_one, index, name)
-    return [outcome for outcome in outcomes if outcome is not None]

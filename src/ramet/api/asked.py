@@ -1,4 +1,4 @@
-"""Between the wire and the domain: requests are parsed here, once, and nobody below asks again.
+"""From the wire to the domain: requests are parsed here, once, and nobody below asks again.
 
 A field of the official client that we do not honour yet is refused with its name, unless it asks for what is
 so anyway: an option switched off is no option.
@@ -11,22 +11,19 @@ from typing import Final
 
 from fastapi import Request
 
-from ramet.api.auto_standby import shown_auto_standby, to_auto_standby
-from ramet.api.errors import to_wire
+from ramet.api.auto_standby import to_auto_standby
 from ramet.api.expiry import is_said, to_expiry
 from ramet.api.facts import HostFacts
 from ramet.api.hypervisors import to_hypervisor
-from ramet.api.times import format_time, shown_time
 from ramet.core.compression import (
     COMPRESSION_DELAY_S_MAX,
     NOT_SAID,
     Compression,
     CompressionAsk,
-    MemoryState,
 )
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
-from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
     FORK_POOL_MAX,
     MEMORY_BYTES_MAX,
@@ -39,24 +36,16 @@ from ramet.core.spec import (
     SpecChanges,
     State,
 )
-from ramet.core.units import format_duration, format_rate, format_size, parse_duration, parse_rate, parse_size
-from ramet.core.verification import CHUNK_BYTES, Verification
+from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
 from ramet.images import Image
 from ramet.instance.fleet_types import (
     ExecCommand,
-    ForkOutcome,
-    ForkPoolStatus,
-    InstanceView,
     WindowSize,
     WrongState,
-    shell_exit_code,
 )
-from ramet.wire_api import images as wire_images
 from ramet.wire_api import instances as wire
-from ramet.wire_api import snapshots as wire_snapshots
 from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.exec import ExecStart
-from ramet.wire_api.pools import ForkPool
 
 MIB: Final = 1 << 20
 VCPU_COUNT_DEFAULT: Final = 2
@@ -72,7 +61,6 @@ EXEC_TIMEOUT_S_MAX: Final = 1e9  # 30 years; the guest takes more for none.
 TEXT_LENGTH_MAX: Final = 4096  # PATH_MAX
 WINDOW_ROWS_DEFAULT: Final = 24
 WINDOW_COLS_DEFAULT: Final = 80
-NETWORK_NAME: Final = "default"
 TARGETS: Final = (State.RUNNING, State.STANDBY, State.STOPPED)
 
 _TAG_KEY: Final = re.compile(r"[A-Za-z0-9 _.:/=+@-]{1,128}")
@@ -317,17 +305,6 @@ def _policy(policy: SnapshotPolicy | None) -> CompressionAsk:
     return to_compression(policy.compression, policy.standby_compression_delay)
 
 
-def _shown_policy(ask: CompressionAsk) -> SnapshotPolicy | None:
-    if ask == NOT_SAID:
-        return None
-    compression = _shown_compression(ask.how) or (SnapshotCompression(False) if ask.is_said else None)
-    return SnapshotPolicy(compression, None if ask.delay_s is None else format_duration(ask.delay_s))
-
-
-def _shown_compression(how: Compression | None) -> SnapshotCompression | None:
-    return None if how is None else SnapshotCompression(True, how.algorithm.value, how.level)
-
-
 def tag_filter(request: Request) -> dict[str, str]:
     """Return the tags that a list is asked for as `tags[key]=value`."""
     pairs = request.query_params.multi_items()
@@ -338,148 +315,6 @@ def to_wait_s(text: str | None) -> float:
     """Return how long to wait at most; more than five minutes is five minutes."""
     wait_s = WAIT_S_DEFAULT if text is None else parse_duration(text)
     return min(wait_s, wire.WAIT_S_MAX)
-
-
-def to_instance(
-    view: InstanceView, facts: HostFacts, timings_ms: Mapping[str, float] | None = None
-) -> wire.Instance:
-    """Return `view` as the API shows it."""
-    record = view.record
-    spec = record.spec
-    ended = record.exit
-    network = (
-        wire.InstanceNetwork(
-            enabled=True,
-            name=NETWORK_NAME,
-            ip=view.ip,
-            mac=view.mac,
-            bandwidth_download=_format_rate(spec.download_bytes_per_s),
-            bandwidth_upload=_format_rate(spec.upload_bytes_per_s),
-            degraded=view.network_degraded,
-        )
-        if spec.has_network
-        else wire.InstanceNetwork(False)
-    )
-    return wire.Instance(
-        id=record.id,
-        name=record.name,
-        image=spec.image,
-        state=record.state.value,
-        created_at=format_time(record.identity.created_at),
-        state_error=record.state_error or None,
-        image_digest=spec.image_digest,
-        platform=facts.platform,
-        hypervisor=spec.hypervisor,
-        size=format_size(spec.memory_bytes),
-        overlay_size=format_size(spec.overlay_bytes),
-        vcpus=spec.vcpu_count,
-        env=spec.env,
-        tags=spec.tags,
-        network=network,
-        snapshot_policy=_shown_policy(spec.compression),
-        auto_standby=shown_auto_standby(spec.auto_standby),
-        has_snapshot=record.capture is not None,
-        exit_code=None if ended is None else shell_exit_code(ended),
-        exit_message=None if ended is None else ended.message or None,
-        started_at=shown_time(record.started_at),
-        stopped_at=shown_time(record.stopped_at),
-        expires_at=shown_time(spec.expires_at),
-        parent_id=record.identity.parent,
-        fork_pool=_to_fork_pool(spec.fork_pool, view.fork_pool),
-        timings_ms=timings_ms,
-    )
-
-
-def _to_fork_pool(size: int, status: ForkPoolStatus | None) -> ForkPool | None:
-    if status is None:
-        return ForkPool(size, 0, 0, 0, resting=True) if size else None
-    return ForkPool(
-        size,
-        status.waiting_count,
-        status.taken_count,
-        status.missed_count,
-        resting=status.is_resting,
-        error=status.error or None,
-    )
-
-
-def to_fork_result(outcome: ForkOutcome, facts: HostFacts) -> wire.ForkResult:
-    """Return what became of one child as the API shows it."""
-    return wire.ForkResult(
-        name=outcome.name,
-        instance=None if outcome.view is None else to_instance(outcome.view, facts),
-        error=None if outcome.error is None else to_wire(outcome.error),
-        timings_ms=outcome.timings_ms,
-    )
-
-
-def to_snapshot(
-    record: SnapshotRecord, memory: MemoryState | None, pool: ForkPoolStatus | None
-) -> wire_snapshots.Snapshot:
-    """Return `record`, whose memory lies on the disk as `memory` says, as the API shows it."""
-    compressed_bytes = None if memory is None else memory.compressed_bytes
-    memory_bytes = record.memory_bytes if compressed_bytes is None else compressed_bytes
-    how = None if memory is None else memory.how
-    return wire_snapshots.Snapshot(
-        id=record.id,
-        kind=record.kind.value,
-        source_instance_id=record.source,
-        source_instance_name=record.source_name,
-        source_hypervisor=record.spec.hypervisor,
-        created_at=format_time(record.created_at),
-        size_bytes=memory_bytes + record.disk_bytes,
-        name=record.name,
-        tags=record.tags,
-        compression_state=None if memory is None else memory.state,
-        compression=_shown_compression(how),
-        compression_error=(memory.error or None) if memory is not None else None,
-        compressed_size_bytes=compressed_bytes,
-        uncompressed_size_bytes=None if memory is None else record.memory_bytes,
-        fork_pool=_to_fork_pool(record.fork_pool, pool),
-    )
-
-
-def to_verification(snapshot: str, found: Verification) -> wire_snapshots.SnapshotVerification:
-    """Return what came of looking at a snapshot as the API shows it."""
-    parts = tuple(
-        wire_snapshots.VerifiedPart(
-            part=one.part.value,
-            file=one.file,
-            size_bytes=one.size_bytes,
-            proof=one.proof.value,
-            ok=not one.damage,
-            error=one.damage or None,
-            chunk=one.chunk,
-        )
-        for one in found.parts
-    )
-    return wire_snapshots.SnapshotVerification(
-        snapshot_id=snapshot,
-        ok=found.is_whole,
-        size_bytes=sum(part.size_bytes for part in parts),
-        checksums=found.checksums,
-        chunk_bytes=CHUNK_BYTES,
-        parts=parts,
-    )
-
-
-def to_image(image: Image, name: str | None = None) -> wire_images.Image:
-    """Return `image` under one of its names."""
-    config = image.config
-    pairs = (entry.partition("=") for entry in config.env)
-    return wire_images.Image(
-        name=name or image.name,
-        digest=image.digest,
-        status="ready",
-        created_at=image.created_at.isoformat(),
-        size_bytes=image.size_bytes,
-        platform=str(image.platform),
-        entrypoint=config.entrypoint,
-        cmd=config.cmd,
-        env={key: value for key, _, value in pairs},
-        working_dir=config.working_dir,
-        tags=image.labels.get(name or image.name, {}),
-    )
 
 
 def _refuse(body: object, table: Mapping[str, Callable[[object], bool]], prefix: str) -> None:
@@ -537,10 +372,6 @@ def _rate(field: str, text: str | None, network: wire.CreateNetwork) -> int | No
         bounds = f"from {format_rate(RATE_BYTES_PER_S_MIN)} to {format_rate(RATE_BYTES_PER_S_MAX)}"
         raise Invalid(f"{name} is {text}, and must be {bounds}", field=name)
     return rate_bytes_per_s
-
-
-def _format_rate(rate_bytes_per_s: int | None) -> str | None:
-    return None if rate_bytes_per_s is None else format_rate(rate_bytes_per_s)
 
 
 def _env(env: Mapping[str, str] | None) -> Mapping[str, str]:
