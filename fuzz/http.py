@@ -7,7 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fuzz.wire import cuts
 from ramet.api import strict_json
-from ramet.api.types import to_exec_command
+from ramet.api.asked import to_exec_command
 from ramet.client.http1 import Answer, EventLines, NotHttp
 from ramet.core.errors import RametError
 from ramet.wire.messages import dump

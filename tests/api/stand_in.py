@@ -61,6 +61,7 @@ from ramet.instance.fleet_types import (
     WindowSize,
     WrongState,
 )
+from ramet.instance.register import Register
 from tests.api.stand_in_files import StandInFiles
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
@@ -221,7 +222,8 @@ class StandInFleet:
         self, name: str, state: State = State.RUNNING, spec: InstanceSpec | None = None
     ) -> InstanceRecord:
         """Have an instance called `name` from now on."""
-        identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, 1_700_000_000.5)
+        made_at = 1_700_000_000.5 + len(self._records) * 1e-6  # Told apart by it, and shown as one second.
+        identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, made_at)
         spec = spec or InstanceSpec("img", "sha256:" + "0" * 64, "qemu", 2, 1 << 30, 10 << 30)
         layer, capture = LayerId("layer"), CaptureId("capture") if state is State.STANDBY else None
         record = InstanceRecord(
@@ -249,6 +251,18 @@ class StandInFleet:
 
     def list(self) -> Sequence[InstanceView]:
         return [self.get(record.id) for record in self._records.values()]
+
+    def find(
+        self,
+        *,
+        state: State | None = None,
+        tags: Mapping[str, str] | None = None,
+        after: tuple[float, str] | None = None,
+    ) -> Iterator[InstanceView]:
+        register = Register()
+        for record in self._records.values():
+            register.add(record)
+        return (self.get(one) for _, one in register.find(state=state, tags=tags, after=after))
 
     async def create(self, name: str, spec: InstanceSpec) -> InstanceView:
         self._check(name)

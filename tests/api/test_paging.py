@@ -23,8 +23,9 @@ def walk(listed: Callable[[], list[Thing]], limit: int) -> list[Thing]:
     cursor = None
     while True:
         found = page(listed(), place, limit, cursor)
-        assert len(found.items) <= limit
-        told += found.items
+        piece = list(found.items)
+        assert len(piece) <= limit
+        told += piece
         cursor = found.cursor
         if cursor is None:
             return told

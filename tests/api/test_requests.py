@@ -1,12 +1,15 @@
 """What requests are refused for, and how the answers look."""
 
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
+from ramet.api import HttpServer
 from ramet.api.errors import STATUS, status_of
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
 from ramet.core.snapshot import SnapshotKind
@@ -448,3 +451,13 @@ def test_every_kind_of_error_has_a_status() -> None:
     # What the client raises comes from a server and never goes through one.
     kinds = {kind for kind in RametError.__subclasses__() if not kind.__module__.startswith("ramet.client")}
     assert kinds <= STATUS.keys()
+
+
+def test_connections_over_tcp_send_at_once() -> None:
+    """What is written in two parts does not wait for the word that the first has come."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        HttpServer(FastAPI(), listener)
+        with socket.create_connection(listener.getsockname()):
+            server, _ = listener.accept()
+            with server:
+                assert server.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

@@ -4,7 +4,7 @@
 wrong value once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -37,10 +37,10 @@ def test_whatever_is_asked_is_answered_as_the_description_says(api: Api) -> None
 
 
 def test_a_planted_bug_is_found(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_: object) -> Sequence[InstanceView]:
+    def fail(_: object, **__: object) -> Iterator[InstanceView]:
         raise KeyError("planted")
 
-    monkeypatch.setattr("tests.api.stand_in.StandInFleet.list", fail)
+    monkeypatch.setattr("tests.api.stand_in.StandInFleet.find", fail)
     (operation,) = (found for found in api.operations() if found.label == "GET /instances")
     with pytest.raises(Exception, match=r"planted|Server error|500"):
         api.check(operation, EXAMPLE_COUNT, SEED)

@@ -46,7 +46,7 @@ class Recorder:
 
 @asynccontextmanager
 async def running(record: InstanceRecord, recorder: Recorder) -> AsyncIterator[Actor]:
-    actor = Actor(record, recorder, lambda instance: None)
+    actor = Actor(record, recorder, lambda former, record: None, lambda instance: None)
     async with anyio.create_task_group() as group:
         group.start_soon(actor.run)
         yield actor
@@ -76,7 +76,7 @@ async def test_a_request_that_the_state_forbids_changes_nothing() -> None:
 
 
 async def test_too_many_requests_are_refused_but_no_outcome_is() -> None:
-    actor = Actor(RUNNING, Recorder(), lambda instance: None)
+    actor = Actor(RUNNING, Recorder(), lambda former, record: None, lambda instance: None)
     async with anyio.create_task_group() as group:
         for _ in range(QUEUE_LENGTH_MAX):
             group.start_soon(actor.ask, StopAsked())

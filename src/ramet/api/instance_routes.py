@@ -23,10 +23,11 @@ from ramet.api.asked import (
 from ramet.api.facts import HostFacts
 from ramet.api.forks import answer_many, answer_one, check_source, names_of
 from ramet.api.image_routes import find_or_pull
-from ramet.api.paging import Limit, page
+from ramet.api.paging import Limit, Place, first_page, read_cursor
 from ramet.api.ports import CatalogPort, FleetPort, LogSource
 from ramet.api.shown import to_instance
 from ramet.api.stream import EventStream
+from ramet.api.turns import JsonPieces, dump_in_turns
 from ramet.core.spec import State
 from ramet.images import parse_platform
 from ramet.instance.fleet_types import InstanceView
@@ -38,7 +39,6 @@ from ramet.wire_api.snapshots import StandbyInstance
 LOG_TAIL_LINES_MAX: Final = 100_000
 
 _INSTANCES: Final = TypeAdapter(tuple[wire.Instance, ...])
-_JSON: Final = "application/json"
 
 
 def router(fleet: FleetPort, catalog: CatalogPort, facts: HostFacts) -> APIRouter:
@@ -55,13 +55,14 @@ def _add_reading(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
     async def list_instances(
         request: Request, state: str | None = None, limit: Limit = None, cursor: str | None = None
     ) -> Response:
-        wanted = None if state is None else to_state(state)
-        tags = tag_filter(request)
-        found = [view for view in fleet.list() if _matches(view, wanted, tags)]
-        told = page(found, _place, limit, cursor)
-        shown = tuple(to_instance(view, facts) for view in told.items)
-        # Written out by pydantic itself: a list of a thousand must not hold up the loop.
-        return Response(_INSTANCES.dump_json(shown), media_type=_JSON, headers=told.headers)
+        found = fleet.find(
+            state=None if state is None else to_state(state),
+            tags=tag_filter(request),
+            after=read_cursor(cursor),
+        )
+        told = first_page(found, _place, limit)
+        pieces = await dump_in_turns(_INSTANCES, told.items, lambda view: to_instance(view, facts))
+        return JsonPieces(pieces, told.headers)
 
     @routes.get("/{id}")
     async def get_instance(id: str) -> wire.Instance:
@@ -145,10 +146,5 @@ def _add_forks(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
         return answer_many(await fleet.fork(source.record.id, names, target=target), facts)
 
 
-def _place(view: InstanceView) -> tuple[float, str]:
+def _place(view: InstanceView) -> Place:
     return view.record.identity.created_at, view.record.id
-
-
-def _matches(view: InstanceView, state: State | None, tags: dict[str, str]) -> bool:
-    record = view.record
-    return (state is None or record.state is state) and tags.items() <= record.spec.tags.items()

@@ -7,8 +7,9 @@ what is made or deleted between two pieces makes nothing be told twice, and noth
 import base64
 import binascii
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Annotated, Final, Generic, TypeVar
 
 from fastapi import Query
@@ -39,7 +40,7 @@ class InvalidCursor(Invalid):
 class Page(Generic[T]):
     """One piece of a list. `cursor` leads to the next; None: this was the last."""
 
-    items: Sequence[T]
+    items: Iterable[T]
     cursor: str | None = None
 
     @property
@@ -57,13 +58,27 @@ def page(items: Sequence[T], place: Callable[[T], Place], limit: int | None, cur
     if limit is None and cursor is None:
         return Page(items)
     ordered = sorted(items, key=place)
-    if cursor is not None:
-        last = _read(cursor)
+    last = read_cursor(cursor)
+    if last is not None:
         ordered = [item for item in ordered if place(item) > last]
-    if limit is None or len(ordered) <= limit:
-        return Page(ordered)
-    told = ordered[:limit]
-    return Page(told, _write(place(told[-1])))
+    return first_page(ordered, place, limit)
+
+
+def first_page(items: Iterable[T], place: Callable[[T], Place], limit: int | None) -> Page[T]:
+    """Return the first `limit` of `items`, which are in order and looked at no further than that."""
+    if limit is None:
+        return Page(items)
+    told = list(islice(items, limit + 1))
+    return Page(told) if len(told) <= limit else Page(told[:-1], _write(place(told[-2])))
+
+
+def read_cursor(cursor: str | None) -> Place | None:
+    """Return the place that a request goes on from; None: from the beginning.
+
+    Raises:
+        InvalidCursor: the text is none.
+    """
+    return None if cursor is None else _read(cursor)
 
 
 def _write(place: Place) -> str:

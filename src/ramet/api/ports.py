@@ -1,6 +1,6 @@
 """What the API needs of fleet, images and host; the daemon passes the real ones, tests a stand-in."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Literal, Protocol
@@ -39,6 +39,19 @@ class FleetPort(Protocol):
         ...
 
     def list(self) -> Sequence[InstanceView]: ...
+
+    def find(
+        self,
+        *,
+        state: State | None = None,
+        tags: Mapping[str, str] | None = None,
+        after: tuple[float, str] | None = None,
+    ) -> Iterator[InstanceView]:
+        """Yield those in `state` and with all of `tags`, oldest first, behind `after`.
+
+        Who that is, is settled at once; each is told as it is when its turn comes, if it is not gone by then.
+        """
+        ...
 
     async def create(self, name: str, spec: InstanceSpec) -> InstanceView: ...
 

@@ -7,11 +7,14 @@ from pydantic import TypeAdapter
 
 from ramet.admission.report import Line, Usage
 from ramet.api.ports import FleetPort, ResourcesPort
+from ramet.api.turns import JsonPieces, dump_in_turns
 from ramet.core.spec import InstanceRecord
 from ramet.wire_api import resources as wire
 
 _RESOURCES: Final = TypeAdapter(wire.Resources)
-_JSON: Final = "application/json"
+_ALLOCATIONS: Final = TypeAdapter(tuple[wire.ResourceAllocation, ...])
+_NO_ALLOCATIONS: Final = b'"allocations":[]'
+"""What pydantic writes where there are none."""
 
 
 def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
@@ -28,13 +31,16 @@ def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
             disk=_to_status("disk", report.disk),
             network=_to_status("network", report.network),
             disk_breakdown=wire.DiskBreakdown(use.image_bytes, use.oci_cache_bytes, 0, use.overlay_bytes),
-            allocations=tuple(_to_allocation(view.record, resources) for view in fleet.list()),
+            allocations=(),  # Put in below: there may be thousands.
             endpoints=_to_status("endpoints", report.endpoints),
             captures=wire.Captures(report.capture_count, report.capture_memory_bytes),
             taps=report.tap_count,
         )
-        # Written out by pydantic itself: a list of a thousand must not hold up the loop.
-        return Response(_RESOURCES.dump_json(shown), media_type=_JSON)
+        head, _, tail = _RESOURCES.dump_json(shown).partition(_NO_ALLOCATIONS)
+        pieces = await dump_in_turns(
+            _ALLOCATIONS, fleet.find(), lambda view: _to_allocation(view.record, resources)
+        )
+        return JsonPieces([head, _NO_ALLOCATIONS[:-2], *pieces, tail])
 
     @routes.get("/instances/{id}/stats", tags=["instances"])
     async def get_stats(id: str) -> wire.InstanceStats:

@@ -20,6 +20,7 @@ from ramet.api.facts import HostFacts, RuntimeFacts
 from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
+from ramet.daemon.garbage import keep_searches_short
 from ramet.daemon.wiring import Running, running
 from ramet.linux.priority import go_first
 from ramet.linux.service import ServiceNotice, ServiceSilent
@@ -73,6 +74,7 @@ async def _serve(settings: Settings) -> None:
             if tcp is not None:
                 app = create_app(*served, auth=TokenAuth(settings.jwt_secret))
                 servers.append(HttpServer(app, tcp))
+            group.start_soon(keep_searches_short)
             for server in servers:
                 await group.start(_run_server, server)
             log.info(

@@ -95,8 +95,13 @@ class Actor:
     """The owner of one instance. `record` is what is published; it never goes back."""
 
     def __init__(
-        self, record: InstanceRecord, performer: Performer, on_gone: Callable[[InstanceId], None]
+        self,
+        record: InstanceRecord,
+        performer: Performer,
+        on_changed: Callable[[InstanceRecord, InstanceRecord], None],
+        on_gone: Callable[[InstanceId], None],
     ) -> None:
+        """`on_changed` is told what the record was and what it is now."""
         self.record = record
         self.failure: RametError | None = None
         """Why making, starting, suspending or waking it failed, for the one who asked."""
@@ -104,7 +109,7 @@ class Actor:
         self.is_unsaved = False
         """What has happened could not be written; that is tried again with every event and after a while."""
         self._is_over = False  # Gone, or the daemon leaves.
-        self._performer, self._on_gone = performer, on_gone
+        self._performer, self._on_changed, self._on_gone = performer, on_changed, on_gone
         self._queue: asyncio.Queue[_Request] = asyncio.Queue()
         self._changed = asyncio.Event()
 
@@ -192,7 +197,9 @@ class Actor:
                 self.failure = request.event.error
             elif isinstance(request.event, StartAsked | StandbyAsked | RestoreAsked):
                 self.failure = None
-            self.record = record
+            former, self.record = self.record, record
+            if not self.is_gone:
+                self._on_changed(former, record)
             self._notify()
         if accepted is not None and not accepted.done():
             accepted.set_result(record)

@@ -8,7 +8,7 @@ through the actors to the performer.
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
 
@@ -49,6 +49,7 @@ from ramet.instance.fleet_types import (
 )
 from ramet.instance.host import Host, LogSource
 from ramet.instance.outcomes import Forked, Outcomes, outcomes_of
+from ramet.instance.register import Register
 from ramet.instance.transitions import is_starting
 
 READY_TIMEOUT_S: Final = 120.0
@@ -79,6 +80,7 @@ class Fleet:
         self._host = host
         self._actors: dict[InstanceId, Actor] = {}
         self._names: dict[str, InstanceId] = {}
+        self._register = Register()
         self._group: TaskGroup | None = None
 
     async def run(self, found: Found, *, task_status: TaskStatus[None]) -> None:
@@ -105,6 +107,20 @@ class Fleet:
     def list(self) -> list[InstanceView]:
         """Return all instances, oldest first."""
         return [self._view(actor.record) for actor in self._actors.values()]
+
+    def find(
+        self,
+        *,
+        state: State | None = None,
+        tags: Mapping[str, str] | None = None,
+        after: tuple[float, str] | None = None,
+    ) -> Iterator[InstanceView]:
+        """Yield those in `state` and with all of `tags`, where they are given; oldest first, behind `after`.
+
+        Who that is, is settled at once; each is told as it is when its turn comes, if it is not gone by then.
+        """
+        found = self._register.find(state=state, tags=tags, after=after)
+        return (self._view(self._actors[one].record) for _, one in found if one in self._actors)
 
     async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome:
         """Wait until the instance is in `state`, cannot come to it any more, or time is up.
@@ -500,15 +516,17 @@ class Fleet:
 
     def _add(self, record: InstanceRecord) -> Actor:
         assert self._group is not None, "the fleet does not run"
-        actor = Actor(record, self._host, self._drop)
+        actor = Actor(record, self._host, self._register.change, self._drop)
         self._actors[record.id] = actor
         self._names[record.name] = record.id
+        self._register.add(record)
         self._group.start_soon(actor.run)
         return actor
 
     def _drop(self, instance: InstanceId) -> None:
         actor = self._actors.pop(instance)
         del self._names[actor.record.name]
+        self._register.remove(actor.record)
 
     async def _raise_failure(self, actor: Actor) -> None:
         """If making it failed, remove what is left and raise why."""
