@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.demo import enter_own_namespace
 from examples.make_image import make_oci_layout
-from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
 from ramet.cli.figures import percentile
 from ramet.cli.output import print_table
 from ramet.core.ids import InstanceId, mint_id
@@ -41,6 +41,7 @@ from ramet.daemon.garbage import keep_searches_short
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
 from ramet.images import Catalog, ImageLimits
+from ramet.store.answers import AnswerStore
 from tests.api.stand_in import SECRET, token
 from tests.effects.world import Daemon, World, new_folder, performer_of
 
@@ -114,6 +115,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
         SiteResources(site),
         keepers.idle,
         facts,
+        answers=KeptAnswers(AnswerStore()),
         auth=TokenAuth(SECRET),
     )
     server, turns = HttpServer(app, listener), Turns()

@@ -25,7 +25,8 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from ramet.api import create_app
+from ramet.api import KeptAnswers, create_app
+from ramet.store.answers import AnswerStore
 from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
@@ -71,7 +72,16 @@ class Api:
         self._catalog = StandInCatalog()
         self._snapshots = StandInSnapshots(self._fleet)
         resources, idle = StandInResources(self._fleet), StandInIdle(self._fleet)
-        app = create_app(self._fleet, self._catalog, self._snapshots, resources, idle, FACTS, auth=None)
+        app = create_app(
+            self._fleet,
+            self._catalog,
+            self._snapshots,
+            resources,
+            idle,
+            FACTS,
+            answers=KeptAnswers(AnswerStore()),
+            auth=None,
+        )
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

@@ -6,7 +6,8 @@ It is made of the routes as they stand; nothing is served and no daemon needed.
 import json
 from typing import Any
 
-from ramet.api import create_app
+from ramet.api import KeptAnswers, create_app
+from ramet.store.answers import AnswerStore
 from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
@@ -19,7 +20,7 @@ def document() -> dict[str, Any]:
     try:
         served = (fleet, StandInCatalog(), StandInSnapshots(fleet))
         host = (StandInResources(fleet), StandInIdle(fleet), FACTS)
-        return create_app(*served, *host, auth=None).openapi()
+        return create_app(*served, *host, answers=KeptAnswers(AnswerStore()), auth=None).openapi()
     finally:
         fleet.files.remove()
 

@@ -21,7 +21,7 @@ import jwt
 from ramet.admission.admission import Admission
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
-from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
@@ -62,6 +62,7 @@ from ramet.instance.fleet_types import (
     WrongState,
 )
 from ramet.instance.register import Register
+from ramet.store.answers import AnswerStore
 from tests.api.stand_in_files import StandInFiles
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_resources import StandInResources
@@ -574,9 +575,10 @@ def serve() -> Iterator[Served]:
         fleet, catalog = StandInFleet(), StandInCatalog()
         snapshots = StandInSnapshots(fleet)
         served = (fleet, catalog, snapshots, StandInResources(fleet), StandInIdle(fleet), FACTS)
+        answers = KeptAnswers(AnswerStore())
         servers = [
-            HttpServer(create_app(*served, auth=None), unix),
-            HttpServer(create_app(*served, auth=TokenAuth(SECRET)), tcp),
+            HttpServer(create_app(*served, answers=answers, auth=None), unix),
+            HttpServer(create_app(*served, answers=answers, auth=TokenAuth(SECRET)), tcp),
         ]
         unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.
 

@@ -17,7 +17,7 @@ from tests.api.stand_in import Served, token
 
 IMAGE: Final = "docker.io/library/alpine:latest"
 JSON: Final = {"content-type": "application/json"}
-MEMBERS: Final = {"code", "message", "details", "inner_error", "remedy", "fields"}
+MEMBERS: Final = {"code", "message", "details", "inner_error", "remedy", "fields", "request_id"}
 
 CREATE: Final = {"name": "web", "image": IMAGE}
 FORK: Final = {"name": "kid", "from_running": True}

@@ -266,7 +266,15 @@ def test_what_does_not_exist_is_told_in_our_form(
 ) -> None:
     answer = http.request(method, path)
     assert answer.status_code == status
-    assert answer.json().keys() == {"code", "message", "details", "inner_error", "remedy", "fields"}
+    assert answer.json().keys() == {
+        "code",
+        "message",
+        "details",
+        "inner_error",
+        "remedy",
+        "fields",
+        "request_id",
+    }
 
 
 @pytest.mark.parametrize(

@@ -16,11 +16,12 @@ from pathlib import Path
 import anyio
 from fastapi import FastAPI
 
-from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
+from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
 from ramet.daemon.config import Settings
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
 from ramet.policies.idle import IdleKeeper
+from ramet.store.answers import AnswerStore
 from ramet.store.paths import DataFolder
 from ramet.vmm.fake.driver import FakeDriver
 from ramet.vmm.fake.faults import Faults
@@ -111,4 +112,13 @@ def _app(daemon: Daemon, idle: IdleKeeper) -> FastAPI:
     facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
     resources = SiteResources(site)
     auth = TokenAuth(SECRET)
-    return create_app(daemon.fleet, site.images, daemon.snapshots, resources, idle, facts, auth=auth)
+    return create_app(
+        daemon.fleet,
+        site.images,
+        daemon.snapshots,
+        resources,
+        idle,
+        facts,
+        answers=KeptAnswers(AnswerStore()),
+        auth=auth,
+    )

@@ -21,11 +21,14 @@ from ramet.api import (
     system_routes,
     unsupported,
 )
+from ramet.api.archives import is_archive
 from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
+from ramet.api.idempotency import Idempotency, KeptAnswers
 from ramet.api.ports import CatalogPort, FleetPort, IdlePort, ResourcesPort, SnapshotsPort
+from ramet.api.request_id import NameRequests
 from ramet.api.strict_json import check_body
 from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
@@ -40,7 +43,7 @@ class LimitBody:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_archive(scope):
+        if scope["type"] != "http" or is_archive(scope):
             await self._app(scope, receive, send)
             return
         received_bytes = 0
@@ -56,14 +59,6 @@ class LimitBody:
         await self._app(scope, receive_limited, send)
 
 
-def _is_archive(scope: Scope) -> bool:
-    """Return whether the body is an archive, which is passed on and never kept."""
-    path: str = scope["path"]
-    if scope["method"] == "POST":
-        return path == "/snapshots/import"
-    return scope["method"] == "PUT" and path.startswith("/instances/") and path.endswith("/archive")
-
-
 def create_app(
     fleet: FleetPort,
     catalog: CatalogPort,
@@ -72,11 +67,13 @@ def create_app(
     idle: IdlePort,
     facts: HostFacts,
     *,
+    answers: KeptAnswers,
     auth: TokenAuth | None,
 ) -> FastAPI:
     """Return the API over `fleet`, `catalog`, `snapshots`, the host's `resources`, and `idle` instances.
 
     Args:
+        answers: what requests that may be sent again were answered; of all apps over one fleet.
         auth: checks the token of every request; None trusts whoever can connect.
     """
     app = Described(
@@ -100,7 +97,9 @@ def create_app(
     app.include_router(image_routes.router(fleet, catalog, snapshots))
     app.include_router(exec_routes.router(fleet))
     app.include_router(files_routes.router(fleet))
+    app.add_middleware(Idempotency, answers=answers)  # Each goes around those before it.
     app.add_middleware(LimitBody)
     if auth is not None:
         app.add_middleware(RequireToken, auth=auth)
+    app.add_middleware(NameRequests)
     return app

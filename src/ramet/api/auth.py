@@ -18,6 +18,8 @@ from ramet.api.errors import answer, refusal
 from ramet.core.errors import Invalid
 from ramet.wire_api.scopes import ALGORITHM, EVERYTHING, SECRET_BYTES_MIN
 
+SUBJECT: Final = "ramet.subject"
+"""Where in an ASGI scope it stands who asks."""
 OPEN_PATHS: Final = frozenset({"/health", "/spec.json", "/spec.yaml", "/swagger"})
 LEEWAY_S: Final = 5  # Between clocks.
 
@@ -149,7 +151,7 @@ class RequireToken:
                 # Browsers say it and nobody else does; a page must not reach a guest with a borrowed token.
                 raise TokenRefused(HTTPStatus.FORBIDDEN, "Browsers may not open this", "use the API's client")
             needed = scope_of(kind, scope.get("method", "GET"), scope["path"])
-            self._auth.check(headers.get("authorization"), needed)
+            scope[SUBJECT] = self._auth.check(headers.get("authorization"), needed)
         except TokenRefused as refused:
             realm = {"www-authenticate": "Bearer"} if refused.status == HTTPStatus.UNAUTHORIZED else {}
             response = answer(

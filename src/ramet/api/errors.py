@@ -7,6 +7,7 @@ will meet again says `x-should-retry: false`.
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from ramet.api.request_id import HEADER, request_id
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
 from ramet.images.errors import RegistryBusy
 from ramet.wire_api.errors import Error, ErrorDetail
@@ -86,15 +88,18 @@ def answer(
     status: int, error: Error, *, may_retry: bool = False, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
     """Return the answer that carries `error`."""
+    name = request_id()
+    named = {} if name is None else {HEADER: name}
     retry = {} if may_retry else {"x-should-retry": "false"}
-    return JSONResponse(error_body(error), status_code=status, headers={**retry, **(headers or {})})
+    body = error_body(replace(error, request_id=name))
+    return JSONResponse(body, status_code=status, headers={**named, **retry, **(headers or {})})
 
 
 def answer_to(error: RametError) -> JSONResponse:
     """Return the answer to a request that `error` ended, and log it if it is the host's fault."""
     status = status_of(error)
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status != HTTPStatus.NOT_IMPLEMENTED:
-        _log.error("request_failed", code=error.code, exc_info=error)
+        _log.error("request_failed", request_id=request_id(), code=error.code, exc_info=error)
     wait_s = error.fields.get("retry_after_s")
     headers = {"retry-after": str(math.ceil(wait_s))} if isinstance(wait_s, int | float) else None
     return answer(status, to_wire(error), may_retry=isinstance(error, Exhausted), headers=headers)

@@ -17,6 +17,7 @@ import ramet
 from ramet.api.app import create_app
 from ramet.api.auth import TokenAuth
 from ramet.api.facts import HostFacts, RuntimeFacts
+from ramet.api.idempotency import KeptAnswers
 from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
@@ -70,9 +71,10 @@ async def _serve(settings: Settings) -> None:
         async with running(settings) as parts, anyio.create_task_group() as group:
             facts = _host_facts(parts)
             served = (parts.fleet, parts.images, parts.snapshots, parts.resources, parts.idle, facts)
-            servers = [HttpServer(create_app(*served, auth=None), unix)]
+            answers = KeptAnswers(parts.answers)
+            servers = [HttpServer(create_app(*served, answers=answers, auth=None), unix)]
             if tcp is not None:
-                app = create_app(*served, auth=TokenAuth(settings.jwt_secret))
+                app = create_app(*served, answers=answers, auth=TokenAuth(settings.jwt_secret))
                 servers.append(HttpServer(app, tcp))
             group.start_soon(keep_searches_short)
             for server in servers:

@@ -38,6 +38,7 @@ from ramet.policies.idle import IdleKeeper
 from ramet.policies.keepers import Keepers
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
+from ramet.store.answers import AnswerStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
@@ -62,6 +63,7 @@ class Running:
     network: Network
     resources: SiteResources
     idle: IdleKeeper
+    answers: AnswerStore
 
 
 @asynccontextmanager
@@ -76,6 +78,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         stack.callback(folder.close)
         database = Database(folder.database)
         stack.callback(database.close)
+        answers = AnswerStore(folder.answers)
+        stack.callback(answers.close)
         drivers = dict[str, Driver]()
         pager = _make_pager(settings, folder, drivers)
         drivers |= await to_thread.run_sync(_open_drivers, settings, folder, pager)
@@ -124,16 +128,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(catalog.run)
             await group.start(images.pulls.run)
             snapshots = NamedSnapshots(site, catalog, fleet, performer.pools)
-            yield Running(
-                fleet,
-                images,
-                snapshots,
-                drivers,
-                default,
-                network,
-                SiteResources(site),
-                idle,
-            )
+            resources = SiteResources(site)
+            yield Running(fleet, images, snapshots, drivers, default, network, resources, idle, answers)
             group.cancel_scope.cancel()
 
 

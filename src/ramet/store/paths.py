@@ -4,6 +4,7 @@
 DATA/
   lock                     held by the one daemon that owns the folder
   state.db                 records and journal (SQLite)
+  answers.db               see ramet.store.answers
   images/                  see ramet.images.catalog
   kits/                    kernels and initramfs, see ramet.boot.kit
   layers/                  disk layers, see ramet.disks.layers
@@ -47,6 +48,7 @@ class DataFolder:
         self.root = root.resolve()
         self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.database = self.root / "state.db"
+        self.answers = self.root / "answers.db"
         self.images = self.root / "images"
         self.kits = self.root / "kits"
         self.layers = self.root / "layers"

@@ -18,7 +18,8 @@ class ErrorDetail:
 class Error:
     """The body of every answer that is no success.
 
-    Additive: `remedy`, what the caller may do about it; `fields`, facts for a program.
+    Additive: `remedy`, what the caller may do about it; `fields`, facts for a program; `request_id`, by which
+    the server's log names the request.
     """
 
     code: str
@@ -27,3 +28,4 @@ class Error:
     inner_error: ErrorDetail | None = None
     remedy: str | None = None
     fields: Mapping[str, Any] | None = None
+    request_id: str | None = None
