@@ -106,7 +106,7 @@ def _add(daemon: Daemon, number: int) -> None:
 async def _serve(daemon: Daemon, told: TextIO) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     performer, site = performer_of(daemon.fleet), daemon.site
-    keepers = make_keepers(Settings(), daemon.fleet, performer, site.network)
+    keepers = make_keepers(Settings(), daemon.fleet, performer, daemon.snapshots, site)
     facts = HostFacts("0.1.0", "fake", (RuntimeFacts("fake", True),))
     app = create_app(
         daemon.fleet,
@@ -114,6 +114,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
         daemon.snapshots,
         SiteResources(site),
         keepers.idle,
+        keepers.schedules,
         facts,
         answers=KeptAnswers(AnswerStore()),
         auth=TokenAuth(SECRET),

@@ -27,9 +27,11 @@ from schemathesis.specs.openapi.checks import (
 
 from ramet.api import KeptAnswers, create_app
 from ramet.store.answers import AnswerStore
-from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in import FACTS, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
+from tests.api.stand_in_images import StandInCatalog
 from tests.api.stand_in_resources import StandInResources
+from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
 
 NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.
@@ -71,17 +73,9 @@ class Api:
         self._fleet = _Fleet()
         self._catalog = StandInCatalog()
         self._snapshots = StandInSnapshots(self._fleet)
-        resources, idle = StandInResources(self._fleet), StandInIdle(self._fleet)
-        app = create_app(
-            self._fleet,
-            self._catalog,
-            self._snapshots,
-            resources,
-            idle,
-            FACTS,
-            answers=KeptAnswers(AnswerStore()),
-            auth=None,
-        )
+        kept = (StandInIdle(self._fleet), StandInSchedules(self._fleet, self._snapshots))
+        served = (self._fleet, self._catalog, self._snapshots, StandInResources(self._fleet), *kept)
+        app = create_app(*served, FACTS, answers=KeptAnswers(AnswerStore()), auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

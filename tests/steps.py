@@ -24,6 +24,7 @@ HOST: Final = (
     "ramet.linux",
     "ramet.net",
     "ramet.snapshots.catalog",
+    "ramet.snapshots.schedules",
     "ramet.snapshots.store",
     "ramet.store",
     "ramet.vmm",

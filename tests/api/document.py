@@ -8,9 +8,11 @@ from typing import Any
 
 from ramet.api import KeptAnswers, create_app
 from ramet.store.answers import AnswerStore
-from tests.api.stand_in import FACTS, StandInCatalog, StandInFleet
+from tests.api.stand_in import FACTS, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
+from tests.api.stand_in_images import StandInCatalog
 from tests.api.stand_in_resources import StandInResources
+from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
 
 
@@ -18,9 +20,10 @@ def document() -> dict[str, Any]:
     """Return the OpenAPI document, as `GET /spec.json` answers."""
     fleet = StandInFleet()
     try:
-        served = (fleet, StandInCatalog(), StandInSnapshots(fleet))
-        host = (StandInResources(fleet), StandInIdle(fleet), FACTS)
-        return create_app(*served, *host, answers=KeptAnswers(AnswerStore()), auth=None).openapi()
+        snapshots = StandInSnapshots(fleet)
+        host = (StandInResources(fleet), StandInIdle(fleet), StandInSchedules(fleet, snapshots), FACTS)
+        served = (fleet, StandInCatalog(), snapshots, *host)
+        return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=None).openapi()
     finally:
         fleet.files.remove()
 

@@ -9,6 +9,7 @@ from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Invalid, RametError
 from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.snapshot_schedule import ScheduledRun
 from ramet.core.spec import RestorePoint, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
 from ramet.effects.snapshots import ForeignSnapshot
@@ -105,6 +106,8 @@ class StandInSnapshots:
         name: str | None,
         tags: Mapping[str, str],
         compression: CompressionAsk = NOT_SAID,
+        *,
+        run: ScheduledRun | None = None,
     ) -> SnapshotRecord:
         source = self._fleet.get(instance).record
         if source.state not in NEEDS[kind]:
@@ -112,7 +115,8 @@ class StandInSnapshots:
             raise WrongState(f"{source.name} is {source.state}", remedy=remedy)
         if name is not None and self.list(source=source.id, name=name):
             raise SnapshotNameTaken(f"the instance has a snapshot called {name}", remedy="choose another")
-        record = self.put(source.id, kind, name, tags)
+        record = replace(self.put(source.id, kind, name, tags), run=run)
+        self.records[record.id] = record
         if compression.how is not None:
             self.memory[record.id] = MemoryState("compressing", compression.how)
         return record

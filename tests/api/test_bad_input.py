@@ -29,10 +29,12 @@ IMPORT: Final = {"path": "/nowhere"}
 PULL: Final = {"name": "debian:12"}
 
 POOL: Final = {"size": 2}
+SCHEDULE: Final = {"interval": "1h", "retention": {"max_count": 3}}
 METHODS: Final = {
     "/instances/src": "PATCH",
     "/instances/src/fork_pool": "PUT",
     "/snapshots/snap/fork_pool": "PUT",
+    "/instances/src/snapshot-schedule": "PUT",
 }
 
 WRONG: Final[dict[str, tuple[object, ...]]] = {
@@ -87,6 +89,7 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/instances/src/snapshots": (SNAPSHOT, ("kind",)),
     "/snapshots/snap/fork": (SNAPSHOT_FORK, ("name",)),
     "/snapshots/snap/forks": (FORKS, ("name_prefix", "count")),
+    "/instances/src/snapshot-schedule": (SCHEDULE, ("interval", "retention")),
     "/images/import": (IMPORT, ("path",)),
     "/images": (PULL, ("name",)),
     TAG: ({"target": "mine:1"}, ("target",)),
@@ -143,6 +146,10 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances/src/snapshots", SNAPSHOT, "name", "text"),
     ("/instances/src/snapshots", SNAPSHOT, "tags", "tags"),
     ("/instances/src/snapshots", SNAPSHOT, "compression", "object"),
+    ("/instances/src/snapshot-schedule", SCHEDULE, "interval", "duration"),
+    ("/instances/src/snapshot-schedule", SCHEDULE, "name_prefix", "text"),
+    ("/instances/src/snapshot-schedule", SCHEDULE, "metadata", "tags"),
+    ("/instances/src/snapshot-schedule", SCHEDULE, "retention", "object"),
     (RESTORE, {}, "target_state", "text"),
     (RESTORE, {}, "target_hypervisor", "text"),
     ("/snapshots/snap/fork", SNAPSHOT_FORK, "name", "text"),
@@ -159,7 +166,7 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/images", PULL, "tags", "tags"),
     (TAG, {}, "target", "image"),
 ]
-EMPTY_IS_NOT_SAID: Final = ("hypervisor", "expires_at", "disk_io_bps")
+EMPTY_IS_NOT_SAID: Final = ("hypervisor", "expires_at", "disk_io_bps", "name_prefix")
 ELSEWHERE: Final = {("/images/import", "name")}  # Judged by the catalog, in tests/images.
 ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/instances", {**CREATE, "image": 7}),
@@ -196,6 +203,20 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/instances/src/snapshots", {**SNAPSHOT, "later": 1}),
     ("/instances/src/snapshots", {**SNAPSHOT, "compression": {"enabled": True, "level": 0}}),
     ("/instances/src/snapshots", {"kind": "Stopped"}),  # It runs.
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "later": 1}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "interval": "59s"}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "interval": "8761h"}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "name_prefix": "p" * 48}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"later": 1}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_count": 0}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_count": -1}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_count": 10_001}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_count": "x", "max_age": "1h"}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "59s"}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "0"}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "soon", "max_count": 1}}),
+    ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "90000h"}}),
     (RESTORE, {"later": 1}),
     (RESTORE, {"target_hypervisor": "firecracker"}),
     ("/snapshots/snap/fork", {**SNAPSHOT_FORK, "later": 1}),
@@ -318,6 +339,9 @@ PATHS: Final[list[tuple[str, str]]] = [
     ("POST", RESTORE),  # It runs.
     ("POST", "/instances/src/snapshots/nobody/restore"),
     ("POST", "/instances/nobody/snapshots/snap/restore"),
+    ("GET", "/instances/src/snapshot-schedule"),  # It has none.
+    ("DELETE", "/instances/src/snapshot-schedule"),
+    ("GET", "/instances/nobody/snapshot-schedule"),
     ("GET", "/instances/src/snapshots"),
     ("GET", "/snapshots?kind=stopped"),
     ("GET", "/snapshots?kind="),

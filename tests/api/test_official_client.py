@@ -445,6 +445,9 @@ def calls_of_the_official_client() -> list[tuple[str, str]]:
 
 
 SUPPORTED = {
+    ("GET", "/instances/{id}/snapshot-schedule"),
+    ("PUT", "/instances/{id}/snapshot-schedule"),
+    ("DELETE", "/instances/{id}/snapshot-schedule"),
     ("GET", "/health"),
     ("GET", "/capabilities"),
     ("GET", "/resources"),

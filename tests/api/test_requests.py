@@ -17,7 +17,8 @@ from ramet.core.spec import State
 from ramet.images import LINUX_AMD64, PullStatus, PullView, parse_platform, parse_reference
 from ramet.images.errors import NotInRegistry, RegistryBusy
 from ramet.instance.fleet_types import WrongState
-from tests.api.stand_in import Served, image
+from tests.api.stand_in import Served
+from tests.api.stand_in_images import image
 
 IMAGE = "docker.io/library/alpine:latest"
 

@@ -10,7 +10,8 @@ import pytest
 
 from ramet.images import LINUX_AMD64, Credentials, PullStatus, PullView, parse_reference
 from ramet.images.errors import RegistryDenied
-from tests.api.stand_in import Served, image
+from tests.api.stand_in import Served
+from tests.api.stand_in_images import image
 from tests.cli.pseudo_terminal import at_terminal
 
 NAME = "docker.io/library/app:latest"

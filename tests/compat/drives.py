@@ -419,6 +419,56 @@ async def restore_snapshot(at: Place) -> None:
     assert (await at.call("instances.snapshots.restore", snapshot_id=made.id, id=at.name)).state == "Running"
 
 
+async def schedule(at: Place) -> Any:
+    """Make an instance that a snapshot is taken of every hour."""
+    await at.boot()
+    return await at.call(
+        "instances.snapshot_schedule.update",
+        id=at.name,
+        interval="1h",
+        retention={"max_count": 24, "max_age": "720h"},
+        metadata={"of": at.name},
+        name_prefix="hourly",
+    )
+
+
+@drives("instances.snapshot_schedule.update")
+async def set_schedule(at: Place) -> None:
+    made = await schedule(at)
+    assert (made.interval, made.name_prefix, made.metadata) == ("1h", "hourly", {"of": at.name})
+    assert (made.retention.max_count, made.retention.max_age) == (24, "720h")
+    assert timedelta(hours=1) <= made.next_run_at - made.created_at <= timedelta(hours=1, minutes=1)
+    assert (made.last_run_at, made.last_snapshot_id, made.last_error) == (None, None, None)
+    again = await at.call(
+        "instances.snapshot_schedule.update", id=made.instance_id, interval="1m", retention={"max_count": 1}
+    )
+    assert (again.created_at, again.name_prefix, again.retention.max_age) == (made.created_at, None, None)
+    assert again.next_run_at < made.next_run_at
+    with pytest.raises(hypeman.BadRequestError, match="max_count or max_age"):
+        await at.call("instances.snapshot_schedule.update", id=at.name, interval="1h", retention={})
+
+
+@drives("instances.snapshot_schedule.get")
+async def get_schedule(at: Place) -> None:
+    made = await schedule(at)
+    assert await at.call("instances.snapshot_schedule.get", id=at.name) == made
+    await at.boot("-without")
+    with pytest.raises(hypeman.NotFoundError, match="snapshot_schedule_not_found"):
+        await at.call("instances.snapshot_schedule.get", id=f"{at.name}-without")
+    await at.call("instances.fork", id=at.name, name=f"{at.name}-child", from_running=True)
+    with pytest.raises(hypeman.NotFoundError, match="snapshot_schedule_not_found"):
+        await at.call("instances.snapshot_schedule.get", id=f"{at.name}-child")
+
+
+@drives("instances.snapshot_schedule.delete")
+async def delete_schedule(at: Place) -> None:
+    await schedule(at)
+    await at.call("instances.snapshot_schedule.delete", id=at.name)
+    for method in ("get", "delete"):
+        with pytest.raises(hypeman.NotFoundError, match="snapshot_schedule_not_found"):
+            await at.call(f"instances.snapshot_schedule.{method}", id=at.name)
+
+
 @drives("snapshots.list")
 async def list_snapshots(at: Place) -> None:
     made = await snapshot(at, name="warm", tags={"of": at.name})

@@ -20,7 +20,7 @@ from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAut
 from ramet.daemon.config import Settings
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
-from ramet.policies.idle import IdleKeeper
+from ramet.policies.keepers import Keepers
 from ramet.store.answers import AnswerStore
 from ramet.store.paths import DataFolder
 from ramet.vmm.fake.driver import FakeDriver
@@ -95,11 +95,12 @@ async def _serve(
     world.pulls_images = True
     try:
         async with world.daemon() as daemon, anyio.create_task_group() as group:
-            keepers = make_keepers(Settings(), daemon.fleet, performer_of(daemon.fleet), daemon.site.network)
+            performer = performer_of(daemon.fleet)
+            keepers = make_keepers(Settings(), daemon.fleet, performer, daemon.snapshots, daemon.site)
             idle = keepers.idle
             group.start_soon(daemon.site.network.flows.run, idle.connections_changed, idle.all_changed)
             group.start_soon(keepers.run)
-            server = HttpServer(_app(daemon, idle), listener)
+            server = HttpServer(_app(daemon, keepers), listener)
             started.set_result((authority, server.stop))
             await server.serve()
             group.cancel_scope.cancel()
@@ -107,18 +108,9 @@ async def _serve(
         await world.aclose()
 
 
-def _app(daemon: Daemon, idle: IdleKeeper) -> FastAPI:
+def _app(daemon: Daemon, keepers: Keepers) -> FastAPI:
     site = daemon.site
     facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
     resources = SiteResources(site)
-    auth = TokenAuth(SECRET)
-    return create_app(
-        daemon.fleet,
-        site.images,
-        daemon.snapshots,
-        resources,
-        idle,
-        facts,
-        answers=KeptAnswers(AnswerStore()),
-        auth=auth,
-    )
+    served = (daemon.fleet, site.images, daemon.snapshots, resources, keepers.idle, keepers.schedules, facts)
+    return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=TokenAuth(SECRET))

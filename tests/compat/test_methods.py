@@ -22,7 +22,6 @@ EXAMPLES: Mapping[str, Any] = {
     "Iterable[ingress_create_params.Rule]": [],
     "Iterable[IngressRuleParam]": [],
     "FileTypes": b"some",
-    "SnapshotScheduleRetentionParam": {},
 }
 """What a parameter of that type can be; of any other, text."""
 

@@ -8,6 +8,7 @@ a step it lives, and has written the steps it took into FOLDER/steps.
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -16,10 +17,13 @@ import anyio.lowlevel
 
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind
+from ramet.core.snapshot_schedule import ScheduleRecord
 from ramet.core.spec import State
 from ramet.effects import performer
 from ramet.effects.site import Rig
 from ramet.effects.thaw import thaw
+from ramet.policies.schedules import ScheduleKeeper
+from ramet.snapshots.schedules import ScheduleStore
 from tests.effects.world import Daemon, World
 from tests.steps import watch_steps
 
@@ -39,12 +43,13 @@ Operation = Literal[
     "pool",
     "pooled_fork",
     "snapshot_pooled_fork",
+    "schedule",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept".
 
 "pool" has a berth of "src" made and ended, "pooled_fork" makes "new" in one, "snapshot_pooled_fork" in one of
-"kept".
+"kept". "schedule" has the next run of the schedule of "src" be done, and what is not kept removed.
 """
 
 LEAVING: tuple[Operation, ...] = ("create", "pooled_fork", "snapshot_pooled_fork")
@@ -76,6 +81,27 @@ async def pool_settled(daemon: Daemon, size: int, snapshot: str = "") -> None:
             if status is None if size == 0 else status is not None and status.waiting_count == size:
                 return
             await anyio.lowlevel.checkpoint()
+
+
+async def schedule_run(daemon: Daemon) -> ScheduleRecord:
+    """Have the run of the schedule of "src" that is due be done, and return the schedule then."""
+    store = ScheduleStore(daemon.site.folder.schedules)
+    keeper = ScheduleKeeper(daemon.fleet, daemon.snapshots, store)
+    source = daemon.fleet.get("src").record
+    async with anyio.create_task_group() as group:
+        group.start_soon(keeper.run, [source])
+        with anyio.fail_after(SETTLE_TIMEOUT_S):
+            await anyio.lowlevel.checkpoint()
+            while True:
+                record = keeper.get("src")
+                own = [one for one in daemon.snapshots.list(source=source.id) if one.run is not None]
+                if record.next_run_at > time.time() and len(own) <= (
+                    record.schedule.retention.max_count or 0
+                ):
+                    break
+                await anyio.lowlevel.checkpoint()
+        group.cancel_scope.cancel()
+    return record
 
 
 async def released(daemon: Daemon, instance: InstanceId) -> None:
@@ -148,6 +174,8 @@ class Mortal:
                     assert (await daemon.snapshots.fork("kept", ["new"]))[0].error is None
                 case "snapshot_restore":
                     await daemon.snapshots.restore("new", "kept")
+                case "schedule":
+                    await schedule_run(daemon)
                 case "pool":
                     await pool_settled(daemon, 1)
                     await pool_settled(daemon, 0)

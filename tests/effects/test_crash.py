@@ -1,17 +1,27 @@
 """A daemon killed at any step of an operation: what ran runs on, and nothing half-made is left."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
 import pytest
 
 from ramet.core.snapshot import SnapshotKind
+from ramet.core.snapshot_schedule import (
+    INTERVAL_S_MAX,
+    Retention,
+    ScheduledRun,
+    ScheduleRecord,
+    SnapshotSchedule,
+)
 from ramet.core.spec import State
 from ramet.instance.fleet_types import InstanceNotFound
+from ramet.snapshots.schedules import ScheduleStore
 from ramet.vmm.fake.faults import Faults
-from tests.effects.crash import OPERATIONS, Operation, pool_settled
+from tests.effects.crash import OPERATIONS, Operation, pool_settled, schedule_run
 from tests.effects.crashing import Crashes
 from tests.effects.world import Daemon, World
 
@@ -29,6 +39,7 @@ MAKING: tuple[Operation, ...] = (
     "pool",
     "pooled_fork",
     "snapshot_pooled_fork",
+    "schedule",
 )
 
 
@@ -88,6 +99,8 @@ async def prepare(daemon: Daemon, operation: Operation) -> None:
     """Have "new" be there as an operation needs it: it has written something to its disk."""
     if operation in ("snapshot_fork", "snapshot_pooled_fork"):
         await daemon.snapshots.create("src", SnapshotKind.STANDBY, "kept", {})
+    if operation == "schedule":
+        await prepare_schedule(daemon)
     if operation in MAKING:
         return
     assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
@@ -106,6 +119,23 @@ async def prepare(daemon: Daemon, operation: Operation) -> None:
         await daemon.snapshots.create("new", SnapshotKind.STANDBY, "kept", {})
         await daemon.run("new", "write", "kept", "no")
         await daemon.fleet.standby("new")
+
+
+async def prepare_schedule(daemon: Daemon) -> None:
+    """Have "src" have a schedule that has run once and is due again; it keeps one snapshot."""
+    source = daemon.fleet.get("src").record.id
+    schedule, due = SnapshotSchedule(INTERVAL_S_MAX, Retention(max_count=1)), time.time() - 60
+    record = ScheduleRecord("one", source, schedule, due, due, due)
+    await daemon.snapshots.create("src", SnapshotKind.STANDBY, None, {}, run=record.coming)
+    ScheduleStore(daemon.site.folder.schedules).save(replace(record, next_run=2))
+
+
+async def check_schedule(daemon: Daemon) -> None:
+    """The second run has been or is done now, once; what it took is the one snapshot that is kept."""
+    record = await schedule_run(daemon)
+    assert (record.next_run, record.last_error) == (3, "")
+    (kept,) = daemon.snapshots.list()
+    assert (kept.id, kept.run) == (record.last_snapshot, ScheduledRun("one", 2))
 
 
 async def check_snapshot(daemon: Daemon) -> None:
@@ -138,8 +168,11 @@ async def check_new(daemon: Daemon, operation: Operation) -> None:
             "pool": (None,),
             "pooled_fork": (None, State.RUNNING),
             "snapshot_pooled_fork": (None, State.RUNNING),
+            "schedule": (None,),
         }[operation]
     )
+    if operation == "schedule":
+        await check_schedule(daemon)
     await check_snapshot(daemon)
     if state is None:
         return

@@ -45,7 +45,7 @@ async def connected(ip: str) -> socket.socket:
 async def test_a_guest_that_nobody_is_connected_to_sleeps_and_is_as_before_when_it_is_woken(
     site: Site, children: Children
 ) -> None:
-    idle, fleet = site.parts.idle, site.fleet
+    idle, fleet = site.parts.keepers.idle, site.fleet
     children.names.append(NAME)
     await fleet.create(NAME, replace(site.spec(), auto_standby=AutoStandby(True, 1.0)))
     with await connected(site.ip_of(NAME)):

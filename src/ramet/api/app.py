@@ -17,6 +17,7 @@ from ramet.api import (
     image_routes,
     instance_routes,
     resource_routes,
+    schedules,
     snapshot_routes,
     system_routes,
     unsupported,
@@ -27,7 +28,7 @@ from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
 from ramet.api.idempotency import Idempotency, KeptAnswers
-from ramet.api.ports import CatalogPort, FleetPort, IdlePort, ResourcesPort, SnapshotsPort
+from ramet.api.ports import CatalogPort, FleetPort, IdlePort, ResourcesPort, SchedulesPort, SnapshotsPort
 from ramet.api.request_id import NameRequests
 from ramet.api.strict_json import check_body
 from ramet.wire_api.errors import Error
@@ -65,12 +66,14 @@ def create_app(
     snapshots: SnapshotsPort,
     resources: ResourcesPort,
     idle: IdlePort,
+    scheduled: SchedulesPort,
     facts: HostFacts,
     *,
     answers: KeptAnswers,
     auth: TokenAuth | None,
 ) -> FastAPI:
-    """Return the API over `fleet`, `catalog`, `snapshots`, the host's `resources`, and `idle` instances.
+    """Return the API over `fleet`, `catalog`, `snapshots`, the host's `resources`, and what goes by itself:
+    `idle` instances and `scheduled` snapshots.
 
     Args:
         answers: what requests that may be sent again were answered; of all apps over one fleet.
@@ -94,6 +97,7 @@ def create_app(
     app.include_router(instance_routes.router(fleet, catalog, facts))
     app.include_router(auto_standby.router(idle))
     app.include_router(snapshot_routes.router(fleet, snapshots, facts))
+    app.include_router(schedules.router(scheduled))
     app.include_router(image_routes.router(fleet, catalog, snapshots))
     app.include_router(exec_routes.router(fleet))
     app.include_router(files_routes.router(fleet))

@@ -338,15 +338,15 @@ def _check_platform(platform: str | None, facts: HostFacts) -> None:
     )
 
 
-def check_tags(tags: Mapping[str, str]) -> None:
+def check_tags(tags: Mapping[str, str], field: str = "tags") -> None:
     """Raise Invalid if there are too many tags, or one that cannot be."""
     if len(tags) > TAG_COUNT_MAX:
-        raise Invalid(f"There are {len(tags)} tags, and at most {TAG_COUNT_MAX} may be", field="tags")
+        raise Invalid(f"There are {len(tags)} tags, and at most {TAG_COUNT_MAX} may be", field=field)
     for key, value in tags.items():
         if _TAG_KEY.fullmatch(key) is None:
-            raise Invalid(f"{key[:129]!r} cannot be the key of a tag", field="tags")
+            raise Invalid(f"{key[:129]!r} cannot be the key of a tag", field=field)
         if len(value) > TAG_VALUE_LENGTH_MAX:
-            raise Invalid(f"The tag {key!r} is longer than {TAG_VALUE_LENGTH_MAX} characters", field="tags")
+            raise Invalid(f"The tag {key!r} is longer than {TAG_VALUE_LENGTH_MAX} characters", field=field)
 
 
 def _size(field: str, text: str | None, default: int, bytes_min: int, bytes_max: int) -> int:

@@ -10,6 +10,7 @@ from ramet.admission.report import DiskUse, HostReport, Usage
 from ramet.core.compression import CompressionAsk, MemoryState
 from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.snapshot_schedule import ScheduleRecord, SnapshotSchedule
 from ramet.core.spec import InstanceRecord, InstanceSpec, SpecChanges, State
 from ramet.core.verification import Verification
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
@@ -123,6 +124,20 @@ class IdlePort(Protocol):
             InstanceInStandby: it sleeps, or is about to.
         """
         ...
+
+
+class SchedulesPort(Protocol):
+    """Who takes snapshots by schedule. `ref` as of `FleetPort`."""
+
+    def get(self, ref: str) -> ScheduleRecord:
+        """Return the schedule of an instance. Raises ScheduleNotFound: it has none; so does `delete`."""
+        ...
+
+    def put(self, ref: str, schedule: SnapshotSchedule) -> ScheduleRecord:
+        """Have an instance have a schedule, in the place of any other; durable when this returns."""
+        ...
+
+    def delete(self, ref: str) -> None: ...
 
 
 class ResourcesPort(Protocol):

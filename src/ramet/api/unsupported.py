@@ -17,9 +17,6 @@ _LATER: Final = "it will come with a later version"
 UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
     ("POST", "/instances/{id}/volumes/{volume_id}", "instances.volumes.attach"),
     ("DELETE", "/instances/{id}/volumes/{volume_id}", "instances.volumes.detach"),
-    ("GET", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.get"),
-    ("PUT", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.update"),
-    ("DELETE", "/instances/{id}/snapshot-schedule", "instances.snapshot_schedule.delete"),
     ("GET", "/volumes", "volumes.list"),
     ("POST", "/volumes", "volumes.create"),
     ("POST", "/volumes/from-archive", "volumes.create_from_archive"),

@@ -7,6 +7,7 @@ from ramet.cli.names import invent_name
 from ramet.cli.options import compression_option, connect, json_option, tag_option, target_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, for_each, human_size, print_json, print_table
 from ramet.cli.snapshot_files import export_command, import_command
+from ramet.cli.snapshot_schedules import schedule_command
 from ramet.core.errors import Broken
 from ramet.wire_api.compression import SnapshotCompression
 from ramet.wire_api.snapshots import CreateSnapshot, Snapshot, VerifiedPart
@@ -23,7 +24,7 @@ _DEFAULT_TARGET = "Running if it holds memory, Stopped if not"
 
 @click.group("snapshot")
 def snapshot_command() -> None:
-    """Take, list, fork, go back to, verify, export, import and remove named snapshots.
+    """Take, schedule, list, fork, go back to, verify, export, import and remove named snapshots.
 
     SNAPSHOT is an id, a unique beginning of one, or a name that only one snapshot has.
     """
@@ -191,6 +192,7 @@ def verify_command(context: click.Context, snapshot: str, as_json: bool) -> None
 
 snapshot_command.add_command(export_command)
 snapshot_command.add_command(import_command)
+snapshot_command.add_command(schedule_command)
 
 
 @snapshot_command.command("rm")

@@ -26,6 +26,7 @@ from ramet.wire_api.pools import SetForkPool
 
 if TYPE_CHECKING:
     from ramet.wire_api.resources import Resources
+    from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
     from ramet.wire_api.snapshots import (
         CreateSnapshot,
         Snapshot,
@@ -198,6 +199,25 @@ def set_snapshot_fork_pool(ref: str, size: int) -> "Call[Snapshot]":
 def delete_snapshot(ref: str) -> Call[None]:
     """Remove a snapshot."""
     return Call("DELETE", _snapshot_path(ref), _nothing)
+
+
+def get_snapshot_schedule(ref: str) -> "Call[SnapshotSchedule]":
+    """Read the snapshot schedule of an instance."""
+    from ramet.wire_api.schedules import SnapshotSchedule
+
+    return Call("GET", _path(ref, "snapshot-schedule"), _reader(SnapshotSchedule))
+
+
+def set_snapshot_schedule(ref: str, body: "SetSnapshotSchedule") -> "Call[SnapshotSchedule]":
+    """Have snapshots of an instance be taken by schedule."""
+    from ramet.wire_api.schedules import SnapshotSchedule
+
+    return Call("PUT", _path(ref, "snapshot-schedule"), _reader(SnapshotSchedule), body)
+
+
+def delete_snapshot_schedule(ref: str) -> Call[None]:
+    """Take no more snapshots of an instance by schedule."""
+    return Call("DELETE", _path(ref, "snapshot-schedule"), _nothing)
 
 
 def restore_snapshot(ref: str, snapshot: str, target_state: str | None) -> Call[Instance]:

@@ -30,6 +30,7 @@ from ramet.wire_api.instances import (
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
     from ramet.wire_api.resources import Resources
+    from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
     from ramet.wire_api.snapshots import (
         CreateSnapshot,
         Snapshot,
@@ -143,6 +144,17 @@ class Client:
 
     def delete_snapshot(self, ref: str) -> None:
         self._send(calls.delete_snapshot(ref))
+
+    def get_snapshot_schedule(self, ref: str) -> "SnapshotSchedule":
+        return self._send(calls.get_snapshot_schedule(ref))
+
+    def set_snapshot_schedule(self, ref: str, body: "SetSnapshotSchedule") -> "SnapshotSchedule":
+        """Have snapshots of an instance be taken at an interval, in the place of any schedule it has."""
+        return self._send(calls.set_snapshot_schedule(ref, body))
+
+    def delete_snapshot_schedule(self, ref: str) -> None:
+        """Take no more snapshots of an instance by schedule; those there are stay."""
+        self._send(calls.delete_snapshot_schedule(ref))
 
     def restore_snapshot(self, ref: str, snapshot: str, *, target_state: str | None = None) -> Instance:
         """Put an instance that does not run back to one of its own snapshots.

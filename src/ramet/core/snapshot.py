@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Self
 
 from ramet.core.ids import CaptureId, InstanceId, LayerId, SnapshotId
+from ramet.core.snapshot_schedule import ScheduledRun
 from ramet.core.spec import InstanceSpec, RestorePoint
 
 
@@ -23,7 +24,8 @@ class SnapshotRecord:
 
     `name` is None or unique among those of its source; `created_at` Unix seconds; `memory_bytes` what of the
     guest's memory takes room on the disk, 0 without memory; `disk_bytes` what its layers take, also
-    those that others stand on; `fork_pool` how many children are made ahead of its next forks.
+    those that others stand on; `fork_pool` how many children are made ahead of its next forks; `run` which
+    run of a schedule took it, None: somebody did.
     """
 
     id: SnapshotId
@@ -38,6 +40,7 @@ class SnapshotRecord:
     disk_bytes: int
     tags: Mapping[str, str] = field(default_factory=dict)
     fork_pool: int = 0
+    run: ScheduledRun | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), separators=(",", ":"))
@@ -54,4 +57,6 @@ class SnapshotRecord:
         raw["spec"] = InstanceSpec.from_dict(raw["spec"])
         point = raw["point"]
         raw["point"] = RestorePoint(LayerId(point["layer"]), point["capture"] and CaptureId(point["capture"]))
+        run = raw.get("run")
+        raw["run"] = None if run is None else ScheduledRun(**run)
         return cls(**raw)

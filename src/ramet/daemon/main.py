@@ -70,7 +70,15 @@ async def _serve(settings: Settings) -> None:
         tcp = _bind_tcp(settings.listen) if settings.listen else None
         async with running(settings) as parts, anyio.create_task_group() as group:
             facts = _host_facts(parts)
-            served = (parts.fleet, parts.images, parts.snapshots, parts.resources, parts.idle, facts)
+            served = (
+                parts.fleet,
+                parts.images,
+                parts.snapshots,
+                parts.resources,
+                parts.keepers.idle,
+                parts.keepers.schedules,
+                facts,
+            )
             answers = KeptAnswers(parts.answers)
             servers = [HttpServer(create_app(*served, answers=answers, auth=None), unix)]
             if tcp is not None:

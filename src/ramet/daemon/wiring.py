@@ -36,7 +36,9 @@ from ramet.pager import PagerService
 from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
 from ramet.policies.keepers import Keepers
+from ramet.policies.schedules import ScheduleKeeper
 from ramet.snapshots.catalog import SnapshotCatalog
+from ramet.snapshots.schedules import ScheduleStore
 from ramet.snapshots.store import CaptureStore
 from ramet.store.answers import AnswerStore
 from ramet.store.database import Database
@@ -62,7 +64,7 @@ class Running:
     default_hypervisor: str
     network: Network
     resources: SiteResources
-    idle: IdleKeeper
+    keepers: Keepers
     answers: AnswerStore
 
 
@@ -116,7 +118,8 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             performer = SitePerformer(site, group)
             fleet = Fleet(performer)
             performer.connect(fleet.tell, lambda instance: fleet.get(instance).record)
-            keepers = make_keepers(settings, fleet, performer, network)
+            snapshots = NamedSnapshots(site, catalog, fleet, performer.pools)
+            keepers = make_keepers(settings, fleet, performer, snapshots, site)
             await group.start(fleet.run, found)
             group.start_soon(network.run)
             idle = keepers.idle
@@ -127,14 +130,16 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(site.captures.run)
             group.start_soon(catalog.run)
             await group.start(images.pulls.run)
-            snapshots = NamedSnapshots(site, catalog, fleet, performer.pools)
             resources = SiteResources(site)
-            yield Running(fleet, images, snapshots, drivers, default, network, resources, idle, answers)
+            yield Running(fleet, images, snapshots, drivers, default, network, resources, keepers, answers)
             group.cancel_scope.cancel()
 
 
-def make_keepers(settings: Settings, fleet: Fleet, performer: SitePerformer, network: Network) -> Keepers:
-    """Return who keeps the fleet to its rules; `network.flows` is to tell who is connected."""
+def make_keepers(
+    settings: Settings, fleet: Fleet, performer: SitePerformer, snapshots: NamedSnapshots, site: Site
+) -> Keepers:
+    """Return who keeps the fleet to its rules; the network's flows are to tell who is connected."""
+    network = site.network
 
     def address_of(record: InstanceRecord) -> IPv4Address | None:
         try:
@@ -149,7 +154,8 @@ def make_keepers(settings: Settings, fleet: Fleet, performer: SitePerformer, net
         performer.exec_count,
         settings.auto_standby.config(),
     )
-    keepers = Keepers(idle, ExpiryKeeper(fleet))
+    schedules = ScheduleKeeper(fleet, snapshots, ScheduleStore(site.folder.schedules))
+    keepers = Keepers(idle, ExpiryKeeper(fleet), schedules)
     performer.watch(keepers.see)
     performer.watch_execs(idle.execs_changed)
     return keepers

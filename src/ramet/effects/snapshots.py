@@ -9,6 +9,7 @@ from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Conflict, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
+from ramet.core.snapshot_schedule import ScheduledRun
 from ramet.core.spec import InstanceRecord, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
 from ramet.disks.layers import LayerBroken
@@ -82,11 +83,13 @@ class NamedSnapshots:
         name: str | None,
         tags: Mapping[str, str],
         compression: CompressionAsk = NOT_SAID,
+        *,
+        run: ScheduledRun | None = None,
     ) -> SnapshotRecord:
         """Take a snapshot of an instance, which goes on; durable when this returns.
 
         Its memory is compressed afterwards, in the background, if `compression` says so; where it says
-        nothing, the instance is asked, then the server.
+        nothing, the instance is asked, then the server. `run`: of which schedule it is; None: somebody asks.
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
@@ -130,6 +133,7 @@ class NamedSnapshots:
                     memory_bytes=resident_bytes,
                     disk_bytes=self._site.layers.disk_bytes(point.layer),
                     tags=dict(tags),
+                    run=run,
                 )
                 self._catalog.add(snapshot)
                 return snapshot

@@ -10,6 +10,7 @@ DATA/
   layers/                  disk layers, see ramet.disks.layers
   captures/                stored memory, see ramet.snapshots.store
   snapshots/               named snapshots, see ramet.snapshots.catalog
+  schedules/               when they are taken, see ramet.snapshots.schedules
   pagers/                  see ramet.pager.supervisor; not there without
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
@@ -54,9 +55,18 @@ class DataFolder:
         self.layers = self.root / "layers"
         self.captures = self.root / "captures"
         self.snapshots = self.root / "snapshots"
+        self.schedules = self.root / "schedules"
         self.pagers = self.root / "pagers"
         self.instances = self.root / "instances"
-        for folder in (self.images, self.kits, self.layers, self.captures, self.snapshots, self.instances):
+        for folder in (
+            self.images,
+            self.kits,
+            self.layers,
+            self.captures,
+            self.snapshots,
+            self.schedules,
+            self.instances,
+        ):
             folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
