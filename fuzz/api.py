@@ -3,17 +3,20 @@
 The app runs in this process over the fleet that its tests stand on; nothing listens and no VM starts.
 """
 
+import re
 import sys
 import time
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing, suppress
+from http import HTTPStatus
 from typing import Any, Final
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
-from hypothesis.errors import Unsatisfiable
+from hypothesis.errors import Flaky, Unsatisfiable
 from schemathesis import Case, GenerationMode, Response
 from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.core.result import Ok
@@ -37,6 +40,16 @@ from tests.api.stand_in_snapshots import StandInSnapshots
 NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.
 EXAMPLES_A_ROUND: Final = 50
 IMAGE: Final = "docker.io/library/alpine:latest"
+NAMES: Final = ("one", "two", "three", "four")
+_ID: Final = re.compile(r"[a-z][a-z0-9]{23}")
+MET: Final = {
+    "name": NAMES,
+    "name_prefix": NAMES,
+    "kind": ("Standby", "Stopped"),
+    "target_state": ("Running",),
+}
+"""What fields of bodies are made to say, so that calls meet."""
+STEP_COUNT: Final = 12
 EXISTING: Final = {"id": "src", "snapshot_id": "snap", "name": IMAGE}  # By the parameter of the path.
 
 AnyCase = Case[Any]
@@ -72,10 +85,12 @@ class Api:
     def __init__(self) -> None:
         self._fleet = _Fleet()
         self._catalog = StandInCatalog()
+        self._answers = KeptAnswers(AnswerStore())
         self._snapshots = StandInSnapshots(self._fleet)
-        kept = (StandInIdle(self._fleet), StandInSchedules(self._fleet, self._snapshots))
+        self._schedules = StandInSchedules(self._fleet, self._snapshots)
+        kept = (StandInIdle(self._fleet), self._schedules)
         served = (self._fleet, self._catalog, self._snapshots, StandInResources(self._fleet), *kept)
-        app = create_app(*served, FACTS, answers=KeptAnswers(AnswerStore()), auth=None)
+        app = create_app(*served, FACTS, answers=self._answers, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:
@@ -89,6 +104,57 @@ class Api:
         for mode in (GenerationMode.POSITIVE, GenerationMode.NEGATIVE):
             self._check(_cases(operation, mode), examples, number)
 
+    def check_sequences(self, examples: int, steps: int, *, always_the_same: bool = False) -> Counter[str]:
+        """Ask in sequences of `steps` that follow the description's links; raise at the first failure.
+
+        What is made goes by few names, so that calls meet. Returns how often each call succeeded.
+        """
+        api, succeeded, failures = self, Counter[str](), list[BaseException]()
+
+        class Sequence(self.schema.as_state_machine()):  # type: ignore[misc]
+            def setup(self) -> None:
+                api._reset()
+                self.deleted = set[str]()
+
+            def before_call(self, case: AnyCase) -> None:
+                if isinstance(case.body, dict):
+                    _make_meet(case.body)
+
+            def validate_response(self, response: Response, case: AnyCase, **_: Any) -> None:
+                try:
+                    case.validate_response(response, checks=list(_checks(response)))
+                    self.check_deleted(response, case)
+                except BaseException as failure:
+                    failures.append(failure)
+                    raise
+                if response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+                    succeeded[case.operation.label] += 1
+
+            def check_deleted(self, response: Response, case: AnyCase) -> None:
+                """What was deleted by its id, which nothing else gets, is not there any more."""
+                asked = {name for name in case.path_parameters.values() if _ID.fullmatch(str(name))}
+                if response.status_code < HTTPStatus.MULTIPLE_CHOICES:
+                    assert not asked & self.deleted, f"{case.operation.label}: it was deleted"
+                    if case.method == "DELETE":
+                        self.deleted |= asked
+
+        wanted = settings(
+            max_examples=examples,
+            stateful_step_count=steps,
+            deadline=None,
+            database=None,
+            derandomize=always_the_same,
+            phases=(Phase.generate,),
+            suppress_health_check=list(HealthCheck),
+        )
+        try:
+            Sequence.run(settings=wanted)
+        except Flaky:  # Ids are never the same again.
+            if failures:
+                raise failures[0] from None
+            raise
+        return succeeded
+
     def close(self) -> None:
         """Remove what the stand-ins keep on this host's disk."""
         self._fleet.files.remove()
@@ -97,6 +163,8 @@ class Api:
         self._fleet.files.remove()
         self._fleet.__init__()  # type: ignore[misc]  # In place: the app holds on to it.
         self._catalog.__init__()  # type: ignore[misc]
+        self._answers.store = AnswerStore()
+        self._schedules.reset()
         self._fleet.put("src")
         self._snapshots.records.clear()
         self._snapshots.put("src", name="snap")
@@ -119,6 +187,15 @@ class Api:
 
         with suppress(Unsatisfiable):  # Some calls take nothing that could be wrong.
             ask()
+
+
+def _make_meet(body: dict[str, Any]) -> None:
+    """Have a body that was drawn name what is there, or what others name, too."""
+    if isinstance(body.get("image"), str):
+        body["image"] = IMAGE
+    for field, known in MET.items():
+        if isinstance(body.get(field), str):
+            body[field] = known[len(body[field]) % len(known)]
 
 
 def _cases(operation: Any, mode: GenerationMode) -> st.SearchStrategy[AnyCase]:
@@ -144,6 +221,12 @@ def run(seconds: int) -> int:
     with closing(Api()) as api:
         operations = list(api.operations())
         while time.monotonic() < end:
+            try:
+                api.check_sequences(EXAMPLES_A_ROUND, STEP_COUNT)
+            except Exception as error:
+                print(f"a sequence: {error!r}\n{error}", file=sys.stderr)
+                return 1
+            count += EXAMPLES_A_ROUND * STEP_COUNT
             for operation in operations:
                 number = time.monotonic_ns()
                 try:

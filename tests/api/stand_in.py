@@ -5,6 +5,7 @@ handful of names with behaviour, see `GuestCommand`.
 """
 
 import asyncio
+import hashlib
 import socket
 import tempfile
 import threading
@@ -23,7 +24,7 @@ from ramet.admission.ledger import Limit
 from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted
-from ramet.core.ids import CaptureId, InstanceId, LayerId, mint_id
+from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, SpecChanges, State
 from ramet.instance import remedies
 from ramet.instance.fleet_types import (
@@ -198,14 +199,20 @@ class StandInFleet:
         Limit(Resource.MEMORY, 2 << 40, source="configured"),
         Limit(Resource.DISK, 100 << 40, 1.0),
     )
+    minted_count: int = 0
     _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
+
+    def mint_id(self) -> str:
+        """Return an id that was never there: the same ones in each run, so that one can be had again."""
+        self.minted_count += 1
+        return "i" + hashlib.sha256(str(self.minted_count).encode()).hexdigest()[:23]
 
     def put(
         self, name: str, state: State = State.RUNNING, spec: InstanceSpec | None = None
     ) -> InstanceRecord:
         """Have an instance called `name` from now on."""
         made_at = 1_700_000_000.5 + len(self._records) * 1e-6  # Told apart by it, and shown as one second.
-        identity = InstanceIdentity(InstanceId(mint_id()), name, 7, "0" * 32, made_at)
+        identity = InstanceIdentity(InstanceId(self.mint_id()), name, 7, "0" * 32, made_at)
         spec = spec or InstanceSpec("img", "sha256:" + "0" * 64, "qemu", 2, 1 << 30, 10 << 30)
         layer, capture = LayerId("layer"), CaptureId("capture") if state is State.STANDBY else None
         record = InstanceRecord(
@@ -405,6 +412,7 @@ class Served:
         self.catalog.put("docker.io/library/alpine:latest")
         self.snapshots.records.clear()
         self.snapshots.filling, self.snapshots.breaks = b"", False
+        self.schedules.reset()
 
     @property
     def unix_url(self) -> str:

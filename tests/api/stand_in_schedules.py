@@ -39,3 +39,8 @@ class StandInSchedules(ScheduleKeeper):
 
     def __init__(self, fleet: Instances, snapshots: Snapshots) -> None:
         super().__init__(fleet, snapshots, MemorySchedules())
+
+    def reset(self) -> None:
+        """Forget all of them."""
+        self._records.clear()
+        self._damaged.clear()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ramet.core.compression import NOT_SAID, CompressionAsk, MemoryState
 from ramet.core.errors import Invalid, RametError
-from ramet.core.ids import CaptureId, LayerId, SnapshotId, mint_id
+from ramet.core.ids import CaptureId, LayerId, SnapshotId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.snapshot_schedule import ScheduledRun
 from ramet.core.spec import RestorePoint, State
@@ -54,7 +54,7 @@ class StandInSnapshots:
         source = self._fleet.get(instance).record
         has_memory = kind is SnapshotKind.STANDBY
         record = SnapshotRecord(
-            id=SnapshotId(mint_id()),
+            id=SnapshotId(self._fleet.mint_id()),
             name=name,
             kind=kind,
             source=source.id,
@@ -166,7 +166,7 @@ class StandInSnapshots:
         name = name or record.name
         if name is not None and self.list(source=record.source, name=name):
             raise SnapshotNameTaken(f"the instance has a snapshot called {name}", remedy="choose another")
-        record = replace(record, id=SnapshotId(mint_id()), name=name)
+        record = replace(record, id=SnapshotId(self._fleet.mint_id()), name=name)
         self.records[record.id] = record
         return record
 

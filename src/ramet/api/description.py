@@ -4,6 +4,8 @@ from typing import Any, Final
 
 from fastapi import FastAPI
 
+from ramet.api.links import add_links
+
 _ERROR: Final = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
 
 _KEY: Final = {
@@ -30,5 +32,6 @@ class Described(FastAPI):
                     operation["responses"]["default"]["content"] = _ERROR
                     if method == "post":
                         operation.setdefault("parameters", []).append(_KEY)
+            add_links(document)
         assert self.openapi_schema is not None
         return self.openapi_schema
