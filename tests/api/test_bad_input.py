@@ -170,6 +170,12 @@ EMPTY_IS_NOT_SAID: Final = ("hypervisor", "expires_at", "disk_io_bps", "name_pre
 ELSEWHERE: Final = {("/images/import", "name")}  # Judged by the catalog, in tests/images.
 ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/instances", {**CREATE, "image": 7}),
+    ("/instances", {**CREATE, "health_check": {"tcp": {"port": 1 << 70}}}),
+    ("/instances", {**CREATE, "health_check": {"http": {"port": 80, "path": "\0"}}}),
+    ("/instances", {**CREATE, "health_check": {"exec": {"command": [7]}}}),
+    ("/instances", {**CREATE, "restart_policy": {"policy": "x" * 5000}}),
+    ("/instances", {**CREATE, "restart_policy": {"max_attempts": 1 << 70}}),
+    ("/instances", {**CREATE, "restart_policy": {"stable_after": "\0"}}),
     ("/instances", {**CREATE, "hypervisor": "x" * 5000}),
     ("/instances", {**CREATE, "platform": "linux/amd64\n"}),
     ("/instances", {**CREATE, "network": {"enabled": "perhaps"}}),

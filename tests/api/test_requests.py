@@ -44,8 +44,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
         ({"devices": ["gpu0"]}, "devices"),
         ({"gpu": {"profile": "L40S-2Q"}}, "gpu"),
         ({"volumes": [{"volume_id": "v", "mount_path": "/v"}]}, "volumes"),
-        ({"health_check": {"type": "tcp", "tcp": {"port": 80}}}, "health_check"),
-        ({"restart_policy": {"policy": "always"}}, "restart_policy"),
         ({"network": {"egress": {"enabled": True}}}, "network.egress"),
         ({"platform": "linux/arm64"}, "platform"),
     ],

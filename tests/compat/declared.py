@@ -51,10 +51,8 @@ METHODS: Final[Mapping[str, Method]] = {
             "devices": ["gpu0"],
             "disk_io_bps": "100MB/s",
             "gpu": {"profile": "L40S-2Q"},
-            "health_check": {"type": "tcp", "tcp": {"port": 80}},
             "hotplug_size": "1GB",
             "network.egress": {"enabled": True},
-            "restart_policy": {"policy": "always"},
             "skip_guest_agent": True,
             "volumes": [{"volume_id": "data", "mount_path": "/data"}],
         },
@@ -64,8 +62,6 @@ METHODS: Final[Mapping[str, Method]] = {
     "instances.update": Method(
         refuses={
             "env": {"KEY": "value"},
-            "health_check": {"type": "tcp", "tcp": {"port": 80}},
-            "restart_policy": {"policy": "always"},
         },
     ),
     "instances.delete": WORKS,
@@ -126,16 +122,9 @@ METHODS: Final[Mapping[str, Method]] = {
 UNTOLD: Final[Mapping[str, frozenset[str]]] = {
     "Instance": frozenset(
         {
-            "current_phase",
-            "current_phase_since",
             "disk_io_bps",
             "gpu",
-            "health_check",
-            "health_status",
             "hotplug_size",
-            "phase_durations_ms",
-            "restart_policy",
-            "restart_status",
             "volumes",
         }
     ),

@@ -12,6 +12,7 @@ import hypeman
 import pytest
 
 from ramet.core.units import parse_size
+from tests.compat import supervised
 from tests.compat.client import Calls
 
 IMAGE = "demo:1"
@@ -170,6 +171,7 @@ async def create_instance(at: Place) -> None:
         hypervisor=at.hypervisor,
         network={"enabled": True, "bandwidth_download": "1Gbps", "bandwidth_upload": "80Mbps"},
         platform="linux/amd64",
+        **supervised.ASKED,
         skip_kernel_headers=True,
         snapshot_policy={
             "compression": {"enabled": True, "algorithm": "lz4"},
@@ -185,6 +187,7 @@ async def create_instance(at: Place) -> None:
     assert (made.auto_standby.enabled, made.auto_standby.idle_timeout) == (True, "1h")
     assert made.auto_standby.ignore_source_cidrs == ["10.0.0.0/8"]
     assert made.auto_standby.ignore_destination_ports == [22]
+    supervised.check_made(made)
     assert made.network.enabled
     assert made.network.ip
     assert made.network.mac
@@ -286,6 +289,12 @@ async def update_instance(at: Place) -> None:
     assert never.expires_at is None
     off = await at.call("instances.update", id=at.name, auto_standby={"enabled": False})
     assert (off.state, off.auto_standby.enabled, off.auto_standby.idle_timeout) == ("Standby", False, "1s")
+    asked = await at.call("instances.update", id=at.name, health_check={"http": {"port": 8080}})
+    assert (asked.health_check.type, asked.health_check.http.path) == ("http", "/")
+    assert asked.health_status.status == "unknown"  # It sleeps.
+    again = await at.call("instances.update", id=at.name, restart_policy={"policy": "always"})
+    assert (again.restart_policy.policy, again.restart_policy.backoff) == ("always", "5s")
+    assert again.restart_status.next_attempt_at is None
     moment = datetime.now(UTC) + timedelta(seconds=1)
     last = await at.call("instances.update", id=at.name, expires_at=moment)
     assert abs(last.expires_at - moment) < timedelta(milliseconds=2)

@@ -69,9 +69,10 @@ async def test_a_record_is_saved_before_anything_is_done_about_it() -> None:
 async def test_a_request_that_the_state_forbids_changes_nothing() -> None:
     recorder = Recorder()
     async with running(NEW, recorder) as actor:
+        before = actor.record
         with pytest.raises(WrongState):
             await actor.ask(StopAsked())
-        assert actor.record is NEW
+        assert actor.record is before
     assert recorder.saved == []
 
 

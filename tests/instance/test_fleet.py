@@ -52,6 +52,9 @@ class Host(Recorder):
     def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
         return None
 
+    def health(self, record: InstanceRecord) -> None:
+        return None
+
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         return {}
 

@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.errors import Broken
+from ramet.core.health import HealthStatus
 from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.restart import RestartPolicy, Restarts, RestartWhen, RunEnd
 from ramet.core.spec import (
     Exit,
     InstanceIdentity,
@@ -51,9 +53,11 @@ from ramet.instance.events import (
     Forked,
     Found,
     FoundSilent,
+    HealthFound,
     LayerSwitched,
     PoolAsked,
     Ready,
+    RestartDue,
     RestoreAsked,
     Rewound,
     SilenceEnded,
@@ -76,6 +80,7 @@ LAYER = LayerId("layer")
 CAPTURE = CaptureId("capture")
 POINT = RestorePoint(LAYER, CAPTURE)
 UPDATE = UpdateAsked({"auto_standby": AutoStandby(True, 60.0), "expires_at": 9.0})
+ALWAYS = RestartPolicy(RestartWhen.ALWAYS, 5.0, 3, 600.0)
 ERROR = Broken("it broke")
 NEW = InstanceRecord(
     InstanceSpec("demo:1", "sha256:0", "fake", 1, 1, 1),
@@ -105,8 +110,13 @@ EVENTS: list[Event] = [
     Copied(LAYER, None, State.STOPPED, 1.0),
     Completed(),
     StartAsked(),
+    RestartDue(9.0),
+    HealthFound(HealthStatus.HEALTHY, 1.0, 2.0),
+    HealthFound(HealthStatus.UNHEALTHY, 1.0, 2.0),
+    HealthFound(HealthStatus.UNHEALTHY, 3.0, 4.0),
     StandbyAsked(),
     PoolAsked(3),
+    UpdateAsked({"restart_policy": ALWAYS}),
     UPDATE,
     Suspended(CAPTURE, 2.0),
     SuspendFailed(ERROR),
@@ -145,7 +155,17 @@ SILENT = replace(RUNNING, state=State.UNKNOWN, state_error="it does not answer")
 
 
 BEGINNINGS: list[Event] = [Begin(), BeginFork(InstanceId("source")), BeginCopy(POINT)]
-ASKED = (PoolAsked, UpdateAsked, StartAsked, StandbyAsked, RestoreAsked, Rewound, StopAsked, DeleteAsked)
+ASKED = (
+    PoolAsked,
+    UpdateAsked,
+    StartAsked,
+    RestartDue,
+    StandbyAsked,
+    RestoreAsked,
+    Rewound,
+    StopAsked,
+    DeleteAsked,
+)
 
 
 @given(st.sampled_from(BEGINNINGS), st.lists(st.sampled_from(EVENTS)))
@@ -411,3 +431,77 @@ def test_a_silence_that_ended_takes_its_message_along() -> None:
 def test_why_an_instance_failed_is_not_overwritten_by_how_its_vmm_ended() -> None:
     record = after(Booted(RUNTIME, LAYER, 1.0), Failed(ERROR, 1.0), VmmExited(None, "killed", 2.0))
     assert record.state_error == "it broke"
+
+
+def supervised(*events: Event) -> InstanceRecord:
+    """Return a running instance that is always started again, after `events`."""
+    record = replace(RUNNING, spec=replace(RUNNING.spec, restart_policy=ALWAYS))
+    for event in events:
+        record, _ = step(record, event)
+    return record
+
+
+ENDED = supervised(VmmExited(Exit(0), "", 10.0))
+
+
+def test_a_run_that_ended_by_itself_is_followed_by_another_when_its_time_has_come_and_once() -> None:
+    with pytest.raises(WrongState):
+        step(ENDED, RestartDue(14.9))
+    started, actions = step(ENDED, RestartDue(15.0))
+    assert (started.state, actions) == (State.INITIALIZING, (Start(),))
+    assert started.restarts == Restarts(1, 15.0)
+    with pytest.raises(WrongState):
+        step(started, RestartDue(99.0))
+    failed, _ = step(started, Failed(ERROR, 16.0))
+    assert failed.restarts == Restarts(1, 15.0, RunEnd.ITSELF)
+    with pytest.raises(WrongState):
+        step(failed, RestartDue(25.9))
+    assert step(failed, RestartDue(26.0))[0].restarts == Restarts(2, 26.0)
+
+
+def test_nobody_starts_again_what_somebody_stopped_copied_or_put_back() -> None:
+    copied = step(replace(NEW, spec=ENDED.spec), Copied(LAYER, None, State.STOPPED, 1.0))[0]
+    for record in (
+        supervised(StopAsked(), VmmExited(Exit(0), "", 10.0)),
+        step(ENDED, StopAsked())[0],
+        step(ENDED, Rewound(ENDED.spec, LAYER, None))[0],
+        copied,
+    ):
+        assert record.state is State.STOPPED
+        with pytest.raises(WrongState):
+            step(record, RestartDue(1e9))
+        started, _ = step(record, StartAsked())
+        assert started.restarts == Restarts()
+
+
+def test_the_unhealthy_are_stopped_and_started_again_if_they_may_be() -> None:
+    found = HealthFound(HealthStatus.UNHEALTHY, 1.0, 9.0)
+    told, actions = step(RUNNING, found)
+    assert (told.state, told.health, actions) == (State.RUNNING, HealthStatus.UNHEALTHY, ())
+    assert step(told, found) == (told, ())
+    ending, actions = step(supervised(), found)
+    assert (ending.state, actions) == (State.SHUTDOWN, (ShutDown(),))
+    ended, _ = step(ending, VmmExited(Exit(0), "", 10.0))
+    started, _ = step(ended, RestartDue(15.0))
+    assert (started.restarts.is_failing_health, started.health) == (True, None)
+    stopped, _ = step(step(ending, StopAsked())[0], VmmExited(Exit(0), "", 10.0))
+    assert stopped.restarts.end is RunEnd.REQUEST  # Somebody wanted it stopped before it was.
+
+
+@pytest.mark.parametrize(
+    ("record", "started_at"), [(RUNNING, 0.5), (PAUSED, 1.0), (ASLEEP, 1.0), (STOPPED, 1.0), (STARTING, None)]
+)
+def test_what_is_found_of_another_run_or_of_one_that_does_not_run_says_nothing(
+    record: InstanceRecord, started_at: float | None
+) -> None:
+    assert step(record, HealthFound(HealthStatus.UNHEALTHY, started_at, 9.0)) == (record, ())
+
+
+def test_how_it_does_is_kept_in_sleep_and_attempts_end_with_a_long_run() -> None:
+    tried = replace(supervised(), restarts=Restarts(2, 0.5), health=HealthStatus.HEALTHY)
+    short = step(step(tried, StandbyAsked())[0], Suspended(CAPTURE, 600.9))[0]
+    assert (short.restarts, short.health) == (Restarts(2, 0.5), HealthStatus.HEALTHY)
+    long = step(step(tried, StandbyAsked())[0], Suspended(CAPTURE, 601.0))[0]
+    assert long.restarts == Restarts()
+    awake = step(step(long, RestoreAsked())[0], Woken(RUNTIME, LAYER, 700.0))[0]
+    assert awake.health is HealthStatus.HEALTHY

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
@@ -43,6 +43,7 @@ KINDS: list[type[Any]] = [Instance, ForkManyResult, Image, Capabilities, Error, 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)  # The first draw makes the strategy.
 @given(data=st.data())
 def test_what_the_server_writes_the_client_reads(kind: type[Any], data: st.DataObject) -> None:
     value = data.draw(values_of(kind))
@@ -50,6 +51,7 @@ def test_what_the_server_writes_the_client_reads(kind: type[Any], data: st.DataO
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@settings(deadline=None)  # The first draw makes the strategy.
 @given(data=st.data())
 def test_what_the_client_writes_it_reads_again(kind: type[Any], data: st.DataObject) -> None:
     value = data.draw(values_of(kind))

@@ -14,7 +14,9 @@ from fastapi import Request
 from ramet.api.auto_standby import to_auto_standby
 from ramet.api.expiry import is_said, to_expiry
 from ramet.api.facts import HostFacts
+from ramet.api.health import to_health_check
 from ramet.api.hypervisors import to_hypervisor
+from ramet.api.restart import to_restart_policy
 from ramet.core.compression import (
     COMPRESSION_DELAY_S_MAX,
     NOT_SAID,
@@ -99,15 +101,11 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "devices": _is_falsy,
     "gpu": _is_falsy,
     "volumes": _is_falsy,
-    "health_check": lambda value: isinstance(value, Mapping) and value.get("type") == "none",
-    "restart_policy": lambda value: isinstance(value, Mapping) and value.get("policy", "never") == "never",
 }
 """Fields we know and do not honour, each with what tells that its value asks for nothing."""
 
 _UNSUPPORTED_UPDATE: Final = {
     "env": _is_falsy,
-    "health_check": _UNSUPPORTED_CREATE["health_check"],
-    "restart_policy": _UNSUPPORTED_CREATE["restart_policy"],
 }
 
 _UNSUPPORTED_NETWORK: Final[Mapping[str, Callable[[object], bool]]] = {
@@ -140,6 +138,8 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
     to_auto_standby(body.auto_standby)
+    to_health_check(body.health_check, has_network=_has_network(body.network))
+    to_restart_policy(body.restart_policy)
     to_expiry(body.ttl, body.expires_at, time.time())
 
 
@@ -158,6 +158,12 @@ def to_changes(body: wire.UpdateInstance, record: InstanceRecord) -> SpecChanges
     changes, now = SpecChanges(), time.time()
     if body.auto_standby is not None:
         changes["auto_standby"] = to_auto_standby(body.auto_standby, record.spec.auto_standby)
+    if body.health_check is not None:
+        changes["health_check"] = to_health_check(
+            body.health_check, record.spec.health_check, has_network=record.spec.has_network
+        )
+    if body.restart_policy is not None:
+        changes["restart_policy"] = to_restart_policy(body.restart_policy, record.spec.restart_policy)
     if is_said(body.ttl, body.expires_at):
         changes["expires_at"] = to_expiry(body.ttl, body.expires_at, now)
     if record.spec.expires_at is not None and record.spec.expires_at <= now:
@@ -193,15 +199,21 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         env=_env(body.env),
         entrypoint=_argv("entrypoint", body.entrypoint),
         cmd=_argv("cmd", body.cmd),
-        has_network=network.enabled is not False,
+        has_network=_has_network(body.network),
         tags=dict(body.tags or {}),
         download_bytes_per_s=_rate("bandwidth_download", network.bandwidth_download, network),
         upload_bytes_per_s=_rate("bandwidth_upload", network.bandwidth_upload, network),
         fork_pool=to_pool_size(body.fork_pool or 0, "fork_pool"),
         compression=_policy(body.snapshot_policy),
         auto_standby=to_auto_standby(body.auto_standby),
+        health_check=to_health_check(body.health_check, has_network=_has_network(body.network)),
+        restart_policy=to_restart_policy(body.restart_policy),
         expires_at=to_expiry(body.ttl, body.expires_at, time.time()),
     )
+
+
+def _has_network(network: wire.CreateNetwork | None) -> bool:
+    return network is None or network.enabled is not False
 
 
 def to_pool_size(size: int, field: str = "size") -> int:

@@ -1,13 +1,17 @@
 """From the domain to the wire: what instances, snapshots and images are, as the API shows them."""
 
+import time
 from collections.abc import Mapping
 from typing import Final
 
 from ramet.api.auto_standby import shown_auto_standby
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
+from ramet.api.health import shown_health, shown_health_check
+from ramet.api.restart import shown_restart_policy, shown_restart_status
 from ramet.api.times import format_time, shown_time
 from ramet.core.compression import NOT_SAID, Compression, CompressionAsk, MemoryState
+from ramet.core.phases import Phases
 from ramet.core.snapshot import SnapshotRecord
 from ramet.core.units import format_duration, format_rate, format_size
 from ramet.core.verification import CHUNK_BYTES, Verification
@@ -26,8 +30,8 @@ def to_instance(
     view: InstanceView, facts: HostFacts, timings_ms: Mapping[str, float] | None = None
 ) -> wire.Instance:
     """Return `view` as the API shows it."""
-    record = view.record
-    spec = record.spec
+    record, now = view.record, time.time()
+    spec, phases = record.spec, record.phases
     ended = record.exit
     network = (
         wire.InstanceNetwork(
@@ -60,6 +64,13 @@ def to_instance(
         network=network,
         snapshot_policy=_shown_policy(spec.compression),
         auto_standby=shown_auto_standby(spec.auto_standby),
+        health_check=shown_health_check(spec.health_check),
+        health_status=shown_health(record, view.health),
+        restart_policy=shown_restart_policy(spec.restart_policy),
+        restart_status=shown_restart_status(record, now),
+        current_phase=record.state.value.lower(),
+        current_phase_since=None if phases is None else format_time(phases.since),
+        phase_durations_ms=None if phases is None else _shown_phases(phases, now),
         has_snapshot=record.capture is not None,
         exit_code=None if ended is None else shell_exit_code(ended),
         exit_message=None if ended is None else ended.message or None,
@@ -70,6 +81,10 @@ def to_instance(
         fork_pool=_to_fork_pool(spec.fork_pool, view.fork_pool),
         timings_ms=timings_ms,
     )
+
+
+def _shown_phases(phases: Phases, now: float) -> Mapping[str, int]:
+    return {state.lower(): spent_ms for state, spent_ms in phases.durations_ms(now).items()}
 
 
 def _to_fork_pool(size: int, status: ForkPoolStatus | None) -> ForkPool | None:

@@ -13,7 +13,10 @@ from typing import Any, Final, Literal, Self, TypedDict
 
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.compression import NOT_SAID, CompressionAsk
+from ramet.core.health import HealthCheck, HealthStatus
 from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.phases import Phases
+from ramet.core.restart import RestartPolicy, Restarts
 
 VCPU_COUNT_MAX: Final = 16
 MEMORY_BYTES_MAX: Final = 32 << 30
@@ -49,7 +52,8 @@ class InstanceSpec:
     Download is what comes to the guest, upload what it sends; None is the network's default. While it runs,
     `fork_pool` children are made ahead of the next fork. `compression` is of stored memory, where a request
     says nothing. `auto_standby` is when it sleeps by itself; None: never.
-    At `expires_at`, in Unix seconds, it is removed; None: never.
+    `health_check` is how it is asked whether it does well, `restart_policy` when it is started again by
+    itself; None: not at all. At `expires_at`, in Unix seconds, it is removed; None: never.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -70,6 +74,8 @@ class InstanceSpec:
     fork_pool: int = 0
     compression: CompressionAsk = NOT_SAID
     auto_standby: AutoStandby | None = None
+    health_check: HealthCheck | None = None
+    restart_policy: RestartPolicy | None = None
     expires_at: float | None = None
 
     def for_fork(self) -> Self:
@@ -92,6 +98,10 @@ class InstanceSpec:
             spec["compression"] = CompressionAsk.from_dict(raw["compression"])
         if raw.get("auto_standby") is not None:
             spec["auto_standby"] = AutoStandby.from_dict(raw["auto_standby"])
+        if raw.get("health_check") is not None:
+            spec["health_check"] = HealthCheck.from_dict(raw["health_check"])
+        if raw.get("restart_policy") is not None:
+            spec["restart_policy"] = RestartPolicy.from_dict(raw["restart_policy"])
         return cls(**spec)
 
 
@@ -99,6 +109,8 @@ class SpecChanges(TypedDict, total=False):
     """What of a spec can be changed while there is an instance of it."""
 
     auto_standby: AutoStandby | None
+    health_check: HealthCheck | None
+    restart_policy: RestartPolicy | None
     expires_at: float | None
 
 
@@ -119,6 +131,8 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "fork_pool": "cleared",
     "compression": "copied",
     "auto_standby": "copied",
+    "health_check": "copied",
+    "restart_policy": "copied",
     "expires_at": "cleared",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
@@ -188,6 +202,8 @@ class InstanceRecord:
 
     `capture` is the stored memory that it wakes from: not None while it sleeps, and until it has woken.
     `becoming` is what whoever asked for it waits for; until it is that, a daemon that starts removes it.
+    `restarts` is what was done about its ended runs, `health` how it does in this one, None: not known yet;
+    `phases` how long it was what, None: nobody counted yet.
     """
 
     spec: InstanceSpec
@@ -203,6 +219,9 @@ class InstanceRecord:
     generation: int = 0
     is_deleting: bool = False
     becoming: State | None = None
+    restarts: Restarts = field(default_factory=Restarts)
+    health: HealthStatus | None = None
+    phases: Phases | None = None
 
     @property
     def id(self) -> InstanceId:
@@ -236,6 +255,11 @@ class InstanceRecord:
         raw["becoming"] = None if becoming is None else State(becoming)
         raw["runtime"] = raw["runtime"] and Runtime(**raw["runtime"])
         raw["exit"] = raw["exit"] and Exit(**raw["exit"])
+        if "restarts" in raw:
+            raw["restarts"] = Restarts.from_dict(raw["restarts"])
+        health, phases = raw.get("health"), raw.get("phases")
+        raw["health"] = None if health is None else HealthStatus(health)
+        raw["phases"] = None if phases is None else Phases.from_dict(phases)
         return cls(**raw)
 
 

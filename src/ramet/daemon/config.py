@@ -47,6 +47,7 @@ from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
 from ramet.net.rates import RateLimits
 from ramet.pager.graduation import GraduationConfig
+from ramet.policies.checks import MAX_CONCURRENT as HEALTH_MAX_CONCURRENT
 from ramet.policies.idle import MAX_CONCURRENT as IDLE_MAX_CONCURRENT
 from ramet.policies.idle import IdleConfig
 
@@ -228,6 +229,12 @@ class AutoStandbySettings(BaseModel, extra="forbid"):
         return IdleConfig(self.busy_exec, self.busy_outbound, self.max_concurrent)
 
 
+class HealthSettings(BaseModel, extra="forbid"):
+    """How health checks share the host: so many instances are asked at a time."""
+
+    max_concurrent: PositiveInt = HEALTH_MAX_CONCURRENT
+
+
 class ForkSettings(BaseModel, extra="forbid"):
     """How forks share the host: `width` VMMs start, and emulated guests wake, at once; None: one per core.
 
@@ -326,6 +333,7 @@ class Settings(BaseSettings):
     registries: RegistrySettings = RegistrySettings()
     forks: ForkSettings = ForkSettings()
     auto_standby: AutoStandbySettings = AutoStandbySettings()
+    health: HealthSettings = HealthSettings()
     snapshot: SnapshotSettings = SnapshotSettings()
     logging: LoggingSettings = LoggingSettings()
     otel: OtelSettings = OtelSettings()

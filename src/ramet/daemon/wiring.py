@@ -1,5 +1,6 @@
 """Where the parts are put together: the only file that names a driver."""
 
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -15,27 +16,32 @@ from ramet.admission.capacity import host_limits, network_limit
 from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, PAGER_PROGRAM, WRITEWATCH_LIBRARY, native_program
 from ramet.core.errors import Broken
+from ramet.core.health import HealthStatus
 from ramet.core.spec import InstanceRecord
 from ramet.daemon.config import Settings
 from ramet.daemon.stranded import end_stranded
 from ramet.disks.layers import LayerStore
 from ramet.effects.counting import SiteResources
 from ramet.effects.performer import SitePerformer
+from ramet.effects.probes import Probes
 from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site
 from ramet.effects.snapshots import NamedSnapshots
 from ramet.effects.stages import Stages
 from ramet.images.catalog import Catalog
 from ramet.images.limits import ImageLimits
+from ramet.instance.events import HealthFound
 from ramet.instance.fleet import Fleet
 from ramet.linux import kvm
 from ramet.logs.supervision import keep_logs_bounded
 from ramet.net.network import Network
 from ramet.net.slots import NoEndpoint
 from ramet.pager import PagerService
+from ramet.policies.checks import HealthKeeper
 from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
 from ramet.policies.keepers import Keepers
+from ramet.policies.restarts import RestartKeeper
 from ramet.policies.schedules import ScheduleKeeper
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.schedules import ScheduleStore
@@ -124,7 +130,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(network.run)
             idle = keepers.idle
             group.start_soon(network.flows.run, idle.connections_changed, idle.all_changed)
-            group.start_soon(keepers.run, [view.record for view in fleet.list()])
+            group.start_soon(keepers.run, lambda: [view.record for view in fleet.list()])
             group.start_soon(pager.run if settings.hypervisor.uses_pager else pager.retire)
             group.start_soon(keep_logs_bounded, folder.root, settings.logging.bounds())
             group.start_soon(site.captures.run)
@@ -154,8 +160,15 @@ def make_keepers(
         performer.exec_count,
         settings.auto_standby.config(),
     )
+
+    async def tell_health(record: InstanceRecord, status: HealthStatus) -> None:
+        await fleet.tell(record.id, HealthFound(status, record.started_at, time.time()))
+
+    probes = Probes(network, fleet.open_exec)
+    health = HealthKeeper(probes, tell_health, settings.health.max_concurrent)
     schedules = ScheduleKeeper(fleet, snapshots, ScheduleStore(site.folder.schedules))
-    keepers = Keepers(idle, ExpiryKeeper(fleet), schedules)
+    keepers = Keepers(idle, ExpiryKeeper(fleet), schedules, health, RestartKeeper(fleet))
+    performer.ask_health(health.health)
     performer.watch(keepers.see)
     performer.watch_execs(idle.execs_changed)
     return keepers

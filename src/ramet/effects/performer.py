@@ -13,6 +13,7 @@ from anyio.abc import TaskGroup
 
 from ramet.core.compression import CompressionAsk
 from ramet.core.errors import RametError
+from ramet.core.health import Health
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, InstanceSpec, RestorePoint, State
 from ramet.effects.berth import leave_berth
@@ -103,6 +104,7 @@ class SitePerformer:
         self._execs = Counter[InstanceId]()
         self._on_save: Callable[[InstanceRecord], None] = lambda record: None
         self._on_exec: Callable[[InstanceId], None] = lambda instance: None
+        self._health_of: Callable[[InstanceId], Health | None] = lambda instance: None
 
     def connect(self, tell: Tell, look: Look) -> None:
         """Learn how to tell an instance what happened to it, and how to see its record."""
@@ -115,6 +117,10 @@ class SitePerformer:
     def watch_execs(self, on_exec: Callable[[InstanceId], None]) -> None:
         """Have it be called when a command begins or ends in an instance."""
         self._on_exec = on_exec
+
+    def ask_health(self, health_of: Callable[[InstanceId], Health | None]) -> None:
+        """Learn who knows what an instance's checks have found."""
+        self._health_of = health_of
 
     def exec_count(self, instance: InstanceId) -> int:
         """Return how many commands are open in a guest."""
@@ -216,12 +222,17 @@ class SitePerformer:
     def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
         return self.pools.status(record.id)
 
+    def health(self, record: InstanceRecord) -> Health | None:
+        return self._health_of(record.id)
+
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:
         timings = self._timings.pop(instance, None)
         return {} if timings is None else timings.phases_ms
 
     async def open_exec(self, record: InstanceRecord, command: ExecCommand) -> ExecSession:
         rig = self._rig(record)
+        if command.is_ours:
+            return await start_exec(rig, command, lambda: None)
         self._count_exec(record.id, 1)
         try:
             return await start_exec(rig, command, lambda: self._count_exec(record.id, -1))

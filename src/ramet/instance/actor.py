@@ -12,7 +12,7 @@ the instance visibly Stopped or Unknown. The daemon and everybody else's guests 
 import asyncio
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import anyio
@@ -21,6 +21,7 @@ from anyio.abc import TaskGroup
 
 from ramet.core.errors import Broken, Exhausted, RametError
 from ramet.core.ids import InstanceId
+from ramet.core.phases import Phases
 from ramet.core.spec import InstanceRecord, State
 from ramet.instance.actions import Action, AwaitGuest, Boot, Copy, Destroy, Fork, Start, Suspend, Wake
 from ramet.instance.events import (
@@ -31,6 +32,7 @@ from ramet.instance.events import (
     Event,
     Failed,
     PoolAsked,
+    RestartDue,
     RestoreAsked,
     Rewound,
     StandbyAsked,
@@ -52,6 +54,7 @@ _REFUSABLE: Final = (
     PoolAsked,
     UpdateAsked,
     StartAsked,
+    RestartDue,
     StandbyAsked,
     RestoreAsked,
     Rewound,
@@ -102,7 +105,7 @@ class Actor:
         on_gone: Callable[[InstanceId], None],
     ) -> None:
         """`on_changed` is told what the record was and what it is now."""
-        self.record = record
+        self.record = _in_phase(record)
         self.failure: RametError | None = None
         """Why making, starting, suspending or waking it failed, for the one who asked."""
         self.is_gone = False
@@ -185,6 +188,7 @@ class Actor:
         try:
             record, actions = step(self.record, request.event)
             if record is not self.record:
+                record = _in_phase(record)
                 self._save(record, must_stand=not isinstance(request.event, _REFUSABLE))
         except RametError as error:
             if accepted is None:
@@ -195,7 +199,7 @@ class Actor:
         if record is not self.record:
             if isinstance(request.event, _FAILURES):
                 self.failure = request.event.error
-            elif isinstance(request.event, StartAsked | StandbyAsked | RestoreAsked):
+            elif isinstance(request.event, StartAsked | RestartDue | StandbyAsked | RestoreAsked):
                 self.failure = None
             former, self.record = self.record, record
             if not self.is_gone:
@@ -246,6 +250,12 @@ class Actor:
     def _notify(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
+
+
+def _in_phase(record: InstanceRecord) -> InstanceRecord:
+    """Return the record, its phases as they are when it has come to its state now."""
+    phases = record.phases or Phases(record.state.value, time.time())
+    return replace(record, phases=phases.moved(record.state.value, time.time()))
 
 
 def _failure(action: Action, error: RametError) -> Event:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import RametError
+from ramet.core.health import HealthStatus
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import Exit, InstanceSpec, RestorePoint, Runtime, SpecChanges, State
 
@@ -95,6 +96,22 @@ class StartAsked:
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RestartDue:
+    """Its restart policy has it boot again, now."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class HealthFound:
+    """Its check has found how it does, in the run that began at `started_at`."""
+
+    status: HealthStatus
+    started_at: float | None
+    at: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +250,8 @@ Event = (
     | Failed
     | LayerSwitched
     | StartAsked
+    | RestartDue
+    | HealthFound
     | PoolAsked
     | UpdateAsked
     | StandbyAsked

@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup, TaskStatus
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
+from ramet.core.phases import Phases
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, SpecChanges, State
 from ramet.instance.actor import Actor
 from ramet.instance.events import (
@@ -29,6 +30,7 @@ from ramet.instance.events import (
     DeleteAsked,
     Event,
     PoolAsked,
+    RestartDue,
     RestoreAsked,
     Rewound,
     StandbyAsked,
@@ -238,6 +240,12 @@ class Fleet:
         """
         actor = self._actor(ref)
         await self._start(actor, StartAsked(entrypoint, cmd))
+        return self._view(actor.record)
+
+    async def restart(self, ref: str) -> InstanceView:
+        """Boot an instance whose policy has it boot now. Errors as of `start`; WrongState: not yet."""
+        actor = self._actor(ref)
+        await self._start(actor, RestartDue(time.time()))
         return self._view(actor.record)
 
     async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:
@@ -473,7 +481,7 @@ class Fleet:
         if target is State.STANDBY:
             await self._put_to_sleep(actor)
 
-    async def _start(self, actor: Actor, asked: StartAsked) -> None:
+    async def _start(self, actor: Actor, asked: StartAsked | RestartDue) -> None:
         await actor.ask(asked)
         with anyio.move_on_after(READY_TIMEOUT_S):
             await actor.wait_until(lambda record: record.state in _SETTLED)
@@ -511,7 +519,8 @@ class Fleet:
             )
         instance = InstanceId(mint_id())
         identity = InstanceIdentity(instance, name, None, secrets.token_hex(16), time.time(), parent)
-        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED), pool)
+        phases = Phases(State.CREATED.value, identity.created_at)
+        record = self._host.mint(InstanceRecord(spec, identity, State.CREATED, phases=phases), pool)
         return self._add(record)
 
     def _add(self, record: InstanceRecord) -> Actor:
@@ -576,5 +585,10 @@ class Fleet:
     def _view(self, record: InstanceRecord) -> InstanceView:
         ip, mac = self._host.addresses(record)
         return InstanceView(
-            record, ip, mac, self._host.network_degraded(record), self._host.fork_pool(record)
+            record,
+            ip,
+            mac,
+            self._host.network_degraded(record),
+            self._host.fork_pool(record),
+            self._host.health(record),
         )

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from ramet.core.errors import Conflict, Invalid, NotFound, RametError, Unsupported
+from ramet.core.health import Health
 from ramet.core.spec import Exit, InstanceRecord, State
 
 WINDOW_SIDE_MAX: Final = 65_535
@@ -73,7 +74,7 @@ class InstanceView:
     """One instance as it is published: its record and, with a network, its addresses.
 
     `network_degraded` tells why its traffic is not limited as asked; None if it is. `fork_pool` is None where
-    there is no pool.
+    there is no pool, `health` where no check has found anything in this run.
     """
 
     record: InstanceRecord
@@ -81,6 +82,7 @@ class InstanceView:
     mac: str | None = None
     network_degraded: str | None = None
     fork_pool: ForkPoolStatus | None = None
+    health: Health | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +148,8 @@ class PathStat:
 class ExecCommand:
     """A command to run in a guest. `timeout_s` 0: none. None means the workload's own.
 
-    With a `tty` it runs on a terminal of that size, and all it writes is stdout.
+    With a `tty` it runs on a terminal of that size, and all it writes is stdout. One that `is_ours`, such as
+    a health check, does not count among those that somebody has open.
     """
 
     argv: tuple[str, ...]
@@ -156,6 +159,7 @@ class ExecCommand:
     timeout_s: float = 0.0
     has_stdin: bool = True
     tty: WindowSize | None = None
+    is_ours: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Literal, Protocol
 
+from ramet.core.health import Health
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, RestorePoint
 from ramet.instance.actor import Performer
@@ -36,6 +37,10 @@ class Host(Performer, Protocol):
 
     def fork_pool(self, record: InstanceRecord) -> ForkPoolStatus | None:
         """Return how full its pool of children made ahead is, None if it has none."""
+        ...
+
+    def health(self, record: InstanceRecord) -> Health | None:
+        """Return what its checks have found in this run, None if none has ended yet."""
         ...
 
     def timings_ms(self, instance: InstanceId) -> dict[str, float]:

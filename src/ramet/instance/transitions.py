@@ -24,15 +24,19 @@ time at which they happened. A copy of a restore point is minted into Stopped or
 `Rewound` puts an instance in one of these two back to an earlier point. `ActionFailed` leads from every state
 but Created, Standby and those that have no VMM yet to Unknown, where an instance can only be deleted. One
 whose VMM does not answer a daemon that comes back is Unknown too, until it does or ends. A start that fails
-leads back to Stopped; until its VMM is there, Initializing forbids what Created does. Nothing here looks at a
-clock, waits, or knows a feature.
+leads back to Stopped; until its VMM is there, Initializing forbids what Created does. `RestartDue` leads
+where StartAsked does, if the instance is to be started again by itself; one that is to be, and is found
+unhealthy, stops before. Nothing here looks at a clock, waits, or knows a feature.
 """
 
 from dataclasses import replace
 from typing import Final
 
+from ramet.core.health import HealthStatus
 from ramet.core.ids import LayerId
+from ramet.core.restart import Restarts, RunEnd
 from ramet.core.spec import InstanceRecord, State
+from ramet.core.supervision import judge_restart, may_end_for_health, settled
 from ramet.instance import remedies
 from ramet.instance.actions import (
     Action,
@@ -68,9 +72,11 @@ from ramet.instance.events import (
     Forked,
     Found,
     FoundSilent,
+    HealthFound,
     LayerSwitched,
     PoolAsked,
     Ready,
+    RestartDue,
     RestoreAsked,
     Rewound,
     SilenceEnded,
@@ -117,13 +123,16 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
         case LayerSwitched(layer, before):
             return _switched(record, layer, before), ()
         case Failed(error, at) if record.state is State.CREATED or is_starting(record):
-            return replace(record, state=State.STOPPED, state_error=str(error), stopped_at=at), ()
+            failed = replace(record, state=State.STOPPED, state_error=str(error), stopped_at=at)
+            return _run_ended(failed, RunEnd.ITSELF), ()
         case Failed(error, at) if record.state is State.INITIALIZING:
             return replace(record, state=State.SHUTDOWN, state_error=str(error)), (ShutDown(),)
         case StartAsked(entrypoint, cmd):
             if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
                 raise _wrong(record, "started", remedies.to_start(record))
-            return _starting(record, entrypoint, cmd), (Start(),)
+            return replace(_starting(record, entrypoint, cmd), restarts=Restarts()), (Start(),)
+        case RestartDue() | HealthFound():
+            return _decide_supervised(record, event)
         case PoolAsked() | UpdateAsked() if record.state in (State.CREATED, State.UNKNOWN):
             raise _wrong(record, "told otherwise", remedies.to_run(record))
         case PoolAsked(size):
@@ -135,9 +144,11 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
         case RestoreAsked() | Woken() | WakeFailed():
             return _decide_sleep(record, event)
         case StopAsked():
+            if _is_about_to_restart(record):
+                return replace(record, restarts=replace(record.restarts, end=RunEnd.REQUEST)), ()
             if record.state not in (State.INITIALIZING, State.RUNNING) or is_starting(record):
                 raise _wrong(record, "stopped", remedies.to_stop(record))
-            return replace(record, state=State.SHUTDOWN), (ShutDown(),)
+            return _run_ended(replace(record, state=State.SHUTDOWN), RunEnd.REQUEST), (ShutDown(),)
         case DeleteAsked():
             if record.state is State.CREATED or is_starting(record):
                 raise _wrong(record, "deleted", remedies.to_delete(record))
@@ -153,7 +164,7 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
                 state_error=record.state_error or reason,
                 stopped_at=at,
             )
-            return stopped, (Release(),)
+            return _run_ended(stopped, RunEnd.ITSELF), (Release(),)
         case ActionFailed() if is_starting(record):
             return record, ()  # Of the run before; what it leaves in the way fails the start.
         case ActionFailed(error) if record.state is State.STANDBY:
@@ -224,7 +235,13 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             return replace(record, state=State.PAUSED), (Suspend(compression),)
         case Suspended(capture, at) if record.state is State.PAUSED:
             asleep = replace(
-                record, state=State.STANDBY, capture=capture, runtime=None, state_error="", stopped_at=at
+                record,
+                state=State.STANDBY,
+                capture=capture,
+                runtime=None,
+                state_error="",
+                stopped_at=at,
+                restarts=settled(record, at),
             )
             return asleep, (Release(),)
         case SuspendFailed() if record.state is State.PAUSED:
@@ -257,10 +274,23 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             # These are not of the moment gone back to.
             now = record.spec
             spec = replace(
-                spec, fork_pool=now.fork_pool, auto_standby=now.auto_standby, expires_at=now.expires_at
+                spec,
+                fork_pool=now.fork_pool,
+                auto_standby=now.auto_standby,
+                health_check=now.health_check,
+                restart_policy=now.restart_policy,
+                expires_at=now.expires_at,
             )
             back = replace(
-                record, spec=spec, state=state, layer=layer, capture=capture, exit=None, state_error=""
+                record,
+                spec=spec,
+                state=state,
+                layer=layer,
+                capture=capture,
+                exit=None,
+                state_error="",
+                restarts=Restarts(),
+                health=None,
             )
             drop = () if record.layer is None else (DropLayer(record.layer),)
             # What `state_error` told may still have something on the host.
@@ -295,7 +325,40 @@ def _starting(
         state_error="",
         started_at=None,
         stopped_at=None,
+        health=None,
     )
+
+
+def _decide_supervised(
+    record: InstanceRecord, event: RestartDue | HealthFound
+) -> tuple[InstanceRecord, tuple[Action, ...]]:
+    match event:
+        case RestartDue(at):
+            next_at = judge_restart(record, at).next_at
+            if next_at is None or at < next_at:
+                raise _wrong(record, "started by itself", "")
+            attempted = settled(record, at).attempted(at)
+            return replace(_starting(record, None, None), restarts=attempted), (Start(),)
+        case HealthFound(status, started_at, at) if (
+            record.state is State.RUNNING and record.started_at == started_at
+        ):
+            told = record if record.health is status else replace(record, health=status)
+            if status is HealthStatus.UNHEALTHY and may_end_for_health(record, at):
+                return _run_ended(replace(told, state=State.SHUTDOWN), RunEnd.HEALTH), (ShutDown(),)
+            return told, ()
+        case _:
+            return record, ()
+
+
+def _is_about_to_restart(record: InstanceRecord) -> bool:
+    """Tell whether it has been stopped, or is being, and is to be started again by itself."""
+    if record.state is State.SHUTDOWN:
+        return record.restarts.end is RunEnd.HEALTH
+    return judge_restart(record, record.stopped_at or 0.0).next_at is not None
+
+
+def _run_ended(record: InstanceRecord, by: RunEnd) -> InstanceRecord:
+    return replace(record, restarts=record.restarts.ended(by))
 
 
 def _switched(record: InstanceRecord, layer: LayerId, before: LayerId) -> InstanceRecord:
@@ -314,6 +377,7 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
             PoolAsked()
             | UpdateAsked()
             | StartAsked()
+            | RestartDue()
             | StandbyAsked()
             | RestoreAsked()
             | Rewound()

@@ -5,8 +5,10 @@ seconds. A connection that is only being opened counts: whoever waits for its an
 """
 
 import asyncio
+import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -18,18 +20,21 @@ from ramet.linux.conntrack import OVER, Connection, ConnectionEvents, Seen, list
 
 RESYNC_S: Final = 300.0
 RETRY_S: Final = 5.0
+OURS_S: Final = 180.0
+"""How long one of our own is known as such after its end, at most; the kernel remembers it for 120 s."""
 DATAGRAMS_PER_TURN: Final = 16
 """How many are read at once; the loop's other tasks have their turn then."""
 
 log = structlog.get_logger(__name__)
 
+End = tuple[IPv4Address, int]
 OnChange = Callable[[IPv4Address], None]
 
 
 class Flows:
     """Open connections, by the address of `subnet` that answers (`inbound`) or asks (`outbound`).
 
-    `error` says why they are not known, and is empty if they are.
+    `error` says why they are not known, and is empty if they are. Those that are `ours` do not count.
     """
 
     def __init__(self, subnet: IPv4Network) -> None:
@@ -38,6 +43,8 @@ class Flows:
         self._outbound: defaultdict[IPv4Address, set[Connection]] = defaultdict(set)
         self._on_change: OnChange = lambda address: None
         self._is_behind = asyncio.Event()
+        self._ours: set[tuple[End, End]] = set()
+        self._ours_ended: dict[tuple[End, End], float] = {}
         self.error = "not looked at yet"
 
     def inbound(self, address: IPv4Address) -> frozenset[Connection]:
@@ -47,6 +54,20 @@ class Flows:
     def outbound(self, address: IPv4Address) -> frozenset[Connection]:
         """Return the connections that `address` has to somebody."""
         return frozenset(self._outbound.get(address, ()))
+
+    @contextmanager
+    def ours(self, client: End, server: End) -> Iterator[None]:
+        """Have a connection that is opened and closed inside not count, nor what is told of it later."""
+        ends, now = (client, server), time.monotonic()
+        self._ours.add(ends)
+        try:
+            yield
+        finally:
+            self._ours.discard(ends)
+            self._ours_ended.pop(ends, None)  # So that the first is the one that ended first.
+            self._ours_ended[ends] = time.monotonic() + OURS_S
+            while self._ours_ended and next(iter(self._ours_ended.values())) < now:
+                del self._ours_ended[next(iter(self._ours_ended))]
 
     async def run(self, on_change: OnChange, on_known: Callable[[], None]) -> None:
         """Keep them known until cancelled.
@@ -109,6 +130,8 @@ class Flows:
     def _take(self, seen: Iterable[Seen]) -> None:
         changed: set[IPv4Address] = set()
         for connection, state in seen:
+            if state in OVER:
+                self._ours_ended.pop((connection.client, connection.server), None)
             for address, table in self._places(connection):
                 connections = table[address]
                 if (connection in connections) == (state in OVER):
@@ -134,6 +157,9 @@ class Flows:
     def _places(
         self, connection: Connection
     ) -> list[tuple[IPv4Address, defaultdict[IPv4Address, set[Connection]]]]:
+        ends = (connection.client, connection.server)
+        if ends in self._ours or ends in self._ours_ended:
+            return []
         places = []
         if connection.responder[0] in self._subnet:
             places.append((connection.responder[0], self._inbound))

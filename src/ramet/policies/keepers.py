@@ -1,33 +1,43 @@
 """All who keep instances to their rules, as one."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import anyio
 
 from ramet.core.spec import InstanceRecord
+from ramet.policies.checks import HealthKeeper
 from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
+from ramet.policies.restarts import RestartKeeper
 from ramet.policies.schedules import ScheduleKeeper
 
 
 @dataclass(frozen=True, slots=True)
 class Keepers:
-    """Who has idle instances sleep, who removes those whose time is up, and who takes snapshots of them."""
+    """Who has instances sleep, go, be kept in snapshots, be asked how they do and be started again."""
 
     idle: IdleKeeper
     expiry: ExpiryKeeper
     schedules: ScheduleKeeper
+    health: HealthKeeper
+    restarts: RestartKeeper
 
     def see(self, record: InstanceRecord) -> None:
         """Take note of what an instance is now. Never fails."""
         self.idle.see(record)
         self.expiry.see(record)
         self.schedules.see(record)
+        self.health.see(record)
+        self.restarts.see(record)
 
-    async def run(self, found: Sequence[InstanceRecord] = ()) -> None:
-        """Keep them to their rules, until cancelled. `found`: the instances there are already."""
+    async def run(self, found: Callable[[], Iterable[InstanceRecord]] = tuple) -> None:
+        """Keep them to their rules, until cancelled. `found` tells which instances there are already."""
         async with anyio.create_task_group() as group:
-            group.start_soon(self.idle.run, found)
-            group.start_soon(self.expiry.run, found)
-            group.start_soon(self.schedules.run, found)
+            for keeper in (self.idle, self.expiry, self.schedules, self.health, self.restarts):
+                group.start_soon(keeper.run, _as_they_are(found))
+
+
+def _as_they_are(found: Callable[[], Iterable[InstanceRecord]]) -> Iterator[InstanceRecord]:
+    """Yield what there is by the time that somebody looks: `see` may have been told more by then."""
+    yield from found()

@@ -13,6 +13,7 @@ from ramet.wire_api.auto_standby import AutoStandbyPolicy
 from ramet.wire_api.compression import SnapshotPolicy
 from ramet.wire_api.errors import Error
 from ramet.wire_api.pools import ForkPool
+from ramet.wire_api.supervision import HealthCheck, HealthStatus, RestartPolicy, RestartStatus
 
 API_VERSION: Final = "0.3.0"
 """Version of the compatible API, not of ramet."""
@@ -66,6 +67,13 @@ class Instance:
     network: InstanceNetwork | None = None
     snapshot_policy: SnapshotPolicy | None = None
     auto_standby: AutoStandbyPolicy | None = None
+    health_check: HealthCheck | None = None
+    health_status: HealthStatus | None = None
+    restart_policy: RestartPolicy | None = None
+    restart_status: RestartStatus | None = None
+    current_phase: str | None = None
+    current_phase_since: str | None = None
+    phase_durations_ms: Mapping[str, int] | None = None
     has_snapshot: bool = False
     exit_code: int | None = None
     exit_message: str | None = None
@@ -120,8 +128,8 @@ class CreateInstance:
     volumes: tuple[Mapping[str, Any], ...] | None = None
     snapshot_policy: SnapshotPolicy | None = None
     auto_standby: AutoStandbyPolicy | None = None
-    health_check: Mapping[str, Any] | None = None
-    restart_policy: Mapping[str, Any] | None = None
+    health_check: HealthCheck | None = None
+    restart_policy: RestartPolicy | None = None
     fork_pool: int | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN
@@ -131,14 +139,15 @@ class CreateInstance:
 class UpdateInstance:
     """The body of `PATCH /instances/{id}`: what is given counts from here on, the rest stays as it is.
 
-    Of `auto_standby`, too, what is not given stays. A `ttl` counts from now; of zero, it ends `expires_at`.
+    Of policies and of the check, too, what is not given stays. A `ttl` counts from now; of zero, it ends
+    `expires_at`.
     """
 
     auto_standby: AutoStandbyPolicy | None = None
     env: Mapping[str, str] | None = None
     expires_at: str | None = None
-    health_check: Mapping[str, Any] | None = None
-    restart_policy: Mapping[str, Any] | None = None
+    health_check: HealthCheck | None = None
+    restart_policy: RestartPolicy | None = None
     ttl: str | None = None
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = _FORBID_UNKNOWN

@@ -1,0 +1,35 @@
+"""Durations and counts of requests, which must lie within bounds."""
+
+from ramet.core.errors import Invalid
+from ramet.core.units import format_duration, parse_duration
+
+
+def bounded_duration(field: str, text: str | None, default_s: float, min_s: float, max_s: float) -> float:
+    """Return the seconds that `text` stands for; None: `default_s`.
+
+    Raises:
+        Invalid: it is no duration, or out of bounds; it names the field.
+    """
+    if text is None:
+        return default_s
+    try:
+        duration_s = parse_duration(text)
+    except Invalid as error:
+        raise Invalid(error.message, remedy=error.remedy, field=field) from error
+    if not min_s <= duration_s <= max_s:
+        bounds = f"from {format_duration(min_s)} to {format_duration(max_s)}"
+        raise Invalid(f"{field} is {text}", remedy=f"use a duration {bounds}", field=field)
+    return duration_s
+
+
+def bounded_count(field: str, count: int | None, default: int, least: int, most: int) -> int:
+    """Return `count`; None: `default`.
+
+    Raises:
+        Invalid: it is out of bounds; it names the field.
+    """
+    if count is None:
+        return default
+    if not least <= count <= most:
+        raise Invalid(f"{field} is {count}", remedy=f"use {least} to {most}", field=field)
+    return count
