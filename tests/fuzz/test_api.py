@@ -14,7 +14,7 @@ from ramet.instance.fleet_types import InstanceView
 
 EXAMPLE_COUNT = 6  # Of right and of wrong requests each.
 SEED = 1
-SEQUENCE_COUNT = 60
+SEQUENCE_COUNT = 90
 STEP_COUNT = 12
 
 pytestmark = [
