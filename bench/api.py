@@ -115,6 +115,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
         SiteResources(site),
         keepers.idle,
         keepers.schedules,
+        keepers.reclaims,
         facts,
         answers=KeptAnswers(AnswerStore()),
         auth=TokenAuth(SECRET),
@@ -122,7 +123,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
     server, turns = HttpServer(app, listener), Turns()
     async with anyio.create_task_group() as group:
         group.start_soon(keep_searches_short)
-        group.start_soon(keepers.run, [view.record for view in daemon.fleet.list()])
+        group.start_soon(keepers.run, lambda: [view.record for view in daemon.fleet.list()])
         group.start_soon(server.serve)
         print(listener.getsockname()[1], file=told, flush=True)
         while await to_thread.run_sync(sys.stdin.readline):

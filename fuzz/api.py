@@ -33,6 +33,7 @@ from ramet.store.answers import AnswerStore
 from tests.api.stand_in import FACTS, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_images import StandInCatalog
+from tests.api.stand_in_reclaims import StandInReclaims
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
@@ -88,7 +89,7 @@ class Api:
         self._answers = KeptAnswers(AnswerStore())
         self._snapshots = StandInSnapshots(self._fleet)
         self._schedules = StandInSchedules(self._fleet, self._snapshots)
-        kept = (StandInIdle(self._fleet), self._schedules)
+        kept = (StandInIdle(self._fleet), self._schedules, StandInReclaims(self._fleet))
         served = (self._fleet, self._catalog, self._snapshots, StandInResources(self._fleet), *kept)
         app = create_app(*served, FACTS, answers=self._answers, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)

@@ -11,6 +11,7 @@ from ramet.store.answers import AnswerStore
 from tests.api.stand_in import FACTS, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_images import StandInCatalog
+from tests.api.stand_in_reclaims import StandInReclaims
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
@@ -21,7 +22,8 @@ def document() -> dict[str, Any]:
     fleet = StandInFleet()
     try:
         snapshots = StandInSnapshots(fleet)
-        host = (StandInResources(fleet), StandInIdle(fleet), StandInSchedules(fleet, snapshots), FACTS)
+        kept = (StandInIdle(fleet), StandInSchedules(fleet, snapshots), StandInReclaims(fleet))
+        host = (StandInResources(fleet), *kept, FACTS)
         served = (fleet, StandInCatalog(), snapshots, *host)
         return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=None).openapi()
     finally:

@@ -46,6 +46,7 @@ from ramet.store.answers import AnswerStore
 from tests.api.stand_in_files import StandInFiles
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_images import StandInCatalog
+from tests.api.stand_in_reclaims import StandInReclaims
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
@@ -184,7 +185,7 @@ class StandInFleet:
 
     `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
     names that cannot be made; `files` the root of every guest; `degraded` why none is limited as asked;
-    `limits` what instances are admitted to; `compression` what the last standby said.
+    `limits` what instances are admitted to; `balloons` what guests were asked to give back; `compression` what the last standby said.
     """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
@@ -200,6 +201,7 @@ class StandInFleet:
         Limit(Resource.DISK, 100 << 40, 1.0),
     )
     minted_count: int = 0
+    balloons: dict[InstanceId, int] = field(default_factory=dict)
     _records: dict[InstanceId, InstanceRecord] = field(default_factory=dict)
 
     def mint_id(self) -> str:
@@ -430,7 +432,8 @@ def serve() -> Iterator[Served]:
         fleet, catalog = StandInFleet(), StandInCatalog()
         snapshots = StandInSnapshots(fleet)
         schedules = StandInSchedules(fleet, snapshots)
-        host = (StandInResources(fleet), StandInIdle(fleet), schedules, FACTS)
+        kept = (StandInIdle(fleet), schedules, StandInReclaims(fleet))
+        host = (StandInResources(fleet), *kept, FACTS)
         served = (fleet, catalog, snapshots, *host)
         answers = KeptAnswers(AnswerStore())
         servers = [

@@ -29,6 +29,7 @@ IMPORT: Final = {"path": "/nowhere"}
 PULL: Final = {"name": "debian:12"}
 
 POOL: Final = {"size": 2}
+RECLAIM: Final = {"reclaim_bytes": 1 << 20}
 SCHEDULE: Final = {"interval": "1h", "retention": {"max_count": 3}}
 METHODS: Final = {
     "/instances/src": "PATCH",
@@ -40,6 +41,8 @@ METHODS: Final = {
 WRONG: Final[dict[str, tuple[object, ...]]] = {
     "text": (None, True, 7, 1.5, [], {}, ["a"], "", "\0", "x" * 5000, "../..", "a b", "é", "a\nb"),
     "number": ("x", "1x", [], {}, 1.5, -1, 0, 1 << 63, 1 << 64, "9" * 30, None),
+    "reason": (7, [], {}, "x" * 257),
+    "amount": ("x", [], {}, 1.5, -1, 1 << 63, "9" * 30, None),
     "pool size": ("x", [], {}, 1.5, -1, 901, 1 << 64, "9" * 30, None),
     "size": (
         7,
@@ -90,6 +93,7 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/snapshots/snap/fork": (SNAPSHOT_FORK, ("name",)),
     "/snapshots/snap/forks": (FORKS, ("name_prefix", "count")),
     "/instances/src/snapshot-schedule": (SCHEDULE, ("interval", "retention")),
+    "/resources/memory/reclaim": (RECLAIM, ("reclaim_bytes",)),
     "/images/import": (IMPORT, ("path",)),
     "/images": (PULL, ("name",)),
     TAG: ({"target": "mine:1"}, ("target",)),
@@ -150,6 +154,10 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances/src/snapshot-schedule", SCHEDULE, "name_prefix", "text"),
     ("/instances/src/snapshot-schedule", SCHEDULE, "metadata", "tags"),
     ("/instances/src/snapshot-schedule", SCHEDULE, "retention", "object"),
+    ("/resources/memory/reclaim", RECLAIM, "reclaim_bytes", "amount"),
+    ("/resources/memory/reclaim", RECLAIM, "hold_for", "duration"),
+    ("/resources/memory/reclaim", RECLAIM, "dry_run", "flag"),
+    ("/resources/memory/reclaim", RECLAIM, "reason", "reason"),
     (RESTORE, {}, "target_state", "text"),
     (RESTORE, {}, "target_hypervisor", "text"),
     ("/snapshots/snap/fork", SNAPSHOT_FORK, "name", "text"),
@@ -223,6 +231,10 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "0"}}),
     ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "soon", "max_count": 1}}),
     ("/instances/src/snapshot-schedule", {**SCHEDULE, "retention": {"max_age": "90000h"}}),
+    ("/resources/memory/reclaim", {**RECLAIM, "later": 1}),
+    ("/resources/memory/reclaim", {**RECLAIM, "hold_for": "999ms"}),
+    ("/resources/memory/reclaim", {**RECLAIM, "hold_for": "169h"}),
+    ("/resources/memory/reclaim", {**RECLAIM, "reason": "x" * 257}),
     (RESTORE, {"later": 1}),
     (RESTORE, {"target_hypervisor": "firecracker"}),
     ("/snapshots/snap/fork", {**SNAPSHOT_FORK, "later": 1}),

@@ -445,6 +445,7 @@ def calls_of_the_official_client() -> list[tuple[str, str]]:
 
 
 SUPPORTED = {
+    ("POST", "/resources/memory/reclaim"),
     ("GET", "/instances/{id}/snapshot-schedule"),
     ("PUT", "/instances/{id}/snapshot-schedule"),
     ("DELETE", "/instances/{id}/snapshot-schedule"),

@@ -37,7 +37,7 @@ METHODS: Final[Mapping[str, Method]] = {
     "health.check": WORKS,
     "capabilities.get": WORKS,
     "resources.get": WORKS,
-    "resources.reclaim_memory": LATER,
+    "resources.reclaim_memory": WORKS,
     "images.create": WORKS,
     "images.list": WORKS,
     "images.get": WORKS,

@@ -112,5 +112,6 @@ def _app(daemon: Daemon, keepers: Keepers) -> FastAPI:
     site = daemon.site
     facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
     resources = SiteResources(site)
-    served = (daemon.fleet, site.images, daemon.snapshots, resources, keepers.idle, keepers.schedules, facts)
+    kept = (keepers.idle, keepers.schedules, keepers.reclaims)
+    served = (daemon.fleet, site.images, daemon.snapshots, resources, *kept, facts)
     return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=TokenAuth(SECRET))

@@ -83,6 +83,20 @@ def test_the_examples_of_standby_and_snapshots_work(tmp_path_factory: pytest.Tem
     assert "spoilt" not in done.stdout
 
 
+def test_the_examples_of_reclaim_work(tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / "docs/resources.md").read_text())
+    folder = tmp_path_factory.mktemp("r")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    made = "python examples/make_image.py box; ramet image import box --name box:1\n"
+    done = run_session(folder, made + commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("big ")] == [
+        ["1.0GB", "planned"],
+        ["768.0MB", "applied"],
+        ["1.0GB", "applied"],
+    ], done.stdout
+
+
 def test_the_example_of_hypervisors_works(tmp_path_factory: pytest.TempPathFactory) -> None:
     [commands] = EXAMPLE.findall((PROJECT / "docs/hypervisors.md").read_text())
     folder = tmp_path_factory.mktemp("h")

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ramet.core.errors import RametError
-from ramet.daemon.config import Settings
+from ramet.daemon.config import ActiveBallooningSettings, HypervisorSettings, MemorySettings, Settings
 from ramet.daemon.wiring import running
 from ramet.wire_api.instances import CreateInstance
 from tests.net.namespaces import Namespace, own_namespace, run_ip
@@ -70,7 +70,12 @@ def scratch() -> Iterator[Path]:
 async def site(far_side: Namespace, scratch: Path, kernel_package: Path | None) -> AsyncIterator[Site]:
     """Return the parts of a running daemon that has the test image."""
     write_image(scratch / "image")
-    settings = Settings(data_dir=scratch / "data", kernel_package=kernel_package)
+    floor = ActiveBallooningSettings(protected_floor_min_bytes=64 << 20)  # The guests are small.
+    settings = Settings(
+        data_dir=scratch / "data",
+        kernel_package=kernel_package,
+        hypervisor=HypervisorSettings(memory=MemorySettings(active_ballooning=floor)),
+    )
     async with running(settings) as parts:
         image = await parts.images.import_path(scratch / "image", name=IMAGE)
         site = Site(parts, image.digest, scratch / "data", far_side)

@@ -11,6 +11,7 @@ from typing import Final
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
 from ramet.core.errors import Broken
+from ramet.core.guest_memory import HostMemory
 
 CPU_RATIO: Final = 128.0
 MEMORY_RATIO: Final = 4.0
@@ -76,10 +77,19 @@ def _limit(resource: Resource, capacity: int | None, ratio: float, configured: i
     return Limit(resource, capacity, ratio, "detected" if configured is None else "configured")
 
 
-def _memory_bytes(meminfo: Path) -> int:
-    """Return MemTotal of /proc/meminfo, see proc_meminfo(5)."""
+def host_memory(meminfo: Path = Path("/proc/meminfo")) -> HostMemory:
+    """Return how much memory there is, and how much of it somebody new could have (MemAvailable).
+
+    Raises:
+        CapacityUnknown: the kernel does not tell.
+    """
+    return HostMemory(_memory_bytes(meminfo), _memory_bytes(meminfo, "MemAvailable"))
+
+
+def _memory_bytes(meminfo: Path, fact: str = "MemTotal") -> int:
+    """Return a fact of /proc/meminfo, see proc_meminfo(5)."""
     try:
-        line = next(line for line in meminfo.read_text().splitlines() if line.startswith("MemTotal:"))
+        line = next(line for line in meminfo.read_text().splitlines() if line.startswith(f"{fact}:"))
         return int(line.split()[1]) << 10
     except (OSError, StopIteration, ValueError, IndexError) as error:
         raise CapacityUnknown(

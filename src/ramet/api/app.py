@@ -16,6 +16,7 @@ from ramet.api import (
     files_routes,
     image_routes,
     instance_routes,
+    reclaim,
     resource_routes,
     schedules,
     snapshot_routes,
@@ -28,7 +29,15 @@ from ramet.api.description import Described
 from ramet.api.errors import install
 from ramet.api.facts import HostFacts
 from ramet.api.idempotency import Idempotency, KeptAnswers
-from ramet.api.ports import CatalogPort, FleetPort, IdlePort, ResourcesPort, SchedulesPort, SnapshotsPort
+from ramet.api.ports import (
+    CatalogPort,
+    FleetPort,
+    IdlePort,
+    ReclaimPort,
+    ResourcesPort,
+    SchedulesPort,
+    SnapshotsPort,
+)
 from ramet.api.request_id import NameRequests
 from ramet.api.strict_json import check_body
 from ramet.wire_api.errors import Error
@@ -67,13 +76,14 @@ def create_app(
     resources: ResourcesPort,
     idle: IdlePort,
     scheduled: SchedulesPort,
+    reclaims: ReclaimPort,
     facts: HostFacts,
     *,
     answers: KeptAnswers,
     auth: TokenAuth | None,
 ) -> FastAPI:
     """Return the API over `fleet`, `catalog`, `snapshots`, the host's `resources`, and what goes by itself:
-    `idle` instances and `scheduled` snapshots.
+    `idle` instances, `scheduled` snapshots, and what `reclaims` memory.
 
     Args:
         answers: what requests that may be sent again were answered; of all apps over one fleet.
@@ -92,6 +102,7 @@ def create_app(
     install(app)
     app.include_router(system_routes.router(app, facts))
     app.include_router(resource_routes.router(fleet, resources))
+    app.include_router(reclaim.router(reclaims))
     # Before the images: a name may hold slashes, and its route would take their calls.
     app.include_router(unsupported.router())
     app.include_router(instance_routes.router(fleet, catalog, facts))

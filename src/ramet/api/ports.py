@@ -24,6 +24,7 @@ from ramet.instance.fleet_types import (
     WaitOutcome,
 )
 from ramet.policies.idle import IdleStatus
+from ramet.policies.reclaiming import Reclaimed
 
 LogSource = Literal["app", "vmm", "hypeman"]
 
@@ -138,6 +139,16 @@ class SchedulesPort(Protocol):
         ...
 
     def delete(self, ref: str) -> None: ...
+
+
+class ReclaimPort(Protocol):
+    """Who takes memory back from guests."""
+
+    async def reclaim(
+        self, wanted_bytes: int, hold_s: float, *, is_dry_run: bool = False, reason: str = ""
+    ) -> Reclaimed:
+        """Have guests give back so much in all for `hold_s`, in the place of any earlier request."""
+        ...
 
 
 class ResourcesPort(Protocol):

@@ -44,7 +44,6 @@ UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
     ("GET", "/pushes", "pushes.list"),
     ("POST", "/pushes", "pushes.create"),
     ("GET", "/pushes/{id}", "pushes.get"),
-    ("POST", "/resources/memory/reclaim", "resources.reclaim_memory"),
 )
 """Method, path and name in the official client."""
 

@@ -37,6 +37,7 @@ _COMMANDS: Final = {
     "pull": "ramet.cli.images",
     "image": "ramet.cli.images",
     "resources": "ramet.cli.resources",
+    "reclaim": "ramet.cli.reclaim",
     "doctor": "ramet.cli.doctor",
     "setup": "ramet.cli.setup",
     "token": "ramet.cli.server",

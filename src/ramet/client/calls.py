@@ -25,6 +25,7 @@ from ramet.wire_api.instances import (
 from ramet.wire_api.pools import SetForkPool
 
 if TYPE_CHECKING:
+    from ramet.wire_api.reclaim import MemoryReclaim, ReclaimMemory
     from ramet.wire_api.resources import Resources
     from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
     from ramet.wire_api.snapshots import (
@@ -102,6 +103,13 @@ def resources() -> "Call[Resources]":
     from ramet.wire_api.resources import Resources
 
     return Call("GET", "/resources", _reader(Resources))
+
+
+def reclaim_memory(body: "ReclaimMemory") -> "Call[MemoryReclaim]":
+    """Have guests give memory back."""
+    from ramet.wire_api.reclaim import MemoryReclaim
+
+    return Call("POST", "/resources/memory/reclaim", _reader(MemoryReclaim), body)
 
 
 def metrics() -> Call[str]:

@@ -29,6 +29,7 @@ from ramet.wire_api.instances import (
 
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
+    from ramet.wire_api.reclaim import MemoryReclaim, ReclaimMemory
     from ramet.wire_api.resources import Resources
     from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
     from ramet.wire_api.snapshots import (
@@ -66,6 +67,10 @@ class Client:
 
     def resources(self) -> "Resources":
         return self._send(calls.resources())
+
+    def reclaim_memory(self, body: "ReclaimMemory") -> "MemoryReclaim":
+        """Have running guests give memory back to the host for a while."""
+        return self._send(calls.reclaim_memory(body))
 
     def metrics(self) -> str:
         """Return the server's figures, in Prometheus' text format."""

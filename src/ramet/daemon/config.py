@@ -50,6 +50,7 @@ from ramet.pager.graduation import GraduationConfig
 from ramet.policies.checks import MAX_CONCURRENT as HEALTH_MAX_CONCURRENT
 from ramet.policies.idle import MAX_CONCURRENT as IDLE_MAX_CONCURRENT
 from ramet.policies.idle import IdleConfig
+from ramet.policies.reclaim import ReclaimConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
@@ -112,6 +113,7 @@ def _check_registry(text: str) -> str:
     return text
 
 
+Percent = Annotated[int, Field(ge=0, le=100)]
 RegistryHost = Annotated[str, AfterValidator(_check_registry)]
 
 
@@ -192,6 +194,33 @@ class GraduationSettings(BaseModel, extra="forbid"):
         )
 
 
+class ActiveBallooningSettings(BaseModel, extra="forbid"):
+    """What no guest is asked for, and when the host is short of memory; in percent, and bytes."""
+
+    pressure_high_watermark_available_percent: Percent = 10
+    pressure_low_watermark_available_percent: Percent = 15
+    protected_floor_percent: Percent = 50
+    protected_floor_min_bytes: Annotated[NonNegativeInt, BeforeValidator(_parse_bytes)] = 512 << 20
+
+
+class MemorySettings(BaseModel, extra="forbid"):
+    """Whether guests can be asked to give memory back, and how much."""
+
+    reclaim_enabled: bool = True
+    active_ballooning: ActiveBallooningSettings = ActiveBallooningSettings()
+
+    def config(self) -> ReclaimConfig:
+        """Return the part `ramet.policies` understands."""
+        asked = self.active_ballooning
+        return ReclaimConfig(
+            is_enabled=self.reclaim_enabled,
+            floor_percent=asked.protected_floor_percent,
+            floor_bytes_min=asked.protected_floor_min_bytes,
+            high_watermark_percent=asked.pressure_high_watermark_available_percent,
+            low_watermark_percent=asked.pressure_low_watermark_available_percent,
+        )
+
+
 class HypervisorSettings(BaseModel, extra="forbid"):
     """What runs the guests: `default` for an instance that names none; None: the first that this host has.
 
@@ -208,6 +237,7 @@ class HypervisorSettings(BaseModel, extra="forbid"):
     firecracker_max_concurrent_restores: PositiveInt = 32
     firecracker_uffd_graduation: GraduationSettings = GraduationSettings()
     firecracker_binary_path: Path | None = None
+    memory: MemorySettings = MemorySettings()
 
     @property
     def uses_pager(self) -> bool:

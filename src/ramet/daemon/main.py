@@ -77,6 +77,7 @@ async def _serve(settings: Settings) -> None:
                 parts.resources,
                 parts.keepers.idle,
                 parts.keepers.schedules,
+                parts.keepers.reclaims,
                 facts,
             )
             answers = KeptAnswers(parts.answers)

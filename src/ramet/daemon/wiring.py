@@ -12,7 +12,7 @@ import structlog
 from anyio import to_thread
 
 from ramet.admission.admission import Admission
-from ramet.admission.capacity import host_limits, network_limit
+from ramet.admission.capacity import host_limits, host_memory, network_limit
 from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, PAGER_PROGRAM, WRITEWATCH_LIBRARY, native_program
 from ramet.core.errors import Broken
@@ -22,6 +22,7 @@ from ramet.daemon.config import Settings
 from ramet.daemon.stranded import end_stranded
 from ramet.disks.layers import LayerStore
 from ramet.effects.counting import SiteResources
+from ramet.effects.guest_memory import SiteGuests
 from ramet.effects.performer import SitePerformer
 from ramet.effects.probes import Probes
 from ramet.effects.reconcile import reconcile
@@ -41,6 +42,7 @@ from ramet.policies.checks import HealthKeeper
 from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
 from ramet.policies.keepers import Keepers
+from ramet.policies.reclaiming import ReclaimKeeper
 from ramet.policies.restarts import RestartKeeper
 from ramet.policies.schedules import ScheduleKeeper
 from ramet.snapshots.catalog import SnapshotCatalog
@@ -48,6 +50,7 @@ from ramet.snapshots.schedules import ScheduleStore
 from ramet.snapshots.store import CaptureStore
 from ramet.store.answers import AnswerStore
 from ramet.store.database import Database
+from ramet.store.holds import HoldFile
 from ramet.store.paths import DataFolder
 from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from ramet.vmm.firecracker.driver import FirecrackerDriver
@@ -167,7 +170,10 @@ def make_keepers(
     probes = Probes(network, fleet.open_exec)
     health = HealthKeeper(probes, tell_health, settings.health.max_concurrent)
     schedules = ScheduleKeeper(fleet, snapshots, ScheduleStore(site.folder.schedules))
-    keepers = Keepers(idle, ExpiryKeeper(fleet), schedules, health, RestartKeeper(fleet))
+    guests = SiteGuests(site, lambda: (view.record for view in fleet.list()))
+    memory = settings.hypervisor.memory.config()
+    reclaims = ReclaimKeeper(guests, HoldFile(site.folder.reclaim), host_memory, memory)
+    keepers = Keepers(idle, ExpiryKeeper(fleet), schedules, reclaims, health, RestartKeeper(fleet))
     performer.ask_health(health.health)
     performer.watch(keepers.see)
     performer.watch_execs(idle.execs_changed)

@@ -9,17 +9,21 @@ from ramet.core.spec import InstanceRecord
 from ramet.policies.checks import HealthKeeper
 from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
+from ramet.policies.reclaiming import ReclaimKeeper
 from ramet.policies.restarts import RestartKeeper
 from ramet.policies.schedules import ScheduleKeeper
 
 
 @dataclass(frozen=True, slots=True)
 class Keepers:
-    """Who has instances sleep, go, be kept in snapshots, be asked how they do and be started again."""
+    """Who has instances sleep, go, be kept in snapshots, give memory back, be asked how they do and be
+    started again.
+    """
 
     idle: IdleKeeper
     expiry: ExpiryKeeper
     schedules: ScheduleKeeper
+    reclaims: ReclaimKeeper
     health: HealthKeeper
     restarts: RestartKeeper
 
@@ -28,13 +32,21 @@ class Keepers:
         self.idle.see(record)
         self.expiry.see(record)
         self.schedules.see(record)
+        self.reclaims.see(record)
         self.health.see(record)
         self.restarts.see(record)
 
     async def run(self, found: Callable[[], Iterable[InstanceRecord]] = tuple) -> None:
         """Keep them to their rules, until cancelled. `found` tells which instances there are already."""
         async with anyio.create_task_group() as group:
-            for keeper in (self.idle, self.expiry, self.schedules, self.health, self.restarts):
+            for keeper in (
+                self.idle,
+                self.expiry,
+                self.schedules,
+                self.reclaims,
+                self.health,
+                self.restarts,
+            ):
                 group.start_soon(keeper.run, _as_they_are(found))
 
 

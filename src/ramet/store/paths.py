@@ -12,6 +12,7 @@ DATA/
   snapshots/               named snapshots, see ramet.snapshots.catalog
   schedules/               when they are taken, see ramet.snapshots.schedules
   pagers/                  see ramet.pager.supervisor; not there without
+  reclaim.json             see ramet.store.holds
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
 """
@@ -57,6 +58,7 @@ class DataFolder:
         self.snapshots = self.root / "snapshots"
         self.schedules = self.root / "schedules"
         self.pagers = self.root / "pagers"
+        self.reclaim = self.root / "reclaim.json"
         self.instances = self.root / "instances"
         for folder in (
             self.images,

@@ -404,6 +404,14 @@ class Ballooned(Vm):
             BalloonUnsupported: what would be given back belongs to others.
         """
 
+    @abstractmethod
+    async def demand_inflatable(self) -> None:
+        """Check that it can be asked to give anything back at all.
+
+        Raises:
+            BalloonUnsupported: what would be given back belongs to others.
+        """
+
 
 class Restored(Vm):
     """A Vm that was started to receive a capture and waits for it."""

@@ -180,6 +180,9 @@ class CloudHypervisorVm(RestVm, Resizable, Ballooned):
     async def balloon_bytes(self) -> int:
         return (await self._size()).balloon_bytes
 
+    async def demand_inflatable(self) -> None:
+        (await self._size()).demand_balloon(1)
+
     async def set_balloon(self, balloon_bytes: int) -> None:
         async with self._pausing:
             (await self._size()).demand_balloon(balloon_bytes)

@@ -26,6 +26,7 @@ from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
 from ramet.vmm.fake.process import DEVICES_FORMAT, pack_memory
 from ramet.vmm.port import (
+    Ballooned,
     Capture,
     CaptureFormat,
     ExitReason,
@@ -105,7 +106,7 @@ class _Monitor(asyncio.Protocol):
             await self.lost.wait()
 
 
-class FakeVm(LiveCapture, Restored):
+class FakeVm(LiveCapture, Restored, Ballooned):
     """One process and our connection to its monitor."""
 
     def __init__(self, process: HeldProcess, folder: Path, faults: Faults, timeout_s: float) -> None:
@@ -221,6 +222,17 @@ class FakeVm(LiveCapture, Restored):
     async def collapse_disk(self, base: Path) -> None:
         async with self._faults.around("collapse_disk"):
             await self._do("collapse_disk", base=str(base))
+
+    async def balloon_bytes(self) -> int:
+        async with self._faults.around("balloon_bytes"):
+            return int((await self._do("query"))["balloon_bytes"])
+
+    async def demand_inflatable(self) -> None:
+        return
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        async with self._faults.around("set_balloon"):
+            await self._do("set_balloon", balloon_bytes=balloon_bytes)
 
     async def load(self, capture: Capture) -> None:
         try:

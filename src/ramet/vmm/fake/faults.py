@@ -34,6 +34,8 @@ Call = Literal[
     "top_layer",
     "collapse_disk",
     "load",
+    "balloon_bytes",
+    "set_balloon",
 ]
 """What can be made to fail. "stop" and "cont" are the two ends of `paused`."""
 

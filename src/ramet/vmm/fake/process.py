@@ -57,6 +57,7 @@ class FakeVmm:
         layers = [Path(layer) for layer in options["layers"]]
         self._guest = Guest(new_memory(), layers, self._print)
         self._paused = self._memory is not None
+        self._balloon_bytes = 0
 
     def run(self) -> None:
         """Serve until the guest ends."""
@@ -168,6 +169,7 @@ class FakeVmm:
             "top": str(self._guest.layers[0]),
             "prepared": [str(layer) for layer in self._prepared],
             "memory": self._guest.memory,
+            "balloon_bytes": self._balloon_bytes,
         }
 
     def do_prepare_disk(self, layer: str) -> None:
@@ -191,6 +193,10 @@ class FakeVmm:
     def do_collapse_disk(self, base: str) -> None:
         """Draw the chain together."""
         self._guest.layers = draw_together(self._guest.layers, Path(base))
+
+    def do_set_balloon(self, balloon_bytes: int) -> None:
+        """Have the guest give so much back; it has nothing to spare, and does not."""
+        self._balloon_bytes = balloon_bytes
 
     def do_load(self, devices: str) -> None:
         """Take a capture and run. What cannot be loaded ends the process."""

@@ -21,6 +21,8 @@ KERNEL_ARGUMENTS: Final = "console=ttyS0 quiet panic=-1 net.ifnames=0 ipv6.disab
 
 NAME_PREFIX: Final = "ramet-"
 LAYER_NODE_PREFIX: Final = "n-"
+BOOTED_MEMORY: Final = "memory-backend-ram"
+"""The kind of memory of a guest that was booted: pages that nobody else has."""
 CPUINFO: Final = Path("/proc/cpuinfo")
 
 
@@ -103,7 +105,7 @@ def command_line(
         *("-mon", "chardev=monitor,mode=control"),
     ]
     if memory_path is None:
-        arguments += ["-object", f"memory-backend-ram,{memory}"]
+        arguments += ["-object", f"{BOOTED_MEMORY},{memory}"]
         arguments += ["-kernel", str(machine.kernel), "-initrd", str(machine.initramfs)]
         arguments += ["-append", _kernel_arguments(board, is_emulated=emulated)]
     else:

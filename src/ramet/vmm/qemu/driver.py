@@ -35,6 +35,7 @@ from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, r
 from ramet.linux.processor import read_processor
 from ramet.linux.writewatch import prepared
 from ramet.vmm.port import (
+    Ballooned,
     Capture,
     CaptureFormat,
     ExitReason,
@@ -47,6 +48,7 @@ from ramet.vmm.port import (
     VmmSilent,
     VmmUnsupported,
 )
+from ramet.vmm.qemu.balloon import Balloon
 from ramet.vmm.qemu.board import Q35, Board
 from ramet.vmm.qemu.command import (
     LAYER_NODE_PREFIX,
@@ -88,7 +90,7 @@ class _Built:
     accelerator: str
 
 
-class QemuVm(LiveCapture, Restored):
+class QemuVm(LiveCapture, Restored, Ballooned):
     """One QEMU process and our session with its monitor."""
 
     def __init__(
@@ -99,6 +101,7 @@ class QemuVm(LiveCapture, Restored):
         self._process, self._board, self._folder, self._built = process, board, folder, built
         self._timeouts = timeouts
         self._monitor = Monitor(timeouts.command_s)
+        self._balloon = Balloon(self._monitor, built.memory_bytes)
         self._copier: Copier | None = None
         self._top_node: str | None = None
         self._pausing = anyio.Lock()
@@ -161,6 +164,17 @@ class QemuVm(LiveCapture, Restored):
     async def detach(self) -> None:
         self._process.close()
         await self._monitor.disconnect()
+
+    # Its size
+
+    async def balloon_bytes(self) -> int:
+        return await self._balloon.asked_bytes()
+
+    async def demand_inflatable(self) -> None:
+        await self._balloon.demand_inflatable()
+
+    async def set_balloon(self, balloon_bytes: int) -> None:
+        await self._balloon.ask(balloon_bytes)
 
     # Capture
 
