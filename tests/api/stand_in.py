@@ -154,6 +154,10 @@ class GuestCommand:
             for line in lines:
                 if line == b"exit":
                     return
+                if line == b"exit when resized twice":
+                    while len(self.sizes) < 3:  # The first is what it began with.
+                        await self._changed.wait()
+                    return
                 if line == b"break":
                     raise Broken("the guest went away")
                 yield b"said " + line.replace(b"\x03", b"^C") + b"\r\n"

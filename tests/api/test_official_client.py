@@ -403,7 +403,7 @@ def test_exec_on_a_terminal_is_told_its_size_and_each_new_one(client: Hypeman, s
         rows=30,
         cols=100,
         resize=[(31, 101), (32, 102)],
-        stdin=b"hi\rexit\r",
+        stdin=b"hi\rexit when resized twice\r",  # Once it ends, the client could send no more.
     )
     assert (b"size 30x100" in result.output, result.exit_code) == (True, 7)
     assert served.fleet.commands[0].command.tty == WindowSize(30, 100)
