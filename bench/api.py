@@ -37,7 +37,7 @@ from ramet.cli.output import print_table
 from ramet.core.ids import InstanceId, mint_id
 from ramet.core.spec import InstanceIdentity, InstanceRecord, State
 from ramet.daemon.config import Settings
-from ramet.daemon.garbage import keep_searches_short
+from ramet.daemon.garbage import short_searches
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
 from ramet.images import Catalog, ImageLimits
@@ -121,8 +121,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
         auth=TokenAuth(SECRET),
     )
     server, turns = HttpServer(app, listener), Turns()
-    async with anyio.create_task_group() as group:
-        group.start_soon(keep_searches_short)
+    async with short_searches(), anyio.create_task_group() as group:
         group.start_soon(keepers.run, lambda: [view.record for view in daemon.fleet.list()])
         group.start_soon(server.serve)
         print(listener.getsockname()[1], file=told, flush=True)

@@ -7,7 +7,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ramet.daemon.garbage import keep_searches_short
+from ramet.daemon.garbage import short_searches
 
 TIMEOUT_S = 30.0
 
@@ -27,8 +27,7 @@ def cycle() -> Node:
 
 
 async def test_what_survived_a_whole_search_is_not_looked_at_again() -> None:
-    async with anyio.create_task_group() as group:
-        group.start_soon(keep_searches_short)
+    async with short_searches():
         await anyio.wait_all_tasks_blocked()
         assert gc.get_freeze_count() > 0
         kept = cycle()
@@ -39,15 +38,13 @@ async def test_what_survived_a_whole_search_is_not_looked_at_again() -> None:
         gc.collect()
         assert gone() is not None
         assert young() is None
-        group.cancel_scope.cancel()
     assert gc.get_freeze_count() == 0
     gc.collect()
     assert gone() is None
 
 
 async def test_old_cycles_are_found_by_the_next_whole_search() -> None:
-    async with anyio.create_task_group() as group:
-        group.start_soon(keep_searches_short, 0.01)
+    async with short_searches(0.01):
         await anyio.wait_all_tasks_blocked()
         kept = cycle()
         gone = weakref.ref(kept)
@@ -56,4 +53,3 @@ async def test_old_cycles_are_found_by_the_next_whole_search() -> None:
         with anyio.fail_after(TIMEOUT_S):
             while gone() is not None:
                 await anyio.lowlevel.checkpoint()
-        group.cancel_scope.cancel()

@@ -7,6 +7,8 @@ are not found, which is made up for once in a while.
 """
 
 import gc
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Final, Literal
 
 import anyio
@@ -16,17 +18,25 @@ OLDEST: Final = 2
 """The generation whose search is a whole one."""
 
 
-async def keep_searches_short(whole_interval_s: float = WHOLE_INTERVAL_S) -> None:
-    """Do so until cancelled, with a whole search now and then."""
+@asynccontextmanager
+async def short_searches(whole_interval_s: float = WHOLE_INTERVAL_S) -> AsyncIterator[None]:
+    """Keep searches short inside, with a whole one at once and now and then."""
     gc.callbacks.append(_set_aside)
     try:
-        while True:
-            gc.unfreeze()
-            gc.collect()
-            await anyio.sleep(whole_interval_s)
+        async with anyio.create_task_group() as group:
+            group.start_soon(_search_whole, whole_interval_s)
+            yield
+            group.cancel_scope.cancel()
     finally:
         gc.callbacks.remove(_set_aside)
         gc.unfreeze()
+
+
+async def _search_whole(interval_s: float) -> None:
+    while True:
+        gc.unfreeze()
+        gc.collect()
+        await anyio.sleep(interval_s)
 
 
 def _set_aside(phase: Literal["start", "stop"], info: dict[str, int]) -> None:

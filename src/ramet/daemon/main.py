@@ -21,7 +21,7 @@ from ramet.api.idempotency import KeptAnswers
 from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
-from ramet.daemon.garbage import keep_searches_short
+from ramet.daemon.garbage import short_searches
 from ramet.daemon.wiring import Running, running
 from ramet.linux.priority import go_first
 from ramet.linux.service import ServiceNotice, ServiceSilent
@@ -68,7 +68,7 @@ async def _serve(settings: Settings) -> None:
         anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
     ):
         tcp = _bind_tcp(settings.listen) if settings.listen else None
-        async with running(settings) as parts, anyio.create_task_group() as group:
+        async with running(settings) as parts, short_searches(), anyio.create_task_group() as group:
             facts = _host_facts(parts)
             served = (
                 parts.fleet,
@@ -85,7 +85,6 @@ async def _serve(settings: Settings) -> None:
             if tcp is not None:
                 app = create_app(*served, answers=answers, auth=TokenAuth(settings.jwt_secret))
                 servers.append(HttpServer(app, tcp))
-            group.start_soon(keep_searches_short)
             for server in servers:
                 await group.start(_run_server, server)
             log.info(
