@@ -37,6 +37,7 @@ from tests.api.stand_in_reclaims import StandInReclaims
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
+from tests.api.stand_in_volumes import StandInVolumes
 
 NOT_SUPPORTED: Final = 501  # An answer of ours, though schemathesis counts it among the server's errors.
 EXAMPLES_A_ROUND: Final = 50
@@ -90,8 +91,10 @@ class Api:
         self._snapshots = StandInSnapshots(self._fleet)
         self._schedules = StandInSchedules(self._fleet, self._snapshots)
         kept = (StandInIdle(self._fleet), self._schedules, StandInReclaims(self._fleet))
-        served = (self._fleet, self._catalog, self._snapshots, StandInResources(self._fleet), *kept)
-        app = create_app(*served, FACTS, answers=self._answers, auth=None)
+        self._volumes = StandInVolumes(self._fleet)
+        host = (StandInResources(self._fleet), *kept, FACTS)
+        served = (self._fleet, self._catalog, self._snapshots, self._volumes, *host)
+        app = create_app(*served, answers=self._answers, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:
@@ -169,6 +172,8 @@ class Api:
         self._fleet.put("src")
         self._snapshots.records.clear()
         self._snapshots.put("src", name="snap")
+        self._volumes.records.clear()
+        self._volumes.put("data")
         self._catalog.put(IMAGE)
 
     def _check(self, cases: st.SearchStrategy[AnyCase], examples: int, number: int) -> None:

@@ -26,6 +26,18 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "vmm": frozenset({"core", "linux", "wire"}),  # wire: the fake has a guest of its own.
     "boot": frozenset({"core", "linux"}),
     "images": frozenset({"core", "linux", "store"}),
+    "volumes": frozenset(
+        {
+            "core",
+            "store",
+            # An archive from a stranger is unpacked as a layer is.
+            "images.blobs",
+            "images.errors",
+            "images.limits",
+            "images.tarstream",
+            "images.unpack",
+        }
+    ),
     "guest": frozenset({"core", "linux", "wire"}),
     "snapshots": frozenset({"core", "linux", "store", "disks", "pager", "telemetry", "vmm.port"}),
     "instance": frozenset({"core", "store"}),
@@ -43,6 +55,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "snapshots",
             "store",
             "telemetry",
+            "volumes",
             "boot",
             "linux.process",  # What an instance uses is what its VMM's process does.
             "pager",
@@ -55,7 +68,17 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
     "setup": frozenset({"core", "linux", "wire_api.scopes"}),
     "doctor": frozenset({"core", "linux", "net.bridge", "net.errors", "boot.locate"}),
     "api": frozenset(
-        {"core", "admission", "wire_api", "instance", "images", "policies", "snapshots", "telemetry"}
+        {
+            "core",
+            "admission",
+            "wire_api",
+            "instance",
+            "images",
+            "policies",
+            "snapshots",
+            "telemetry",
+            "volumes.errors",
+        }
     ),
     "client": frozenset({"core", "wire_api"}),
     "cli": frozenset({"core", "client", "wire_api"}),

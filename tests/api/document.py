@@ -15,6 +15,7 @@ from tests.api.stand_in_reclaims import StandInReclaims
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
+from tests.api.stand_in_volumes import StandInVolumes
 
 
 def document() -> dict[str, Any]:
@@ -24,7 +25,7 @@ def document() -> dict[str, Any]:
         snapshots = StandInSnapshots(fleet)
         kept = (StandInIdle(fleet), StandInSchedules(fleet, snapshots), StandInReclaims(fleet))
         host = (StandInResources(fleet), *kept, FACTS)
-        served = (fleet, StandInCatalog(), snapshots, *host)
+        served = (fleet, StandInCatalog(), snapshots, StandInVolumes(fleet), *host)
         return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=None).openapi()
     finally:
         fleet.files.remove()

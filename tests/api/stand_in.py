@@ -1,7 +1,7 @@
 """A fleet and a catalog that live in memory, and a server over them: what tests of the API stand on.
 
 They keep the promises of the real ones (states, errors, order) and run no VM. Commands in a guest are a
-handful of names with behaviour, see `GuestCommand`.
+handful of names with behaviour, see `stand_in_command`.
 """
 
 import asyncio
@@ -27,9 +27,9 @@ from ramet.core.errors import Broken, Exhausted
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import Exit, InstanceIdentity, InstanceRecord, InstanceSpec, SpecChanges, State
 from ramet.instance import remedies
+from ramet.instance.events import AttachAsked, DetachAsked
 from ramet.instance.fleet_types import (
     ExecCommand,
-    ExecEnd,
     ExecSession,
     ForkOutcome,
     InstanceAmbiguous,
@@ -38,11 +38,12 @@ from ramet.instance.fleet_types import (
     NameTaken,
     PathStat,
     WaitOutcome,
-    WindowSize,
     WrongState,
 )
 from ramet.instance.register import Register
+from ramet.instance.transitions import step
 from ramet.store.answers import AnswerStore
+from tests.api.stand_in_command import GuestCommand
 from tests.api.stand_in_files import StandInFiles
 from tests.api.stand_in_idle import StandInIdle
 from tests.api.stand_in_images import StandInCatalog
@@ -50,6 +51,7 @@ from tests.api.stand_in_reclaims import StandInReclaims
 from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
+from tests.api.stand_in_volumes import StandInVolumes
 
 SECRET = "a secret that is long enough for tests only"
 RUNTIMES = (RuntimeFacts("qemu", True), RuntimeFacts("qemu-microvm", True))
@@ -63,124 +65,6 @@ def token(*permissions: str, secret: str = SECRET, lifetime_s: float = 600) -> s
     if permissions:
         claims["permissions"] = list(permissions)
     return jwt.encode(claims, secret, algorithm="HS256")
-
-
-class GuestCommand:
-    """One command; a name that is not among them is not found.
-
-    echo, env, cat, fail TEXT CODE, big BYTES, hang [FOR-GOOD], and `shell`, which says the size of its
-    terminal now and whenever it changes, echoes lines, ends with code 7 after the line "exit", and fails at
-    the line "break".
-    """
-
-    def __init__(self, command: ExecCommand) -> None:
-        self.command = command
-        self.signals: list[int] = []
-        self.sizes: list[WindowSize] = [command.tty] if command.tty is not None else []
-        self.is_closed = False
-        self._stdin: list[bytes] = []
-        self._has_ended_stdin = not command.has_stdin
-        self._changed = anyio.Event()
-        self._end = ExecEnd(0, None, timed_out=False)
-
-    def _change(self) -> None:
-        self._changed.set()
-        self._changed = anyio.Event()
-
-    async def write(self, data: bytes) -> None:
-        assert not self._has_ended_stdin, "stdin was not asked for, or has been closed"
-        if self.command.argv[0] == "hang":
-            await anyio.sleep_forever()
-        self._stdin.append(data)
-        self._change()
-
-    async def close_stdin(self) -> None:
-        self._has_ended_stdin = True
-        self._change()
-
-    async def send_signal(self, number: int) -> None:
-        self.signals.append(number)
-        self._change()
-
-    async def resize(self, size: WindowSize) -> None:
-        if self.command.tty is not None:
-            self.sizes.append(size)
-        self._change()
-
-    async def output(self) -> AsyncIterator[tuple[int, bytes]]:
-        name, *args = self.command.argv
-        match name:
-            case "echo":
-                yield 1, " ".join(args).encode() + b"\n"
-            case "env":
-                yield 1, "".join(f"{key}={value}\n" for key, value in self.command.env.items()).encode()
-            case "fail":
-                yield 1, b"before "
-                yield 2, args[0].encode()
-                self._end = ExecEnd(int(args[1]), None, timed_out=False)
-            case "big":
-                yield 1, b"x" * int(args[0])
-            case "broken":
-                yield 1, b"so far "
-                raise Broken("the guest went away")
-            case "cat":
-                async for data in self._read_stdin():
-                    yield 1, data
-            case "hang":
-                yield 1, b"hanging\n"
-                while not self.signals:
-                    await self._changed.wait()
-                if args:
-                    yield 1, f"got {self.signals[0]}\n".encode()
-                    await anyio.sleep_forever()
-                self._end = ExecEnd(None, self.signals[0], timed_out=False)
-            case "shell":
-                async for data in self._act_as_shell():
-                    yield 1, data
-                self._end = ExecEnd(7, None, timed_out=False)
-            case _:
-                yield 2, f"{name}: command not found\n".encode()
-                self._end = ExecEnd(127, None, timed_out=False)
-
-    async def _act_as_shell(self) -> AsyncIterator[bytes]:
-        told, typed = 0, b""
-        while True:
-            for size in self.sizes[told:]:
-                yield f"size {size.rows}x{size.cols}\r\n".encode()
-            told = len(self.sizes)
-            while self._stdin:
-                typed += self._stdin.pop(0)
-            *lines, typed = typed.replace(b"\r", b"\n").split(b"\n")
-            for line in lines:
-                if line == b"exit":
-                    return
-                if line == b"exit when resized twice":
-                    while len(self.sizes) < 3:  # The first is what it began with.
-                        await self._changed.wait()
-                    return
-                if line == b"break":
-                    raise Broken("the guest went away")
-                yield b"said " + line.replace(b"\x03", b"^C") + b"\r\n"
-            if self._has_ended_stdin:
-                return
-            await self._changed.wait()
-
-    async def _read_stdin(self) -> AsyncIterator[bytes]:
-        while True:
-            while self._stdin:
-                data = self._stdin.pop(0)
-                if data == b"STOP":
-                    return
-                yield data
-            if self._has_ended_stdin:
-                return
-            await self._changed.wait()
-
-    async def wait(self) -> ExecEnd:
-        return self._end
-
-    async def aclose(self) -> None:
-        self.is_closed = True
 
 
 @dataclass
@@ -315,6 +199,11 @@ class StandInFleet:
         self._records[record.id] = replace(record, spec=replace(record.spec, **changes))
         return self.get(ref)
 
+    async def change_volumes(self, ref: str, asked: AttachAsked | DetachAsked) -> InstanceView:
+        record, _ = step(self.get(ref).record, asked)
+        self._records[record.id] = record
+        return self.get(ref)
+
     async def standby(self, ref: str, compression: CompressionAsk = NOT_SAID) -> InstanceView:
         record = self.get(ref).record
         if record.state is not State.RUNNING:
@@ -407,6 +296,7 @@ class Served:
     catalog: StandInCatalog
     snapshots: StandInSnapshots
     schedules: StandInSchedules
+    volumes: StandInVolumes
     socket: Path
     url: str
 
@@ -417,6 +307,7 @@ class Served:
         self.catalog.__init__()  # type: ignore[misc]
         self.catalog.put("docker.io/library/alpine:latest")
         self.snapshots.records.clear()
+        self.volumes.__init__(self.fleet)  # type: ignore[misc]
         self.snapshots.filling, self.snapshots.breaks = b"", False
         self.schedules.reset()
 
@@ -434,11 +325,11 @@ def serve() -> Iterator[Served]:
         unix.bind(str(path))
         tcp = socket.create_server(("127.0.0.1", 0))
         fleet, catalog = StandInFleet(), StandInCatalog()
-        snapshots = StandInSnapshots(fleet)
+        snapshots, volumes = StandInSnapshots(fleet), StandInVolumes(fleet)
         schedules = StandInSchedules(fleet, snapshots)
         kept = (StandInIdle(fleet), schedules, StandInReclaims(fleet))
         host = (StandInResources(fleet), *kept, FACTS)
-        served = (fleet, catalog, snapshots, *host)
+        served = (fleet, catalog, snapshots, volumes, *host)
         answers = KeptAnswers(AnswerStore())
         servers = [
             HttpServer(create_app(*served, answers=answers, auth=None), unix),
@@ -455,7 +346,7 @@ def serve() -> Iterator[Served]:
         thread.start()
         try:
             url = f"http://127.0.0.1:{tcp.getsockname()[1]}"
-            yield Served(fleet, catalog, snapshots, schedules, path, url)
+            yield Served(fleet, catalog, snapshots, schedules, volumes, path, url)
         finally:
             for server in servers:
                 server.stop()

@@ -53,4 +53,6 @@ class StandInResources:
         return Usage(1.5, 96 << 20, 1 << 30, 2048, 1024) if record.state is State.RUNNING else Usage()
 
     async def disk_use(self) -> DiskUse:
-        return DiskUse(image_bytes=5 << 20, oci_cache_bytes=3 << 20, overlay_bytes=1 << 20)
+        return DiskUse(
+            image_bytes=5 << 20, oci_cache_bytes=3 << 20, volume_bytes=2 << 20, overlay_bytes=1 << 20
+        )

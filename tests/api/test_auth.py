@@ -89,7 +89,12 @@ def test_a_bad_token_is_refused(served: Served, bearer: str) -> None:
         (["snapshot:delete"], "DELETE", "/snapshots/then", 404),
         (["image:write"], "POST", "/images/import", 400),
         (["*"], "GET", "/nothing", 404),
-        (["volume:read"], "GET", "/volumes", 501),
+        (["volume:read"], "GET", "/volumes", 200),
+        (["volume:read"], "POST", "/volumes/from-archive", 403),
+        (["volume:write"], "POST", "/volumes/from-archive", 400),
+        (["volume:write"], "POST", "/instances/web/volumes/data", 403),
+        (["volume:write"], "DELETE", "/volumes/data", 403),
+        (["volume:delete"], "DELETE", "/volumes/data", 404),
         (["bogus"], "GET", "/instances", 403),
     ],
 )

@@ -13,6 +13,7 @@ from websockets.sync.client import connect, unix_connect
 from ramet.api.app import REQUEST_BYTES_MAX
 from ramet.api.errors import DETAIL_COUNT_MAX, MESSAGE_LENGTH_MAX
 from ramet.core.spec import State
+from tests.api import bad_volumes
 from tests.api.stand_in import Served, token
 
 IMAGE: Final = "docker.io/library/alpine:latest"
@@ -62,6 +63,7 @@ WRONG: Final[dict[str, tuple[object, ...]]] = {
     "texts": ("sh", 7, {}, [1], [None], ["\0"], [["sh"]], ["x" * 200_000]),
     "map": ("A=b", 7, [], {"A": 1}, {"A": None}, {"": "x"}, {"A=": "x"}, {"A": "\0"}, {"A": "x" * 200_000}),
     "tags": ("a", [], {"a": 1}, {"a!": "x"}, {"": "x"}, {"a": "x" * 300}, {str(n): "x" for n in range(60)}),
+    "mounts": bad_volumes.MOUNTS,
     "flag": ("perhaps", 7, [], {}, 1.5),
     "object": ("x", 7, [], True),
     "image": (
@@ -97,6 +99,7 @@ REQUIRED: Final[dict[str, tuple[dict[str, Any], tuple[str, ...]]]] = {
     "/images/import": (IMPORT, ("path",)),
     "/images": (PULL, ("name",)),
     TAG: ({"target": "mine:1"}, ("target",)),
+    **bad_volumes.REQUIRED,
 }
 FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances", CREATE, "name", "text"),
@@ -105,7 +108,7 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/instances", CREATE, "platform", "platform"),
     ("/instances", CREATE, "expires_at", "text"),
     ("/instances", CREATE, "disk_io_bps", "size"),
-    ("/instances", CREATE, "volumes", "texts"),
+    ("/instances", CREATE, "volumes", "mounts"),
     ("/instances", CREATE, "size", "size"),
     ("/instances", CREATE, "overlay_size", "size"),
     ("/instances", CREATE, "hotplug_size", "size"),
@@ -173,6 +176,7 @@ FIELDS: Final[list[tuple[str, dict[str, Any], str, str]]] = [
     ("/images", PULL, "credentials", "credentials"),
     ("/images", PULL, "tags", "tags"),
     (TAG, {}, "target", "image"),
+    *bad_volumes.FIELDS,
 ]
 EMPTY_IS_NOT_SAID: Final = ("hypervisor", "expires_at", "disk_io_bps", "name_prefix")
 ELSEWHERE: Final = {("/images/import", "name")}  # Judged by the catalog, in tests/images.
@@ -248,6 +252,8 @@ ALSO_WRONG: Final[list[tuple[str, dict[str, Any]]]] = [
     ("/images", {**PULL, "later": 1}),
     (TAG, {"target": "mine:1", "later": 1}),
     (TAG, {"target": "mine@sha256:" + "0" * 64}),
+    *bad_volumes.ALSO_WRONG,
+    ("/instances", {**CREATE, "volumes": [{"volume_id": "data", "mount_path": "/a"}], "fork_pool": 1}),
 ]
 
 
@@ -371,6 +377,7 @@ PATHS: Final[list[tuple[str, str]]] = [
     ("PUT", "/snapshots/snap"),
     ("POST", "/snapshots/nobody/forks"),
     ("POST", "/snapshots/nobody/verify"),
+    *bad_volumes.PATHS,
 ]
 
 
@@ -378,6 +385,7 @@ PATHS: Final[list[tuple[str, str]]] = [
 def http(served: Served) -> Iterator[httpx.Client]:
     served.fleet.put("src")
     served.snapshots.put("src", name="snap")
+    served.volumes.put("data", volume="data-id")
     transport = httpx.HTTPTransport(uds=str(served.socket), verify=False)  # No TLS here; its set-up is slow.
     with httpx.Client(transport=transport, base_url="http://localhost") as client:
         yield client
@@ -394,6 +402,7 @@ def assert_refused(answer: httpx.Response, served: Served) -> None:
     (source,) = served.fleet.list()
     assert (source.record.name, source.record.state) == ("src", State.RUNNING)
     assert [record.name for record in served.snapshots.list()] == ["snap"]
+    assert [record.name for record in served.volumes.list()] == ["data"]
     assert served.catalog.imported == []
     assert served.catalog.pulls.asked == []
     assert list(served.catalog.images) == [IMAGE]
@@ -422,7 +431,8 @@ def method_of(path: str) -> str:
 
 
 def _existing(path: str) -> str:
-    return path.replace("{id}", "src").replace("{snapshot_id}", "snap").replace("{name}", IMAGE)
+    names = {"id": "src", "snapshot_id": "snap", "volume_id": "data", "name": IMAGE}
+    return path.format(**names)
 
 
 def test_the_table_names_every_field_of_every_body(http: httpx.Client) -> None:

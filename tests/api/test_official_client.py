@@ -427,7 +427,7 @@ def test_a_refused_request_is_not_sent_again(served: Served) -> None:
         with pytest.raises(hypeman.ConflictError):
             client.instances.fork("web", name="child")
         with pytest.raises(hypeman.InternalServerError):
-            client.volumes.list()
+            client.devices.list()
     assert len(sent) == 2
 
 
@@ -475,6 +475,13 @@ SUPPORTED = {
     ("GET", "/instances/{id}/stat"),
     ("GET", "/instances/{id}/stats"),
     ("POST", "/images/{name}/tag"),
+    ("POST", "/instances/{id}/volumes/{volume_id}"),
+    ("DELETE", "/instances/{id}/volumes/{volume_id}"),
+    ("GET", "/volumes"),
+    ("POST", "/volumes"),
+    ("POST", "/volumes/from-archive"),
+    ("GET", "/volumes/{id}"),
+    ("DELETE", "/volumes/{id}"),
     ("GET", "/images"),
     ("POST", "/images"),
     ("GET", "/images/{name}"),

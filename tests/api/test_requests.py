@@ -43,7 +43,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
         ({"credentials": {"KEY": {}}}, "credentials"),
         ({"devices": ["gpu0"]}, "devices"),
         ({"gpu": {"profile": "L40S-2Q"}}, "gpu"),
-        ({"volumes": [{"volume_id": "v", "mount_path": "/v"}]}, "volumes"),
         ({"network": {"egress": {"enabled": True}}}, "network.egress"),
         ({"platform": "linux/arm64"}, "platform"),
     ],

@@ -470,7 +470,7 @@ def test_resources_show_what_there_is_and_what_is_held(ramet: Ramet, served: Ser
     ]
     assert ["endpoints", "1000", "1", "1000", "1", "999"] in rows
     assert "captures in memory   1, 256.0MB\n" in out
-    assert "images 5.0MB, pulled layers 3.0MB, overlays 1.0MB\n" in out
+    assert "images 5.0MB, pulled layers 3.0MB, volumes 2.0MB, overlays 1.0MB\n" in out
     assert rows[-1] == ["web", "2", "1.0GB", "10.0GB"]
     assert "web" not in ramet("resources")[1]
     assert json.loads(ramet("resources", "--json")[1])["cpu"]["available"] == 6

@@ -51,4 +51,7 @@ async def place(server: Served, flavour: Flavour, tmp_path: Path) -> AsyncIterat
     for instance in await calls("instances.list"):
         if instance.name.partition("-")[0] == "test":
             await calls("instances.delete", id=instance.id)
+    for volume in await calls("volumes.list"):
+        if volume.name.partition("-")[0] == "test":
+            await calls("volumes.delete", id=volume.id)
     await calls.aclose()

@@ -185,7 +185,9 @@ async def tag_image(at: Place) -> None:
 
 @drives("instances.create")
 async def create_instance(at: Place) -> None:
+    data = await at.call("volumes.create", name=at.name, size_gb=1)
     made = await at.boot(
+        volumes=[{"volume_id": at.name, "mount_path": "/data"}],
         auto_standby={
             "enabled": True,
             "idle_timeout": "1h",
@@ -215,6 +217,7 @@ async def create_instance(at: Place) -> None:
     assert made.auto_standby.ignore_source_cidrs == ["10.0.0.0/8"]
     assert made.auto_standby.ignore_destination_ports == [22]
     supervised.check_made(made)
+    assert [(each.volume_id, each.mount_path) for each in made.volumes] == [(data.id, "/data")]
     assert made.network.enabled
     assert made.network.ip
     assert made.network.mac

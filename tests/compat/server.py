@@ -113,5 +113,6 @@ def _app(daemon: Daemon, keepers: Keepers) -> FastAPI:
     facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
     resources = SiteResources(site)
     kept = (keepers.idle, keepers.schedules, keepers.reclaims)
-    served = (daemon.fleet, site.images, daemon.snapshots, resources, *kept, facts)
+    stored = (daemon.fleet, site.images, daemon.snapshots, daemon.volumes)
+    served = (*stored, resources, *kept, facts)
     return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=TokenAuth(SECRET))

@@ -7,11 +7,14 @@ import hypeman
 import pytest
 from hypeman import AsyncHypeman, Hypeman, types
 
+from tests.compat import volume_drives
 from tests.compat.client import helpers, methods, parameters
 from tests.compat.declared import METHODS, UNTOLD
 from tests.compat.drives import DRIVES, Place
 
 pytestmark = pytest.mark.anyio
+
+assert volume_drives, "they have entered themselves"
 
 LATER = [name for name, declared in METHODS.items() if declared.is_later]
 DONE = [name for name, declared in METHODS.items() if not declared.is_later]

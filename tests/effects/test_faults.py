@@ -7,7 +7,7 @@ import anyio.lowlevel
 import pytest
 
 from ramet.core.spec import State
-from ramet.instance.fleet import DeleteIncomplete
+from ramet.instance.fleet_types import DeleteIncomplete
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call
 from ramet.vmm.port import VmmFailed
 from tests.effects.world import Daemon, World

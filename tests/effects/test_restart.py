@@ -10,7 +10,7 @@ import pytest
 
 from ramet.core.spec import State
 from ramet.instance.events import ActionFailed
-from ramet.instance.fleet import DeleteIncomplete
+from ramet.instance.fleet_types import DeleteIncomplete
 from ramet.store.database import StateUnwritable
 from ramet.store.paths import FolderInUse
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults

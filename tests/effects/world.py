@@ -27,6 +27,7 @@ from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site
 from ramet.effects.snapshots import NamedSnapshots
 from ramet.effects.stages import Stages
+from ramet.effects.volumes import SiteVolumes
 from ramet.guest.channel import open_channel
 from ramet.images import Catalog, ImageLimits
 from ramet.instance.fleet import Fleet
@@ -41,6 +42,7 @@ from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
 from ramet.vmm.port import Driver
+from ramet.volumes.catalog import VolumeCatalog
 
 MEMORY_BYTES = 1 << 20
 OVERLAY_BYTES = 4 << 20
@@ -57,6 +59,7 @@ class Daemon:
 
     fleet: Fleet
     snapshots: NamedSnapshots
+    volumes: SiteVolumes
     site: Site
     faults: Faults
     spec: InstanceSpec
@@ -117,9 +120,9 @@ class World:
             kit = BootKit(Path("/dev/null"), Path("/dev/null"), "none", "none")
             layers = LayerStore(data.layers)
             captures = CaptureStore(data.captures)
-            site = Site(
-                data, database, network, layers, captures, catalog, {driver.name: driver}, kit, Stages("kvm")
-            )
+            volumes = VolumeCatalog.open(data.volumes)
+            drivers, stages = {driver.name: driver}, Stages("kvm")
+            site = Site(data, database, network, layers, captures, catalog, drivers, kit, stages, volumes)
             stack.push_async_callback(_let_go, site)
             self.prepare(site)
             snapshots = SnapshotCatalog(data.snapshots, layers, captures)
@@ -138,7 +141,7 @@ class World:
                 digest = catalog.resolve("demo:1").digest
                 spec = InstanceSpec("demo:1", digest, driver.name, 1, self.memory_bytes, OVERLAY_BYTES)
                 named = NamedSnapshots(site, snapshots, fleet, performer.pools)
-                yield Daemon(fleet, named, site, faults, spec)
+                yield Daemon(fleet, named, SiteVolumes(site), site, faults, spec)
                 group.cancel_scope.cancel()
 
     def leftovers(self) -> dict[str, set[str]]:
@@ -158,6 +161,7 @@ class World:
                 path.name for path in (data / "layers").iterdir() if not path.name.startswith("ext4-")
             },
             "snapshots": _without_checksums({path.name for path in (data / "snapshots").iterdir()}),
+            "volumes": {path.name for path in (data / "volumes").iterdir()},
             "captures": {path.name for path in (data / "captures").iterdir()},
             "folders": {path.name for path in (data / "instances").iterdir()},
             "journal": journal,

@@ -97,6 +97,16 @@ def test_the_examples_of_reclaim_work(tmp_path_factory: pytest.TempPathFactory) 
     ], done.stdout
 
 
+def test_the_examples_of_volumes_work(tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / "docs/volumes.md").read_text())
+    folder = tmp_path_factory.mktemp("v")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    done = run_session(folder, commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert "mine\n" in done.stdout
+    assert "weights\n" in done.stdout
+
+
 def test_the_example_of_hypervisors_works(tmp_path_factory: pytest.TempPathFactory) -> None:
     [commands] = EXAMPLE.findall((PROJECT / "docs/hypervisors.md").read_text())
     folder = tmp_path_factory.mktemp("h")

@@ -9,7 +9,7 @@ use crate::disks::{self, make_folder};
 use crate::etc_files::EtcFiles;
 use crate::frames::Receiver;
 use crate::identity::Seats;
-use crate::messages::BootConfig;
+use crate::messages::{BootConfig, Volume};
 use crate::modules;
 use crate::network;
 use crate::output::Output;
@@ -17,6 +17,7 @@ use crate::port::{self, Port};
 use crate::poweroff;
 use crate::session::Freeze;
 use crate::sys::{self, NANOS_PER_SECOND};
+use crate::volumes::{self, Mounted};
 use crate::vsock::{self, Socket};
 use crate::workload::{Manner, Workload};
 
@@ -25,8 +26,8 @@ const OUTPUT_PORT: &str = "ramet.output";
 /// The same of a vsock; `ramet.wire.vsock` has them too.
 const AGENT_VSOCK_PORT: u32 = 1024;
 const OUTPUT_VSOCK_PORT: u32 = 1025;
-/// In the order in which a VMM is given them that knows no serials.
-const DISKS: [&str; 3] = ["root", "overlay", "config"];
+/// How many disks every guest has; volumes are behind them, for a VMM that knows no serials.
+const DISK_COUNT: usize = 3;
 /// How long a device may take to appear after its driver was loaded.
 const DEVICE_TIMEOUT_S: u64 = 20;
 const DEVICE_POLL_MS: i32 = 5;
@@ -41,14 +42,18 @@ pub fn boot() -> Result<Agent, String> {
     let signals = prepare_process()?;
     modules::load_all()?;
     let has_vsock = vsock::is_there();
-    let config = disks::read_config(&wait_for_disk("config", has_vsock)?)?;
+    let config = disks::read_config(&wait_for_disk("config", 2, has_vsock)?)?;
     if config.overlay != "disk" {
         return Err(format!("no overlay of kind {}", config.overlay));
     }
     let files = EtcFiles::create().map_err(named("the files for /etc"))?;
-    let root = wait_for_disk("root", has_vsock)?;
-    let overlay = wait_for_disk("overlay", has_vsock)?;
-    let old_root = disks::enter_root(&root, &overlay).map_err(|error| error.to_string())?;
+    let root = wait_for_disk("root", 0, has_vsock)?;
+    let overlay = wait_for_disk("overlay", 1, has_vsock)?;
+    let parts = disks::split(&overlay, &config.overlay_parts).map_err(named("the overlay's parts"))?;
+    let mut mounts = Vec::new();
+    let volumes = mount_volumes(&config, &parts, has_vsock, &mut mounts)?;
+    let old_root = disks::enter_root(&root, &parts[0], mounts).map_err(|error| error.to_string())?;
+    volumes::bind_all(volumes)?;
     disks::furnish_dev().map_err(named("/dev"))?;
     files.bind().map_err(|error| error.to_string())?;
     let cgroup = Cgroup::create().map_err(named("the workload's cgroup"))?;
@@ -80,6 +85,26 @@ pub fn boot() -> Result<Agent, String> {
     };
     start_workload(&mut agent, &config, output_port)?;
     Ok(agent)
+}
+
+/// Mounts the volumes beside the root; to be bound into it when it has been entered.
+fn mount_volumes(
+    config: &BootConfig,
+    parts: &[String],
+    has_vsock: bool,
+    mounts: &mut Vec<String>,
+) -> Result<Vec<Mounted>, String> {
+    let mount = |(index, volume): (usize, &Volume)| {
+        let device = wait_for_disk(&format!("volume{index}"), DISK_COUNT + index, has_vsock)?;
+        let part = match volume.overlay_part {
+            None => None,
+            // The first part is the root's.
+            Some(part) => Some(parts.get(part + 1).ok_or_else(|| format!("there is no part {part}"))?),
+        };
+        volumes::mount(index, volume, &device, part.map(String::as_str), mounts)
+            .map_err(named(&format!("volume {}", volume.path)))
+    };
+    config.volumes.iter().enumerate().map(mount).collect()
 }
 
 fn start_workload(agent: &mut Agent, config: &BootConfig, output_port: Port) -> Result<(), String> {
@@ -143,8 +168,8 @@ fn listen(port: u32) -> Result<Port, String> {
 }
 
 /// A VMM with a vsock may know no serials; its disks are all there when their driver is.
-fn wait_for_disk(name: &str, has_vsock: bool) -> Result<String, String> {
-    let place = DISKS.iter().position(|known| *known == name).filter(|_| has_vsock);
+fn wait_for_disk(name: &str, place: usize, has_vsock: bool) -> Result<String, String> {
+    let place = Some(place).filter(|_| has_vsock);
     wait_for(&format!("disk {name}"), || disks::find(name).or_else(|| disks::at(place?)))
 }
 

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use crate::messages::BootConfig;
 use crate::sys;
+use crate::volumes;
 
 const CONFIG_MAGIC: &[u8; 8] = b"RAMETCF1";
 const CONFIG_BYTES_MAX: u32 = 1 << 20;
@@ -60,12 +61,31 @@ pub fn read_config(device: &str) -> std::result::Result<BootConfig, String> {
 /// The initramfs, which stays mounted under the root that hides it.
 pub struct OldRoot {
     folder: OwnedFd,
+    /// Where volumes are mounted in it, in the order of their mounts.
+    mounts: Vec<String>,
+}
+
+/// Has the parts of a disk, by their sizes in bytes, be devices of their own, and returns these; no part is
+/// all of the disk. Nothing on the disk says so: the host does, each time.
+pub fn split(device: &str, parts: &[u64]) -> Result<Vec<String>> {
+    if parts.is_empty() {
+        return Ok(vec![device.to_owned()]);
+    }
+    let disk = sys::open(device, libc::O_RDWR)?;
+    let mut start = 0;
+    let mut devices = Vec::new();
+    for (index, size) in parts.iter().enumerate() {
+        sys::add_partition(&disk, index as libc::c_int + 1, start, *size)?;
+        devices.push(format!("{device}{}", index + 1));
+        start += size;
+    }
+    Ok(devices)
 }
 
 /// Mounts the image under its overlay, moves /dev, /proc and /sys there, and makes it the root.
 ///
 /// `pivot_root` fails from an initramfs, so the new root is moved over the old one and entered by chroot.
-pub fn enter_root(root: &str, overlay: &str) -> Result<OldRoot> {
+pub fn enter_root(root: &str, overlay: &str, mounts: Vec<String>) -> Result<OldRoot> {
     for folder in [LOWER, OVERLAY, NEW_ROOT] {
         make_folder(folder)?;
     }
@@ -86,7 +106,7 @@ pub fn enter_root(root: &str, overlay: &str) -> Result<OldRoot> {
     named("moving the root", sys::mount(".", "/", "", libc::MS_MOVE, ""))?;
     sys::chroot(".")?;
     sys::change_dir("/")?;
-    Ok(OldRoot { folder })
+    Ok(OldRoot { folder, mounts })
 }
 
 /// What programs expect under /dev besides devtmpfs.
@@ -106,16 +126,18 @@ pub fn furnish_dev() -> Result<()> {
     sys::mount("shm", "/dev/shm", "tmpfs", flags | libc::MS_NODEV, "mode=1777")
 }
 
-/// Goes back to the initramfs and takes the file systems off, so that the overlay's disk is left clean. Every
-/// other process must be gone.
+/// Goes back to the initramfs and takes the file systems off, so that the overlay's disk and the volumes are
+/// left clean. Every other process must be gone.
 pub fn leave_root(old: &OldRoot) -> Result<()> {
     sys::unmount("/", libc::MNT_DETACH)?;
     sys::change_dir_to(&old.folder)?;
     sys::chroot(".")?;
+    let volumes = volumes::unmount(&old.mounts);
     sys::unmount(OVERLAY, 0).or_else(|_| {
         let flags = libc::MS_REMOUNT | libc::MS_RDONLY;
         sys::mount("", OVERLAY, "", flags, "")
-    })
+    })?;
+    volumes
 }
 
 /// Makes a folder with mode 755 where there is none.

@@ -33,6 +33,7 @@ mod sys;
 mod unpack;
 mod users;
 mod virtio;
+mod volumes;
 mod vsock;
 mod workload;
 

@@ -155,6 +155,13 @@ pub struct Identified {
 }
 
 #[derive(Deserialize)]
+pub struct Volume {
+    pub path: String,
+    pub read_only: bool,
+    pub overlay_part: Option<usize>,
+}
+
+#[derive(Deserialize)]
 pub struct BootConfig {
     pub argv: Vec<String>,
     #[serde(default)]
@@ -164,6 +171,10 @@ pub struct BootConfig {
     #[serde(default)]
     pub user: String,
     pub overlay: String,
+    #[serde(default)]
+    pub overlay_parts: Vec<u64>,
+    #[serde(default)]
+    pub volumes: Vec<Volume>,
     #[serde(flatten)]
     pub identity: Identity,
 }
@@ -281,11 +292,18 @@ mod tests {
         let config: BootConfig = serde_json::from_str(
             r#"{"argv": ["/bin/sh"], "env": {"A": "b"}, "cwd": "/", "user": "", "hostname": "web",
                 "machine_id": "00", "clock_ns": 5, "entropy": "ff", "overlay": "disk", "later": [1],
+                "overlay_parts": [4096, 8192],
+                "volumes": [{"path": "/data", "read_only": true, "overlay_part": 1},
+                            {"path": "/more", "read_only": false, "overlay_part": null}],
                 "network": {"mac": "52:54:00:00:00:01", "ip": "10.0.0.2", "prefix_length": 24,
                             "gateway": "10.0.0.1", "dns": ["10.0.0.1"]}}"#,
         )
         .unwrap();
         assert_eq!(config.identity.hostname, "web");
+        assert_eq!(config.overlay_parts, [4096, 8192]);
+        let volumes: Vec<_> =
+            config.volumes.iter().map(|one| (one.path.as_str(), one.overlay_part)).collect();
+        assert_eq!(volumes, [("/data", Some(1)), ("/more", None)]);
         assert_eq!(config.identity.network.unwrap().ip, Ipv4Addr::new(10, 0, 0, 2));
     }
 

@@ -189,6 +189,33 @@ pub fn unmount(target: &str, flags: libc::c_int) -> Result<()> {
     check(unsafe { libc::umount2(target.as_ptr(), flags) }).map(drop)
 }
 
+/// Has `size` bytes from `start` on of an open disk be a device, whose name ends in `number` (from 1).
+pub fn add_partition(disk: &OwnedFd, number: libc::c_int, start: u64, size: u64) -> Result<()> {
+    // linux/blkpg.h
+    const BLKPG: libc::c_int = 0x1269;
+    const BLKPG_ADD_PARTITION: libc::c_int = 1;
+    #[repr(C)]
+    struct Partition {
+        start: libc::c_longlong,
+        length: libc::c_longlong,
+        number: libc::c_int,
+        names: [u8; 128],
+    }
+    #[repr(C)]
+    struct Argument {
+        op: libc::c_int,
+        flags: libc::c_int,
+        length: libc::c_int,
+        data: *mut Partition,
+    }
+    let (start, length) = (start as libc::c_longlong, size as libc::c_longlong);
+    let mut partition = Partition { start, length, number, names: [0; 128] };
+    let length = std::mem::size_of::<Partition>() as libc::c_int;
+    let mut argument = Argument { op: BLKPG_ADD_PARTITION, flags: 0, length, data: &mut partition };
+    // SAFETY: both structures are the kernel's, and live through the call.
+    check(unsafe { libc::ioctl(disk.as_raw_fd(), BLKPG as _, &mut argument) }).map(drop)
+}
+
 pub fn chroot(path: &str) -> Result<()> {
     let path = c_string(path)?;
     // SAFETY: a C string that lives through the call.

@@ -55,7 +55,7 @@ def demand_of(record: InstanceRecord) -> Demand:
     """
     spec = record.spec
     stores_memory = record.capture is not None or record.state in _MAY_STORE_MEMORY
-    disk_bytes = spec.overlay_bytes + (spec.memory_bytes if stores_memory else 0)
+    disk_bytes = spec.disk_bytes + (spec.memory_bytes if stores_memory else 0)
     if not has_vmm(record):
         return Demand(disk_bytes=disk_bytes)
     rates = (spec.download_bytes_per_s or 0, spec.upload_bytes_per_s or 0)

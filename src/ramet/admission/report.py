@@ -61,6 +61,7 @@ class DiskUse:
 
     image_bytes: int
     oci_cache_bytes: int
+    volume_bytes: int
     overlay_bytes: int
 
 

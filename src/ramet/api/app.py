@@ -22,6 +22,7 @@ from ramet.api import (
     snapshot_routes,
     system_routes,
     unsupported,
+    volume_routes,
 )
 from ramet.api.archives import is_archive
 from ramet.api.auth import RequireToken, TokenAuth
@@ -37,6 +38,7 @@ from ramet.api.ports import (
     ResourcesPort,
     SchedulesPort,
     SnapshotsPort,
+    VolumesPort,
 )
 from ramet.api.request_id import NameRequests
 from ramet.api.strict_json import check_body
@@ -73,6 +75,7 @@ def create_app(
     fleet: FleetPort,
     catalog: CatalogPort,
     snapshots: SnapshotsPort,
+    volumes: VolumesPort,
     resources: ResourcesPort,
     idle: IdlePort,
     scheduled: SchedulesPort,
@@ -82,8 +85,8 @@ def create_app(
     answers: KeptAnswers,
     auth: TokenAuth | None,
 ) -> FastAPI:
-    """Return the API over `fleet`, `catalog`, `snapshots`, the host's `resources`, and what goes by itself:
-    `idle` instances, `scheduled` snapshots, and what `reclaims` memory.
+    """Return the API over `fleet`, `catalog`, `snapshots`, `volumes`, the host's `resources`, and what goes
+    by itself: `idle` instances, `scheduled` snapshots, and what `reclaims` memory.
 
     Args:
         answers: what requests that may be sent again were answered; of all apps over one fleet.
@@ -105,10 +108,11 @@ def create_app(
     app.include_router(reclaim.router(reclaims))
     # Before the images: a name may hold slashes, and its route would take their calls.
     app.include_router(unsupported.router())
-    app.include_router(instance_routes.router(fleet, catalog, facts))
+    app.include_router(instance_routes.router(fleet, catalog, volumes, facts))
     app.include_router(auto_standby.router(idle))
     app.include_router(snapshot_routes.router(fleet, snapshots, facts))
     app.include_router(schedules.router(scheduled))
+    app.include_router(volume_routes.router(fleet, volumes, facts))
     app.include_router(image_routes.router(fleet, catalog, snapshots))
     app.include_router(exec_routes.router(fleet))
     app.include_router(files_routes.router(fleet))

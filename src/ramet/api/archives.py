@@ -7,5 +7,5 @@ def is_archive(scope: Scope) -> bool:
     """Return whether the body of an HTTP request is one."""
     path: str = scope["path"]
     if scope["method"] == "POST":
-        return path == "/snapshots/import"
+        return path in ("/snapshots/import", "/volumes/from-archive")
     return scope["method"] == "PUT" and path.startswith("/instances/") and path.endswith("/archive")

@@ -100,7 +100,6 @@ _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "credentials": _is_falsy,
     "devices": _is_falsy,
     "gpu": _is_falsy,
-    "volumes": _is_falsy,
 }
 """Fields we know and do not honour, each with what tells that its value asks for nothing."""
 
@@ -169,6 +168,15 @@ def to_changes(body: wire.UpdateInstance, record: InstanceRecord) -> SpecChanges
     if record.spec.expires_at is not None and record.spec.expires_at <= now:
         raise WrongState(f"the time of instance {record.name} is up", state=record.state)
     return changes
+
+
+def to_overlay_bytes(field: str, text: str) -> int:
+    """Return the size of an overlay, in bytes.
+
+    Raises:
+        Invalid: it is none, or out of bounds.
+    """
+    return _size(field, text, 0, OVERLAY_BYTES_MIN, OVERLAY_BYTES_MAX)
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:

@@ -1,5 +1,6 @@
 """The calls on instances; each parses, asks the fleet and shows the answer."""
 
+from dataclasses import replace
 from http import HTTPStatus
 from typing import Annotated, Final
 
@@ -23,12 +24,14 @@ from ramet.api.asked import (
 from ramet.api.facts import HostFacts
 from ramet.api.forks import answer_many, answer_one, check_source, names_of
 from ramet.api.image_routes import find_or_pull
+from ramet.api.mounts import to_mounts
 from ramet.api.paging import Limit, Place, first_page, read_cursor
-from ramet.api.ports import CatalogPort, FleetPort, LogSource
+from ramet.api.ports import CatalogPort, FleetPort, LogSource, VolumesPort
 from ramet.api.shown import to_instance
 from ramet.api.stream import EventStream
 from ramet.api.turns import JsonPieces, dump_in_turns
 from ramet.core.spec import State
+from ramet.core.volumes import demand_copyable
 from ramet.images import parse_platform
 from ramet.instance.fleet_types import InstanceView
 from ramet.wire_api import instances as wire
@@ -41,11 +44,12 @@ LOG_TAIL_LINES_MAX: Final = 100_000
 _INSTANCES: Final = TypeAdapter(tuple[wire.Instance, ...])
 
 
-def router(fleet: FleetPort, catalog: CatalogPort, facts: HostFacts) -> APIRouter:
+def router(fleet: FleetPort, catalog: CatalogPort, volumes: VolumesPort, facts: HostFacts) -> APIRouter:
     """Return the routes on instances, without exec."""
     routes = APIRouter(prefix="/instances", tags=["instances"], responses={"default": {"model": Error}})
     _add_reading(routes, fleet, facts)
-    _add_lifecycle(routes, fleet, catalog, facts)
+    _add_making(routes, fleet, catalog, volumes, facts)
+    _add_lifecycle(routes, fleet, facts)
     _add_forks(routes, fleet, facts)
     return routes
 
@@ -84,12 +88,20 @@ def _add_reading(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
         return EventStream(fleet.logs(found.record.id, source=source, tail=tail, follow=follow))
 
 
-def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, facts: HostFacts) -> None:
+def _add_making(
+    routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, volumes: VolumesPort, facts: HostFacts
+) -> None:
     @routes.post("", status_code=HTTPStatus.CREATED)
     async def create_instance(body: wire.CreateInstance) -> wire.Instance:
         check_create(body, facts)
+        mounts = to_mounts(body.volumes or (), volumes)
+        if body.fork_pool:
+            demand_copyable(mounts.volumes)
         image = await find_or_pull(catalog, body.image, parse_platform(facts.platform))
-        return to_instance(await fleet.create(body.name, to_spec(body, image, facts)), facts)
+        spec = replace(
+            to_spec(body, image, facts), volumes=mounts.volumes, overlay_parts=mounts.overlay_parts
+        )
+        return to_instance(await fleet.create(body.name, spec), facts)
 
     @routes.patch("/{id}")
     async def update_instance(id: str, body: wire.UpdateInstance) -> wire.Instance:
@@ -98,6 +110,8 @@ def _add_lifecycle(routes: APIRouter, fleet: FleetPort, catalog: CatalogPort, fa
         changes = to_changes(body, found.record)
         return to_instance(await fleet.update(found.record.id, changes) if changes else found, facts)
 
+
+def _add_lifecycle(routes: APIRouter, fleet: FleetPort, facts: HostFacts) -> None:
     @routes.post("/{id}/start")
     async def start_instance(id: str, body: wire.StartInstance | None = None) -> wire.Instance:
         entrypoint, cmd = to_start(body or wire.StartInstance())

@@ -8,12 +8,14 @@ from typing import Literal, Protocol
 from ramet.admission.demand import Demand
 from ramet.admission.report import DiskUse, HostReport, Usage
 from ramet.core.compression import CompressionAsk, MemoryState
-from ramet.core.ids import InstanceId
+from ramet.core.ids import InstanceId, VolumeId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.snapshot_schedule import ScheduleRecord, SnapshotSchedule
 from ramet.core.spec import InstanceRecord, InstanceSpec, SpecChanges, State
 from ramet.core.verification import Verification
+from ramet.core.volumes import VolumeMount, VolumeRecord
 from ramet.images import Credentials, Digest, Image, ImportProgress, Platform, PullView, Reference
+from ramet.instance.events import AttachAsked, DetachAsked
 from ramet.instance.fleet_types import (
     ExecCommand,
     ExecSession,
@@ -73,6 +75,10 @@ class FleetPort(Protocol):
 
     async def update(self, ref: str, changes: SpecChanges) -> InstanceView:
         """Have parts of an instance's spec be others from now on."""
+        ...
+
+    async def change_volumes(self, ref: str, asked: AttachAsked | DetachAsked) -> InstanceView:
+        """Have a stopped instance mount a volume more, or less, from its next boot on."""
         ...
 
     async def standby(self, ref: str, compression: CompressionAsk = ...) -> InstanceView:
@@ -240,6 +246,41 @@ class SnapshotsPort(Protocol):
         self, instance: str, ref: str, *, target: State | None = None, hypervisor: str | None = None
     ) -> InstanceView:
         """Put an instance that does not run back to one of its own; `target`, `hypervisor` as of `fork`."""
+        ...
+
+
+class VolumesPort(Protocol):
+    """All volumes. `ref` is an id, a name or a unique beginning of an id."""
+
+    def list(self, tags: Mapping[str, str] | None = None) -> Sequence[VolumeRecord]:
+        """Return those that have all of `tags`, oldest first."""
+        ...
+
+    def get(self, ref: str) -> VolumeRecord:
+        """Return one volume.
+
+        Raises:
+            VolumeNotFound, VolumeAmbiguous: as they say; so does every other method with a `ref`.
+        """
+        ...
+
+    def attachments(self, volume: VolumeId) -> Mapping[InstanceId, VolumeMount]:
+        """Return who has a volume, and how."""
+        ...
+
+    async def create(
+        self,
+        name: str,
+        size_bytes: int,
+        tags: Mapping[str, str],
+        volume: str | None = None,
+        archive: AsyncIterator[bytes] | None = None,
+    ) -> VolumeRecord:
+        """Make one, empty or with the content of a tar stream; `volume` is its id."""
+        ...
+
+    async def delete(self, ref: str) -> None:
+        """Remove one that nobody has. Raises VolumeInUse."""
         ...
 
 

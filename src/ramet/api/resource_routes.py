@@ -30,7 +30,9 @@ def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
             memory=_to_status("memory", report.memory),
             disk=_to_status("disk", report.disk),
             network=_to_status("network", report.network),
-            disk_breakdown=wire.DiskBreakdown(use.image_bytes, use.oci_cache_bytes, 0, use.overlay_bytes),
+            disk_breakdown=wire.DiskBreakdown(
+                use.image_bytes, use.oci_cache_bytes, use.volume_bytes, use.overlay_bytes
+            ),
             allocations=(),  # Put in below: there may be thousands.
             endpoints=_to_status("endpoints", report.endpoints),
             captures=wire.Captures(report.capture_count, report.capture_memory_bytes),

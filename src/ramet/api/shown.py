@@ -8,6 +8,7 @@ from ramet.api.auto_standby import shown_auto_standby
 from ramet.api.errors import to_wire
 from ramet.api.facts import HostFacts
 from ramet.api.health import shown_health, shown_health_check
+from ramet.api.mounts import shown_mounts
 from ramet.api.restart import shown_restart_policy, shown_restart_status
 from ramet.api.times import format_time, shown_time
 from ramet.core.compression import NOT_SAID, Compression, CompressionAsk, MemoryState
@@ -77,6 +78,7 @@ def to_instance(
         started_at=shown_time(record.started_at),
         stopped_at=shown_time(record.stopped_at),
         expires_at=shown_time(spec.expires_at),
+        volumes=shown_mounts(spec),
         parent_id=record.identity.parent,
         fork_pool=_to_fork_pool(spec.fork_pool, view.fork_pool),
         timings_ms=timings_ms,

@@ -11,7 +11,7 @@ from ramet.telemetry import metrics
 from ramet.wire_api import system as wire
 from ramet.wire_api.instances import API_VERSION
 
-FEATURES = ("instances", "images", "exec", "logs")
+FEATURES = ("instances", "images", "volumes", "exec", "logs")
 
 
 def router(app: FastAPI, facts: HostFacts) -> APIRouter:

@@ -15,13 +15,6 @@ from ramet.core.errors import Unsupported
 _LATER: Final = "it will come with a later version"
 
 UNSUPPORTED: Final[tuple[tuple[str, str, str], ...]] = (
-    ("POST", "/instances/{id}/volumes/{volume_id}", "instances.volumes.attach"),
-    ("DELETE", "/instances/{id}/volumes/{volume_id}", "instances.volumes.detach"),
-    ("GET", "/volumes", "volumes.list"),
-    ("POST", "/volumes", "volumes.create"),
-    ("POST", "/volumes/from-archive", "volumes.create_from_archive"),
-    ("GET", "/volumes/{id}", "volumes.get"),
-    ("DELETE", "/volumes/{id}", "volumes.delete"),
     ("GET", "/devices", "devices.list"),
     ("POST", "/devices", "devices.create"),
     ("GET", "/devices/available", "devices.list_available"),

@@ -15,6 +15,7 @@ from ramet.cli.options import (
     env_option,
     json_option,
     tag_option,
+    volume_option,
 )
 from ramet.cli.output import for_each, print_json
 from ramet.cli.pulling import pull
@@ -24,6 +25,7 @@ from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.images import PullImage
 from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
 from ramet.wire_api.snapshots import StandbyInstance
+from ramet.wire_api.volumes import VolumeMount
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci")
 
@@ -54,6 +56,7 @@ class OtherState(Broken):
 @click.option("--memory", default="1GB", show_default=True, help="Its memory.")
 @click.option("--overlay-size", default="10GB", show_default=True, help="How much it may write to its disk.")
 @env_option
+@volume_option
 @click.option("--entrypoint", help="Run this instead of the image's entrypoint.")
 @click.option(
     "--network/--no-network", "has_network", default=True, show_default=True, help="Give it a network."
@@ -78,6 +81,7 @@ def run_command(
     memory: str,
     overlay_size: str,
     env: dict[str, str],
+    volumes: tuple[VolumeMount, ...],
     entrypoint: str | None,
     has_network: bool,
     bandwidth_down: str | None,
@@ -106,6 +110,7 @@ def run_command(
         overlay_size=overlay_size,
         vcpus=cpus,
         env=env or None,
+        volumes=volumes or None,
         entrypoint=None if entrypoint is None else (entrypoint,),
         cmd=command_words(command) or None,
         tags=tags or None,

@@ -28,6 +28,7 @@ _COMMANDS: Final = {
     "standby": "ramet.cli.lifecycle",
     "restore": "ramet.cli.lifecycle",
     "snapshot": "ramet.cli.snapshots",
+    "volume": "ramet.cli.volumes",
     "wait": "ramet.cli.lifecycle",
     "start": "ramet.cli.lifecycle",
     "stop": "ramet.cli.lifecycle",

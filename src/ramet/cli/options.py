@@ -7,6 +7,7 @@ import click
 
 from ramet.client import Client, Endpoint
 from ramet.wire_api.compression import SnapshotCompression
+from ramet.wire_api.volumes import VolumeMount
 
 TARGETS: Final = ("Running", "Standby", "Stopped")
 
@@ -40,6 +41,20 @@ def tag_option(help_text: str) -> Callable[[F], F]:
     return click.option(
         "-l", "--tag", "tags", multiple=True, metavar="KEY=VALUE", callback=_pairs, help=help_text
     )
+
+
+def volume_option(function: F) -> F:
+    """Add `-v VOLUME:PATH[:ro[:overlay=SIZE]]`, as `volumes`: a tuple of mounts."""
+    return click.option(
+        "-v",
+        "--volume",
+        "volumes",
+        multiple=True,
+        metavar="VOLUME:PATH[:ro[:overlay=SIZE]]",
+        callback=_mounts,
+        help="Mount a volume: to write to it alone, to read it (ro), or to read it and keep what it writes"
+        " itself (overlay); can be given several times.",
+    )(function)
 
 
 def target_option(default: str) -> Callable[[F], F]:
@@ -83,6 +98,24 @@ def _compression(_: click.Context, __: click.Parameter, text: str | None) -> Sna
     if colon and not level.isdecimal():
         raise click.BadParameter(f"{text!r} is not ALGORITHM[:LEVEL]")
     return SnapshotCompression(True, algorithm, int(level) if colon else None)
+
+
+def _mounts(_: click.Context, __: click.Parameter, values: Sequence[str]) -> tuple[VolumeMount, ...]:
+    return tuple(map(_mount, values))
+
+
+def _mount(text: str) -> VolumeMount:
+    volume, _, rest = text.partition(":")
+    path, *how = rest.split(":")
+    match how:
+        case [] | ["rw"]:
+            return VolumeMount(volume, path)
+        case ["ro"]:
+            return VolumeMount(volume, path, readonly=True)
+        case ["ro", overlay] if overlay.startswith("overlay="):
+            size = overlay.removeprefix("overlay=")
+            return VolumeMount(volume, path, readonly=True, overlay=True, overlay_size=size)
+    raise click.BadParameter(f"{text!r} is not VOLUME:PATH[:ro[:overlay=SIZE]]")
 
 
 def _pairs(_: click.Context, __: click.Parameter, values: Sequence[str]) -> dict[str, str]:

@@ -27,7 +27,8 @@ def resources_command(context: click.Context, show_instances: bool, as_json: boo
     click.echo(f"TAPs                 {found.taps}")
     click.echo(
         f"on disk              images {human_size(use.images_bytes)}, pulled layers"
-        f" {human_size(use.oci_cache_bytes)}, overlays {human_size(use.overlays_bytes)}"
+        f" {human_size(use.oci_cache_bytes)}, volumes {human_size(use.volumes_bytes)},"
+        f" overlays {human_size(use.overlays_bytes)}"
     )
     if show_instances and found.allocations:
         click.echo()

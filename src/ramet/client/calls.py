@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         StandbyInstance,
     )
     from ramet.wire_api.system import Capabilities, Health
+    from ramet.wire_api.volumes import AttachVolume, CreateVolume, Volume
 
 T = TypeVar("T")
 
@@ -270,6 +271,53 @@ def snapshot_to_write(name: str | None) -> "Call[Snapshot]":
     return Call("POST", f"/snapshots/import{query}", _reader(Snapshot), timeout_s=IMPORT_TIMEOUT_S)
 
 
+def list_volumes(tags: Mapping[str, str]) -> "Call[list[Volume]]":
+    """List the volumes that have all of `tags`."""
+    from ramet.wire_api.volumes import Volume
+
+    query = [(f"tags[{key}]", value) for key, value in tags.items()]
+    return Call("GET", "/volumes" + (f"?{urlencode(query)}" if query else ""), _list_reader(Volume))
+
+
+def get_volume(ref: str) -> "Call[Volume]":
+    """Read one volume."""
+    from ramet.wire_api.volumes import Volume
+
+    return Call("GET", _volume_path(ref), _reader(Volume))
+
+
+def create_volume(body: "CreateVolume") -> "Call[Volume]":
+    """Make an empty volume."""
+    from ramet.wire_api.volumes import Volume
+
+    return Call("POST", "/volumes", _reader(Volume), body)
+
+
+def volume_to_fill(body: "CreateVolume") -> "Call[Volume]":
+    """Make a volume of an archive, which is sent as the body."""
+    from ramet.wire_api.volumes import Volume
+
+    query = {"name": body.name, "size_gb": str(body.size_gb), **({"id": body.id} if body.id else {})}
+    query |= {f"tags[{key}]": value for key, value in (body.tags or {}).items()}
+    path = f"/volumes/from-archive?{_query(query)}"
+    return Call("POST", path, _reader(Volume), timeout_s=IMPORT_TIMEOUT_S)
+
+
+def delete_volume(ref: str) -> Call[None]:
+    """Remove a volume."""
+    return Call("DELETE", _volume_path(ref), _nothing)
+
+
+def attach_volume(ref: str, volume: str, body: "AttachVolume") -> Call[Instance]:
+    """Give a stopped instance a volume."""
+    return Call("POST", _path(ref, f"volumes/{quote(volume, safe='')}"), _reader(Instance), body)
+
+
+def detach_volume(ref: str, volume: str) -> Call[Instance]:
+    """Take a volume from a stopped instance."""
+    return Call("DELETE", _path(ref, f"volumes/{quote(volume, safe='')}"), _reader(Instance))
+
+
 def wait_for_state(ref: str, state: str, timeout: str | None) -> Call[WaitResult]:
     """Wait until an instance is in `state`."""
     query = {"state": state, **({"timeout": timeout} if timeout else {})}
@@ -337,6 +385,10 @@ def _path(ref: str, action: str = "") -> str:
 
 def _snapshot_path(ref: str, action: str = "") -> str:
     return f"/snapshots/{quote(ref, safe='')}" + (f"/{action}" if action else "")
+
+
+def _volume_path(ref: str) -> str:
+    return f"/volumes/{quote(ref, safe='')}"
 
 
 def _query(members: Mapping[str, str]) -> str:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         StandbyInstance,
     )
     from ramet.wire_api.system import Capabilities, Health
+    from ramet.wire_api.volumes import AttachVolume, CreateVolume, Volume
 
 T = TypeVar("T")
 
@@ -47,7 +48,8 @@ RECEIVE_BYTES: Final = 256 << 10
 
 
 class Client:
-    """One server. `ref` is the name, the id or a unique beginning of the id of an instance or a snapshot.
+    """One server. `ref` is the name, the id or a unique beginning of the id of an instance, a snapshot
+    or a volume.
 
     Every method raises ApiError if the server refuses, NotReachable if there is none, ConnectionBroken if it
     goes away or takes too long.
@@ -179,6 +181,31 @@ class Client:
     def import_snapshot(self, chunks: Iterable[bytes], name: str | None = None) -> "Snapshot":
         """Make a snapshot of such a file, called `name` or as it was. An error of `chunks` ends it."""
         return self._upload(calls.snapshot_to_write(name), chunks)
+
+    def volumes(self, tags: Mapping[str, str] | None = None) -> "Sequence[Volume]":
+        """Return the volumes that have all of `tags`, oldest first."""
+        return self._send(calls.list_volumes(tags or {}))
+
+    def get_volume(self, ref: str) -> "Volume":
+        return self._send(calls.get_volume(ref))
+
+    def create_volume(self, body: "CreateVolume") -> "Volume":
+        return self._send(calls.create_volume(body))
+
+    def create_volume_from_archive(self, body: "CreateVolume", chunks: Iterable[bytes]) -> "Volume":
+        """Make a volume with the content of a tar archive, plain or packed. An error of `chunks` ends it."""
+        return self._upload(calls.volume_to_fill(body), chunks)
+
+    def delete_volume(self, ref: str) -> None:
+        self._send(calls.delete_volume(ref))
+
+    def attach_volume(self, ref: str, volume: str, body: "AttachVolume") -> Instance:
+        """Have a stopped instance have a volume from its next start on."""
+        return self._send(calls.attach_volume(ref, volume, body))
+
+    def detach_volume(self, ref: str, volume: str) -> Instance:
+        """Have a stopped instance have a volume no more."""
+        return self._send(calls.detach_volume(ref, volume))
 
     def fork_snapshot(self, ref: str, name: str, *, target_state: str | None = None) -> Instance:
         """Make an instance of a snapshot; its state is as of `restore_snapshot`."""

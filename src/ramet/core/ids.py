@@ -9,6 +9,7 @@ InstanceId = NewType("InstanceId", str)
 LayerId = NewType("LayerId", str)
 CaptureId = NewType("CaptureId", str)
 SnapshotId = NewType("SnapshotId", str)
+VolumeId = NewType("VolumeId", str)
 
 ID_LENGTH: Final = 24  # As CUID2: a letter, then 23 characters of base 36 (119 bits of chance).
 NAME_LENGTH_MAX: Final = 63  # One DNS label; also the guest's hostname.

@@ -17,6 +17,7 @@ from ramet.core.health import HealthCheck, HealthStatus
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.phases import Phases
 from ramet.core.restart import RestartPolicy, Restarts
+from ramet.core.volumes import VolumeMount, demand_copyable
 
 VCPU_COUNT_MAX: Final = 16
 MEMORY_BYTES_MAX: Final = 32 << 30
@@ -29,7 +30,7 @@ RATE_BYTES_PER_S_MIN: Final = 8_000
 """64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
 RATE_BYTES_PER_S_MAX: Final = 125_000_000_000
 
-ForkRule = Literal["copied", "cleared"]
+ForkRule = Literal["copied", "cleared", "copied or refused"]
 
 
 class State(StrEnum):
@@ -54,6 +55,8 @@ class InstanceSpec:
     says nothing. `auto_standby` is when it sleeps by itself; None: never.
     `health_check` is how it is asked whether it does well, `restart_policy` when it is started again by
     itself; None: not at all. At `expires_at`, in Unix seconds, it is removed; None: never.
+    `volumes` are mounted at its next boot, in
+    their order; `overlay_parts` are the sizes of what its disk has room for behind the root's overlay.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -77,9 +80,30 @@ class InstanceSpec:
     health_check: HealthCheck | None = None
     restart_policy: RestartPolicy | None = None
     expires_at: float | None = None
+    volumes: tuple[VolumeMount, ...] = ()
+    overlay_parts: tuple[int, ...] = ()
+
+    @property
+    def disk_bytes(self) -> int:
+        """How large its disk is: all that it can write."""
+        return self.overlay_bytes + sum(self.overlay_parts)
+
+    @property
+    def disk_parts(self) -> tuple[int, ...]:
+        """The sizes of the file systems on its disk, the root's overlay first."""
+        return (self.overlay_bytes, *self.overlay_parts)
 
     def for_fork(self) -> Self:
-        """Return the spec of a child: copied fields as they are, cleared ones at their default."""
+        """Return the spec of a child: copied fields as they are, cleared ones at their default.
+
+        Raises:
+            VolumeWritable: source and child would write to the same volume.
+        """
+        demand_copyable(self.volumes)
+        return self.copied()
+
+    def copied(self) -> Self:
+        """Return what `for_fork` does, of a spec that has children or not."""
         cleared: dict[str, Any] = {
             f.name: _default_of(f.name) for f in fields(self) if FORK_RULES[f.name] == "cleared"
         }
@@ -102,6 +126,8 @@ class InstanceSpec:
             spec["health_check"] = HealthCheck.from_dict(raw["health_check"])
         if raw.get("restart_policy") is not None:
             spec["restart_policy"] = RestartPolicy.from_dict(raw["restart_policy"])
+        spec["volumes"] = tuple(VolumeMount.from_dict(mount) for mount in raw.get("volumes", ()))
+        spec["overlay_parts"] = tuple(raw.get("overlay_parts", ()))
         return cls(**spec)
 
 
@@ -134,6 +160,8 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "health_check": "copied",
     "restart_policy": "copied",
     "expires_at": "cleared",
+    "volumes": "copied or refused",
+    "overlay_parts": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

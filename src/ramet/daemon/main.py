@@ -74,6 +74,7 @@ async def _serve(settings: Settings) -> None:
                 parts.fleet,
                 parts.images,
                 parts.snapshots,
+                parts.volumes,
                 parts.resources,
                 parts.keepers.idle,
                 parts.keepers.schedules,

@@ -29,6 +29,7 @@ from ramet.effects.reconcile import reconcile
 from ramet.effects.site import Site
 from ramet.effects.snapshots import NamedSnapshots
 from ramet.effects.stages import Stages
+from ramet.effects.volumes import SiteVolumes
 from ramet.images.catalog import Catalog
 from ramet.images.limits import ImageLimits
 from ramet.instance.events import HealthFound
@@ -58,6 +59,7 @@ from ramet.vmm.jail import JailConfig, JailMode
 from ramet.vmm.port import Driver
 from ramet.vmm.qemu.board import BOARDS
 from ramet.vmm.qemu.driver import QemuDriver
+from ramet.volumes.catalog import VolumeCatalog
 
 log = structlog.get_logger(__name__)
 
@@ -69,6 +71,7 @@ class Running:
     fleet: Fleet
     images: Catalog
     snapshots: NamedSnapshots
+    volumes: SiteVolumes
     drivers: Mapping[str, Driver]
     default_hypervisor: str
     network: Network
@@ -112,6 +115,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             drivers,
             kit,
             Stages(drivers[default].accelerator, settings.forks.width),
+            VolumeCatalog.open(folder.volumes),
             admission=admission,
             compression=settings.snapshot.compression_default.how(),
             fork_pool_idle_s=settings.forks.pool_idle_s,
@@ -139,8 +143,10 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(site.captures.run)
             group.start_soon(catalog.run)
             await group.start(images.pulls.run)
-            resources = SiteResources(site)
-            yield Running(fleet, images, snapshots, drivers, default, network, resources, keepers, answers)
+            volumes, resources = SiteVolumes(site), SiteResources(site)
+            yield Running(
+                fleet, images, snapshots, volumes, drivers, default, network, resources, keepers, answers
+            )
             group.cancel_scope.cancel()
 
 

@@ -20,7 +20,7 @@ nothing is deleted until it can tell again.
 import os
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Literal
@@ -107,19 +107,20 @@ class LayerStore:
         """Return the id of the layer in file `path`."""
         return LayerId(path.name.removesuffix(path.suffix))
 
-    def ensure_base(self, size_bytes: int) -> Path:
+    def ensure_base(self, size_bytes: int, behind: Sequence[int] = ()) -> Path:
         """Return the formatted, empty disk of `size_bytes`, making it if there is none (about 20 ms).
 
-        May be called in any thread, and by several at once.
+        It is larger by what is to be `behind` that: a further empty file system for each of these sizes. May
+        be called in any thread, and by several at once.
 
         Raises:
             LayerBroken: mkfs failed, or the disk is full.
         """
-        base = self._base_path(size_bytes)
+        base = self._base_path(size_bytes, *behind)
         if not base.exists():
             part = base.with_name(f"{base.name}.{mint_id()}{_PART_SUFFIX}")
             try:
-                _format(part, size_bytes)
+                _format(part, (size_bytes, *behind))
                 part.rename(base)
             except OSError as error:
                 raise LayerBroken(
@@ -130,13 +131,13 @@ class LayerStore:
                     part.unlink(missing_ok=True)
         return base
 
-    def create(self, size_bytes: int, form: Form = "qcow2") -> LayerId:
-        """Make an empty, formatted disk of `size_bytes` and hold its top.
+    def create(self, size_bytes: int, form: Form = "qcow2", behind: Sequence[int] = ()) -> LayerId:
+        """Make an empty disk, formatted as `ensure_base` has it, and hold its top.
 
         Raises:
             LayerBroken: mkfs failed, or the disk is full.
         """
-        return self._create_on(self.ensure_base(size_bytes), form, size_bytes)
+        return self._create_on(self.ensure_base(size_bytes, behind), form, size_bytes + sum(behind))
 
     def create_on(
         self, backing: LayerId, size_bytes: int, layer: LayerId | None = None, form: Form | None = None
@@ -322,8 +323,8 @@ class LayerStore:
         """Return counts: `held` tops, `files`, and those of these that could not be deleted: `undeleted`."""
         return {"held": len(self._tops), "files": len(self._backing), "undeleted": len(self._undeleted)}
 
-    def _base_path(self, size_bytes: int) -> Path:
-        return self._folder / f"{_BASE_PREFIX}{size_bytes}.raw"
+    def _base_path(self, *part_bytes: int) -> Path:
+        return self._folder / f"{_BASE_PREFIX}{'-'.join(map(str, part_bytes))}.raw"
 
     def _delete_unneeded(self, layer: LayerId) -> None:
         """Delete `layer` if nobody needs it, then what it stood on, and so on down."""
@@ -492,12 +493,19 @@ def _read_raw_backing(path: Path) -> Path:
     return below
 
 
-def _format(path: Path, size_bytes: int) -> None:
-    """Make a sparse file with an empty ext4 in it."""
+def _format(path: Path, part_bytes: Sequence[int]) -> None:
+    """Make a sparse file with an empty ext4 in each of its parts."""
     with path.open("wb") as file:
-        file.truncate(size_bytes)
+        file.truncate(sum(part_bytes))
+    offset = 0
+    for size_bytes in part_bytes:
+        _format_part(path, offset, size_bytes)
+        offset += size_bytes
+
+
+def _format_part(path: Path, offset: int, size_bytes: int) -> None:
     # No lazy initialisation: a guest would do it in the background, at a guest's price.
-    options = "lazy_itable_init=0,lazy_journal_init=0,nodiscard"
+    options = f"lazy_itable_init=0,lazy_journal_init=0,nodiscard,offset={offset}"
     command: list[str | Path] = [
         "mkfs.ext4",
         "-q",
@@ -509,6 +517,7 @@ def _format(path: Path, size_bytes: int) -> None:
         "-E",
         options,
         path,
+        f"{size_bytes >> 10}k",
     ]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:

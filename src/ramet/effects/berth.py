@@ -89,7 +89,7 @@ async def start_berth(site: Site, berth: Berth, capture: Capture) -> None:
     record = berth.record
     driver = waking_driver(site, record)
     await to_thread.run_sync(prepare_folder, site, record)
-    berth.layer = site.layers.create_on(berth.below, record.spec.overlay_bytes)
+    berth.layer = site.layers.create_on(berth.below, record.spec.disk_bytes)
     async with attached(site, record) as tap:
         machine = make_machine(site, record, berth.layer, tap)
         async with staged("vmm_start", site.stages.vmm_start()):

@@ -26,8 +26,9 @@ async def boot(site: Site, record: InstanceRecord) -> tuple[Rig, LayerId]:
     driver = site.driver_of(record)
     async with undone_on_failure(site, record) as made:
         with phase("disk"):
-            await to_thread.run_sync(site.layers.ensure_base, record.spec.overlay_bytes)
-            layer = made.layer = site.layers.create(record.spec.overlay_bytes, driver.disk_form)
+            size_bytes, behind = record.spec.overlay_bytes, record.spec.overlay_parts
+            await to_thread.run_sync(site.layers.ensure_base, size_bytes, behind)
+            layer = made.layer = site.layers.create(size_bytes, driver.disk_form, behind)
         with phase("folder"):
             prepare_folder(site, record)
         async with attached(site, record) as tap:

@@ -203,7 +203,7 @@ class SourceCaptures:
                             workload=RigWorkload(rig, self._group),
                             layer=top,
                             memory_bytes=record.spec.memory_bytes,
-                            overlay_bytes=record.spec.overlay_bytes,
+                            disk_bytes=record.spec.disk_bytes,
                         ),
                         site.layers,
                         new_top,

@@ -28,7 +28,7 @@ async def copy(
         if point.capture is not None:
             site.captures.hold(point.capture, record.id)
         form = site.driver_of(record).disk_form
-        made.layer = site.layers.create_on(point.layer, record.spec.overlay_bytes, form=form)
+        made.layer = site.layers.create_on(point.layer, record.spec.disk_bytes, form=form)
         if berth is None:
             prepare_folder(site, record)
         else:

@@ -79,6 +79,7 @@ class SiteResources:
             return DiskUse(
                 image_bytes=allocated_bytes(folder.images) - cache_bytes,
                 oci_cache_bytes=cache_bytes,
+                volume_bytes=allocated_bytes(folder.volumes),
                 overlay_bytes=allocated_bytes(folder.layers),
             )
 

@@ -70,7 +70,7 @@ async def _fork_from_nothing(
         tap = await until_started.enter_async_context(attached(site, record))
         taken = await _landed(site, record, flight, timings)
         with timings.phase("disk"):
-            layer = made.layer = site.layers.create_on(taken.frozen, record.spec.overlay_bytes)
+            layer = made.layer = site.layers.create_on(taken.frozen, record.spec.disk_bytes)
         rig = await awaken(site, record, layer, taken.capture, tap, until_started=until_started)
         _note(timings, flight, taken)
         return rig, layer

@@ -177,7 +177,7 @@ class _Pool:
         if record.spec.fork_pool != before.spec.fork_pool:
             self._touch()
         is_useless = not self._is_wanted or (generation is not None and record.layer != generation.below)
-        if is_useless or record.spec.for_fork() != before.spec.for_fork():
+        if is_useless or record.spec.copied() != before.spec.copied():
             self._retire()
         if generation is not None:
             while len(generation.waiting) > record.spec.fork_pool:

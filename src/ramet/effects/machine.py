@@ -13,7 +13,7 @@ from ramet.guest.identity import ENTROPY_BYTES, GuestIdentity
 from ramet.images.config import ImageConfig
 from ramet.net.taps import Tap
 from ramet.vmm.port import NO_FD, DiskImage, Machine, Nic
-from ramet.wire.boot_config import BootConfig
+from ramet.wire.boot_config import BootConfig, BootVolume
 from ramet.wire.messages import Network as GuestNetwork
 
 CONFIG_DISK_BYTES: Final = 64 << 10
@@ -64,6 +64,10 @@ def write_config_disk(site: Site, record: InstanceRecord, path: Path) -> None:
         clock_ns=time.time_ns(),
         entropy=os.urandom(ENTROPY_BYTES),
         network=guest_network(site, record),
+        overlay_parts=record.spec.disk_parts if record.spec.overlay_parts else (),
+        volumes=tuple(
+            BootVolume(mount.path, mount.is_read_only, mount.overlay_part) for mount in record.spec.volumes
+        ),
     )
     content = config.to_disk()
     if len(content) > CONFIG_DISK_BYTES:
@@ -80,7 +84,8 @@ def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap: Tap | 
     """Return what the VMM is told to build.
 
     Raises:
-        LayerBroken, ImageNotFound: a file of it is missing.
+        LayerBroken, ImageNotFound, VolumeNotFound, VolumeBroken: a file of it is missing.
+        VolumeUnclean: a volume that it reads cannot be read like that.
     """
     folder = site.instance_folder(record.id)
     nic = None
@@ -98,6 +103,10 @@ def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap: Tap | 
         overlay=DiskImage(site.layers.chain(layer)),
         config=folder / "config.img",
         nic=nic,
+        volumes=tuple(
+            DiskImage(((site.volumes.disk_of(mount), "raw"),), is_read_only=mount.is_read_only)
+            for mount in record.spec.volumes
+        ),
     )
 
 

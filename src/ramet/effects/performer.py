@@ -3,7 +3,7 @@
 import time
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, suppress
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, suppress
 from dataclasses import replace
 from typing import Final
 
@@ -137,18 +137,22 @@ class SitePerformer:
     # What the fleet asks
 
     def mint(self, record: InstanceRecord, pool: str | None = None) -> InstanceRecord:
+        attachments = self._site.volumes.attachments
         berth = None if pool is None else self.pools.claim(pool, record)
         if pool is None or berth is None:
-            with self._site.admission.minting(record, self._running_parent(record)):
+            with attachments.changing(record), self._minting(record):
                 return self._mint(record)
         try:
             record = berth.as_child(record)
-            with self._site.admission.minting(record, self._running_parent(record)):
+            with attachments.changing(record), self._minting(record):
                 self._begin(record, berth.entry)
         except BaseException:
             self.pools.unclaim(pool, berth)
             raise
         return record
+
+    def _minting(self, record: InstanceRecord) -> AbstractContextManager[None]:
+        return self._site.admission.minting(record, self._running_parent(record))
 
     def _mint(self, record: InstanceRecord) -> InstanceRecord:
         network = self._site.network
@@ -173,8 +177,8 @@ class SitePerformer:
         self._making[record.id] = entry
 
     def save(self, record: InstanceRecord) -> None:
-        database = self._site.database
-        with self._site.admission.changing(record), database.transaction():
+        database, attachments = self._site.database, self._site.volumes.attachments
+        with attachments.changing(record), self._site.admission.changing(record), database.transaction():
             database.save(record)
             if record.id in self._making:
                 database.end(self._making[record.id])
@@ -341,6 +345,7 @@ class SitePerformer:
                     memory.pop(record.id, None)
                 self._operations.forget(record.id)
                 site.admission.forget(record.id)
+                site.volumes.attachments.forget(record.id)
 
     async def _copy(self, record: InstanceRecord, point: RestorePoint) -> LayerId:
         try:

@@ -81,6 +81,8 @@ async def reconcile(site: Site) -> Reconciled:
             records[instance] = asleep
     instances = [await _adopt(site, record, found) for record in records.values()]
     await to_thread.run_sync(count_found, site, [record for record, _ in instances])
+    for record, _ in instances:
+        site.volumes.attachments.take_up(record)
     # What a VMM without an answer writes to, record and journal say; without a record, only it knows.
     lost_and_silent = {record.id for record in lost} & found.silent.keys()
     await _remove_strays(site, set(records), keep_layers=bool(lost_and_silent))

@@ -112,7 +112,7 @@ class RestorePoints:
             now = self._look(instance)
             if now.state is not State.STOPPED or now.layer is None:
                 raise WrongState(f"instance {now.name} has just been started", state=now.state)
-            new_top = layers.create_on(now.layer, now.spec.overlay_bytes)
+            new_top = layers.create_on(now.layer, now.spec.disk_bytes)
             layers.pin(now.layer)
             with anyio.CancelScope(shield=True):
                 await self._tell(instance, LayerSwitched(new_top, now.layer))

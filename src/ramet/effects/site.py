@@ -23,6 +23,7 @@ from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
 from ramet.vmm.port import Driver, Vm
+from ramet.volumes.catalog import VolumeCatalog
 
 CHANNEL_TIMEOUT_S: Final = 60.0
 
@@ -84,6 +85,7 @@ class Site:
     drivers: Mapping[str, Driver]
     kit: BootKit
     stages: Stages
+    volumes: VolumeCatalog
     rigs: dict[InstanceId, Rig] = field(default_factory=dict)
     unended: set[InstanceId] = field(default_factory=set)
     admission: Admission = field(default_factory=Admission)

@@ -12,6 +12,7 @@ from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.snapshot_schedule import ScheduledRun
 from ramet.core.spec import InstanceRecord, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
+from ramet.core.volumes import demand_copyable
 from ramet.disks.layers import LayerBroken
 from ramet.effects.fork_pools import ForkPools
 from ramet.effects.restore_point import kept
@@ -50,6 +51,7 @@ class NamedSnapshots:
         self._site, self._catalog, self._fleet, self._pools = site, catalog, fleet, pools
         self._files = SnapshotFiles(site, catalog)
         for snapshot in catalog.list():
+            site.volumes.attachments.keep(snapshot)
             pools.see_snapshot(snapshot)
 
     def list(
@@ -96,6 +98,7 @@ class NamedSnapshots:
             Invalid: not a name.
             SnapshotNameTaken: the instance has one of that name.
             WrongState: Standby is of what runs or sleeps, Stopped of what is stopped.
+            VolumeWritable: Standby is of what writes to no volume, which would not go back with it.
             RametError: it could not be taken; nothing of it is left.
         """
         record = self._fleet.get(instance).record
@@ -105,6 +108,8 @@ class NamedSnapshots:
                 remedy=remedies.to_snapshot(record, kind),
                 state=record.state,
             )
+        if kind is SnapshotKind.STANDBY:
+            demand_copyable(record.spec.volumes)
         if name is not None:
             if not is_name(name):
                 raise Invalid(
@@ -136,6 +141,7 @@ class NamedSnapshots:
                     run=run,
                 )
                 self._catalog.add(snapshot)
+                self._site.volumes.attachments.keep(snapshot)
                 return snapshot
         finally:
             if name is not None:
@@ -149,6 +155,7 @@ class NamedSnapshots:
         """
         snapshot = self._catalog.get(ref)
         self._catalog.delete(snapshot.id)
+        self._site.volumes.attachments.give_up(snapshot.id)
         self._pools.see_snapshot(snapshot, is_gone=True)
 
     def set_fork_pool(self, ref: str, size: int) -> SnapshotRecord:
@@ -196,7 +203,9 @@ class NamedSnapshots:
 
     async def import_file(self, chunks: AsyncIterator[bytes], name: str | None = None) -> SnapshotRecord:
         """Make a snapshot of such a stream; errors as of `SnapshotFiles.add`."""
-        return await self._files.add(chunks, name)
+        snapshot = await self._files.add(chunks, name)
+        self._site.volumes.attachments.keep(snapshot)
+        return snapshot
 
     async def fork(
         self,
@@ -266,7 +275,7 @@ class NamedSnapshots:
                 if capture is not None:
                     site.captures.hold(capture, record.id)
                 layer = site.layers.create_on(
-                    snapshot.point.layer, snapshot.spec.overlay_bytes, form=site.disk_form(snapshot.spec)
+                    snapshot.point.layer, snapshot.spec.disk_bytes, form=site.disk_form(snapshot.spec)
                 )
                 try:
                     await self._fleet.rewind(record.id, snapshot.spec, layer, capture)

@@ -38,7 +38,7 @@ async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -
         await end_unheld(site, record)  # A VMM may have outlived the failure of its end.
         await release(site, record)
     async with site.captures.opened(record.capture, may_be_packed=driver.takes_packed) as capture:
-        layer = site.layers.create_on(record.layer, record.spec.overlay_bytes)
+        layer = site.layers.create_on(record.layer, record.spec.disk_bytes)
         try:
             async with ended_on_failure(site, record), AsyncExitStack() as until_started:
                 with phase("folder"):

@@ -16,7 +16,7 @@ import os
 import stat
 import tarfile
 import urllib.parse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from decimal import Decimal
@@ -79,12 +79,21 @@ class Staging:
         folder: empty, on a file system with owners, devices and xattrs.
         limits: bounds on the sum of all layers.
         check: called before every entry; raises to stop.
+        is_layer: what is added are layers, in which whiteouts hide; otherwise every name is a file's.
     """
 
-    def __init__(self, folder: Path, limits: ImageLimits, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        limits: ImageLimits,
+        check: Callable[[], None] = lambda: None,
+        *,
+        is_layer: bool = True,
+    ) -> None:
         self._root = Root(folder)
         self._limits = limits
         self._check = check
+        self._is_layer = is_layer
         self._own: set[bytes] = set()
         self._folder_mtimes_ns: dict[bytes, int] = {}
         self._entry_count = 0
@@ -107,8 +116,12 @@ class Staging:
             StorageFull: the disk is full.
             ConversionFailed: the host refused something, such as a device node to a process not root.
         """
+        self.add(entries(stream))
+
+    def add(self, found: Iterable[TarEntry]) -> None:
+        """Apply the changes of entries that somebody else reads; errors as of `add_layer`."""
         self._own = set()
-        for entry in entries(stream):
+        for entry in found:
             self._check()
             self._entry_count += 1
             if self._entry_count > self._limits.entry_count_max:
@@ -126,15 +139,16 @@ class Staging:
 
     def _apply(self, entry: TarEntry) -> None:
         parts = split_path(entry.info.name)
-        if any(part.startswith(AUFS_PRIVATE) and part != WHITEOUT_OPAQUE for part in parts):
+        is_layer = self._is_layer
+        if is_layer and any(part.startswith(AUFS_PRIVATE) and part != WHITEOUT_OPAQUE for part in parts):
             return
-        if any(part.startswith(WHITEOUT) for part in parts[:-1]):
+        if is_layer and any(part.startswith(WHITEOUT) for part in parts[:-1]):
             raise LayerCorrupt(f"{entry.info.name[:200]!a} lies below a whiteout")
         if not parts:
             if not entry.info.isdir():
                 raise LayerCorrupt("A layer replaces the root folder by something else")
             self._set_folder(b".", self._root.fd, b"", entry.info)
-        elif parts[-1].startswith(WHITEOUT):
+        elif is_layer and parts[-1].startswith(WHITEOUT):
             self._hide(parts)
         else:
             parent_fd, parent = self._root.open_folder(parts[:-1], create=True)

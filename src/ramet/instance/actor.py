@@ -26,8 +26,10 @@ from ramet.core.spec import InstanceRecord, State
 from ramet.instance.actions import Action, AwaitGuest, Boot, Copy, Destroy, Fork, Start, Suspend, Wake
 from ramet.instance.events import (
     ActionFailed,
+    AttachAsked,
     DeleteAsked,
     DestroyFailed,
+    DetachAsked,
     Emit,
     Event,
     Failed,
@@ -53,6 +55,8 @@ QUEUE_LENGTH_MAX: Final = 256
 _REFUSABLE: Final = (
     PoolAsked,
     UpdateAsked,
+    AttachAsked,
+    DetachAsked,
     StartAsked,
     RestartDue,
     StandbyAsked,

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import RametError
 from ramet.core.health import HealthStatus
-from ramet.core.ids import CaptureId, InstanceId, LayerId
+from ramet.core.ids import CaptureId, InstanceId, LayerId, VolumeId
 from ramet.core.spec import Exit, InstanceSpec, RestorePoint, Runtime, SpecChanges, State
+from ramet.core.volumes import VolumeMount
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +127,20 @@ class UpdateAsked:
     """Somebody wants these parts of its spec to be others from now on."""
 
     changes: SpecChanges
+
+
+@dataclass(frozen=True, slots=True)
+class AttachAsked:
+    """Somebody wants it to have a further volume from its next boot on."""
+
+    mount: VolumeMount
+
+
+@dataclass(frozen=True, slots=True)
+class DetachAsked:
+    """Somebody wants it to have a volume no more."""
+
+    volume: VolumeId
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +269,8 @@ Event = (
     | HealthFound
     | PoolAsked
     | UpdateAsked
+    | AttachAsked
+    | DetachAsked
     | StandbyAsked
     | Suspended
     | SuspendFailed

@@ -17,17 +17,20 @@ import structlog
 from anyio.abc import TaskGroup, TaskStatus
 
 from ramet.core.compression import NOT_SAID, CompressionAsk
-from ramet.core.errors import Broken, Invalid, RametError
+from ramet.core.errors import Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, LayerId, is_name, mint_id
 from ramet.core.phases import Phases
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, RestorePoint, SpecChanges, State
+from ramet.core.volumes import demand_copyable
 from ramet.instance.actor import Actor
 from ramet.instance.events import (
+    AttachAsked,
     Begin,
     BeginCopy,
     BeginFork,
     Completed,
     DeleteAsked,
+    DetachAsked,
     Event,
     PoolAsked,
     RestartDue,
@@ -39,6 +42,7 @@ from ramet.instance.events import (
     UpdateAsked,
 )
 from ramet.instance.fleet_types import (
+    DeleteIncomplete,
     ExecCommand,
     ExecSession,
     InstanceAmbiguous,
@@ -67,12 +71,6 @@ log = structlog.get_logger(__name__)
 
 Done = TypeVar("Done")
 Found = Iterable[tuple[InstanceRecord, Event | None]]
-
-
-class DeleteIncomplete(Broken):
-    """Part of an instance could not be removed; it stays held and visible."""
-
-    code = "delete_incomplete"
 
 
 class Fleet:
@@ -290,6 +288,10 @@ class Fleet:
         """Have parts of an instance's spec be others from now on; returns at once. Errors as of a pool."""
         return self._view(await self._actor(ref).ask(UpdateAsked(changes)))
 
+    async def change_volumes(self, ref: str, asked: AttachAsked | DetachAsked) -> InstanceView:
+        """Have a stopped instance mount a volume more, or less, from its next boot on; returns at once."""
+        return self._view(await self._actor(ref).ask(asked))
+
     async def rewind(
         self, ref: str, spec: InstanceSpec, layer: LayerId, capture: CaptureId | None
     ) -> InstanceView:
@@ -366,6 +368,7 @@ class Fleet:
         source = self._actor(ref)
         record, state = source.record, source.record.state
         target = target or state
+        demand_copyable(record.spec.volumes)
         if state not in _TARGETS or target not in _TARGETS:
             raise WrongState(
                 f"instance {record.name} is {state}: only one that runs, sleeps or is stopped can be forked",

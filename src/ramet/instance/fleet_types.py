@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
-from ramet.core.errors import Conflict, Invalid, NotFound, RametError, Unsupported
+from ramet.core.errors import Broken, Conflict, Invalid, NotFound, RametError, Unsupported
 from ramet.core.health import Health
 from ramet.core.spec import Exit, InstanceRecord, State
 
@@ -39,6 +39,12 @@ class WrongState(Conflict):
     """The instance is not in a state that allows this."""
 
     code = "invalid_state"
+
+
+class DeleteIncomplete(Broken):
+    """Part of an instance could not be removed; it stays held and visible."""
+
+    code = "delete_incomplete"
 
 
 class StandbyInterrupted(Conflict):

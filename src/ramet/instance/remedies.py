@@ -33,6 +33,18 @@ def to_start(record: InstanceRecord) -> str:
     return to_run(record)
 
 
+def to_attach(record: InstanceRecord) -> str:
+    """Return what to do where its volumes cannot be changed: its guest mounts them when it boots."""
+    name = record.name
+    match record.state:
+        case State.RUNNING:
+            return f"ramet stop {name}, and start it again afterwards"
+        case State.STANDBY:
+            return f"ramet restore {name} && ramet stop {name}"
+        case _:
+            return to_run(record)
+
+
 def to_stop(record: InstanceRecord) -> str:
     """Return what to do where it cannot be stopped."""
     match record.state:

@@ -35,8 +35,9 @@ from typing import Final
 from ramet.core.health import HealthStatus
 from ramet.core.ids import LayerId
 from ramet.core.restart import Restarts, RunEnd
-from ramet.core.spec import InstanceRecord, State
+from ramet.core.spec import InstanceRecord, InstanceSpec, State
 from ramet.core.supervision import judge_restart, may_end_for_health, settled
+from ramet.core.volumes import demand_copyable, with_mount, without_mount
 from ramet.instance import remedies
 from ramet.instance.actions import (
     Action,
@@ -59,6 +60,7 @@ from ramet.instance.actions import (
 )
 from ramet.instance.events import (
     ActionFailed,
+    AttachAsked,
     Begin,
     BeginCopy,
     BeginFork,
@@ -67,6 +69,7 @@ from ramet.instance.events import (
     Copied,
     DeleteAsked,
     DestroyFailed,
+    DetachAsked,
     Event,
     Failed,
     Forked,
@@ -135,7 +138,11 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return _decide_supervised(record, event)
         case PoolAsked() | UpdateAsked() if record.state in (State.CREATED, State.UNKNOWN):
             raise _wrong(record, "told otherwise", remedies.to_run(record))
+        case AttachAsked() | DetachAsked():
+            return _with_other_volumes(record, event), ()
         case PoolAsked(size):
+            if size:
+                demand_copyable(record.spec.volumes)
             return replace(record, spec=replace(record.spec, fork_pool=size)), ()
         case UpdateAsked(changes):
             return replace(record, spec=replace(record.spec, **changes)), ()
@@ -271,19 +278,9 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             if record.state not in (State.STOPPED, State.STANDBY):
                 raise _wrong(record, "put back to a snapshot", remedies.to_rewind(record))
             state = State.STOPPED if capture is None else State.STANDBY
-            # These are not of the moment gone back to.
-            now = record.spec
-            spec = replace(
-                spec,
-                fork_pool=now.fork_pool,
-                auto_standby=now.auto_standby,
-                health_check=now.health_check,
-                restart_policy=now.restart_policy,
-                expires_at=now.expires_at,
-            )
             back = replace(
                 record,
-                spec=spec,
+                spec=_put_back(record.spec, spec, has_memory=capture is not None),
                 state=state,
                 layer=layer,
                 capture=capture,
@@ -361,6 +358,40 @@ def _run_ended(record: InstanceRecord, by: RunEnd) -> InstanceRecord:
     return replace(record, restarts=record.restarts.ended(by))
 
 
+def _put_back(now: InstanceSpec, then: InstanceSpec, *, has_memory: bool) -> InstanceSpec:
+    """Return the spec of an instance that is put back to when it was `then`."""
+    # These are not of the moment gone back to; nor are its volumes, unless it goes on in memory.
+    return replace(
+        then,
+        fork_pool=now.fork_pool,
+        auto_standby=now.auto_standby,
+        health_check=now.health_check,
+        restart_policy=now.restart_policy,
+        expires_at=now.expires_at,
+        volumes=then.volumes if has_memory else now.volumes,
+    )
+
+
+def _with_other_volumes(record: InstanceRecord, event: AttachAsked | DetachAsked) -> InstanceRecord:
+    """Return the record with a volume more, or less.
+
+    Raises:
+        WrongState: it is not stopped, and a guest mounts at its boot only.
+        MountTaken, InvalidMount, VolumeWritable: it cannot have the one.
+        VolumeNotAttached: it has not the other.
+    """
+    if record.state is not State.STOPPED:
+        raise _wrong(record, "given other volumes", remedies.to_attach(record))
+    spec = record.spec
+    if isinstance(event, DetachAsked):
+        volumes = without_mount(spec.volumes, event.volume, record.name)
+    else:
+        volumes = with_mount(spec.volumes, event.mount, record.name)
+        if spec.fork_pool:
+            demand_copyable(volumes)
+    return replace(record, spec=replace(spec, volumes=volumes))
+
+
 def _switched(record: InstanceRecord, layer: LayerId, before: LayerId) -> InstanceRecord:
     if record.runtime is None and record.layer != before:
         return record  # It was put back to a snapshot meanwhile.
@@ -376,6 +407,8 @@ def _decide_deleting(record: InstanceRecord, event: Event) -> tuple[InstanceReco
         case (
             PoolAsked()
             | UpdateAsked()
+            | AttachAsked()
+            | DetachAsked()
             | StartAsked()
             | RestartDue()
             | StandbyAsked()

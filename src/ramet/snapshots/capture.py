@@ -52,7 +52,7 @@ class Source:
     workload: Workload
     layer: LayerId
     memory_bytes: int
-    overlay_bytes: int
+    disk_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ async def take_capture(
     """
     began = time.perf_counter()
     await shorten_chain(source.vm, source.layer, layers)
-    layers.create_on(source.layer, source.overlay_bytes, new_top)
+    layers.create_on(source.layer, source.disk_bytes, new_top)
     try:
         capture = open_capture(source.memory_bytes)
     except OSError as error:

@@ -7,6 +7,7 @@ from typing import Final
 from pydantic import TypeAdapter, ValidationError
 
 from ramet.core.compression import COMPRESSION_DELAY_S_MAX, LEVELS, CompressionAsk
+from ramet.core.errors import Invalid
 from ramet.core.ids import ID_LENGTH, is_name
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
@@ -17,6 +18,7 @@ from ramet.core.spec import (
     VCPU_COUNT_MAX,
     InstanceSpec,
 )
+from ramet.core.volumes import VOLUME_COUNT_MAX, check_mounts
 from ramet.snapshots.export_file import PIECE_HEAD_BYTES, SCHEMA, BadExport, ExportManifest, PartHead
 
 DEVICES_BYTES_MAX: Final = 64 << 20
@@ -66,7 +68,7 @@ def _facts(manifest: ExportManifest) -> Mapping[str, bool]:
         "kind": all((part is not None) is has_memory for part in of_memory),
         "format": manifest.format is None or _is_text(str(manifest.format)),
         "rootfs_sha256": not has_memory or _SHA256.fullmatch(str(manifest.rootfs_sha256)) is not None,
-        "disk": manifest.disk.size_bytes == manifest.spec.overlay_bytes and _is_part(manifest.disk),
+        "disk": manifest.disk.size_bytes == manifest.spec.disk_bytes and _is_part(manifest.disk),
         "memory": manifest.memory is None
         or (manifest.memory.size_bytes == manifest.spec.memory_bytes and _is_part(manifest.memory)),
         "devices": manifest.devices is None
@@ -86,6 +88,9 @@ def _facts_of_spec(spec: InstanceSpec) -> Mapping[str, bool]:
         "spec.vcpu_count": 1 <= spec.vcpu_count <= VCPU_COUNT_MAX,
         "spec.memory_bytes": 0 < spec.memory_bytes <= MEMORY_BYTES_MAX,
         "spec.overlay_bytes": 0 < spec.overlay_bytes <= OVERLAY_BYTES_MAX,
+        "spec.overlay_parts": len(spec.overlay_parts) <= VOLUME_COUNT_MAX
+        and all(0 < part <= OVERLAY_BYTES_MAX for part in spec.overlay_parts),
+        "spec.volumes": _are_mounts(spec),
         "spec.env, entrypoint or cmd": not any("\0" in word for word in words),
         "spec.tags": _are_tags(spec.tags),
         "spec.compression": _is_compression(spec.compression),
@@ -93,6 +98,18 @@ def _facts_of_spec(spec: InstanceSpec) -> Mapping[str, bool]:
             rate is None or RATE_BYTES_PER_S_MIN <= rate <= RATE_BYTES_PER_S_MAX for rate in rates
         ),
     }
+
+
+def _are_mounts(spec: InstanceSpec) -> bool:
+    try:
+        check_mounts(spec.volumes)
+    except Invalid:
+        return False
+    parts = [mount.overlay_part for mount in spec.volumes if mount.overlay_part is not None]
+    are_there = all(0 <= part < len(spec.overlay_parts) for part in parts)
+    return (
+        are_there and len(set(parts)) == len(parts) and all(is_name(mount.volume) for mount in spec.volumes)
+    )
 
 
 def _is_part(head: PartHead) -> bool:

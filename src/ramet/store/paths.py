@@ -11,6 +11,7 @@ DATA/
   captures/                stored memory, see ramet.snapshots.store
   snapshots/               named snapshots, see ramet.snapshots.catalog
   schedules/               when they are taken, see ramet.snapshots.schedules
+  volumes/                 see ramet.volumes.catalog
   pagers/                  see ramet.pager.supervisor; not there without
   reclaim.json             see ramet.store.holds
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
@@ -57,6 +58,7 @@ class DataFolder:
         self.captures = self.root / "captures"
         self.snapshots = self.root / "snapshots"
         self.schedules = self.root / "schedules"
+        self.volumes = self.root / "volumes"
         self.pagers = self.root / "pagers"
         self.reclaim = self.root / "reclaim.json"
         self.instances = self.root / "instances"
@@ -67,6 +69,7 @@ class DataFolder:
             self.captures,
             self.snapshots,
             self.schedules,
+            self.volumes,
             self.instances,
         ):
             folder.mkdir(exist_ok=True, mode=0o700)

@@ -31,8 +31,41 @@ _HEAD_BYTES: Final = len(BOOT_CONFIG_MAGIC) + _LENGTH.size
 
 
 @dataclass(frozen=True, slots=True)
+class BootVolume:
+    """A disk behind the guest's own, in their order: where it is mounted, and how.
+
+    `overlay_part` is the part of the overlay's disk that takes what is written, None without an overlay.
+    """
+
+    path: str
+    read_only: bool
+    overlay_part: int | None = None
+
+    def to_json(self) -> dict[str, object]:
+        return {"path": self.path, "read_only": self.read_only, "overlay_part": self.overlay_part}
+
+    @classmethod
+    def from_json(cls, raw: object) -> "BootVolume":
+        """Read what `to_json` made.
+
+        Raises:
+            ProtocolError: it did not.
+        """
+        if not isinstance(raw, dict):
+            raise ProtocolError(f"a volume is {raw!r}")
+        part, is_read_only = raw.get("overlay_part"), raw.get("read_only")
+        if not isinstance(is_read_only, bool) or not (part is None or type(part) is int):
+            raise ProtocolError(f"a volume is {raw!r}")
+        return cls(parse_text(raw, "path"), is_read_only, part)
+
+
+@dataclass(frozen=True, slots=True)
 class BootConfig:
-    """What a guest runs and who it is at first. `user` as in an OCI image config; `clock_ns` is Unix time."""
+    """What a guest runs and who it is at first. `user` as in an OCI image config; `clock_ns` is Unix time.
+
+    `overlay_parts` are the sizes in bytes of the file systems on the overlay's disk, the root's first, and
+    none where that is the only one.
+    """
 
     argv: tuple[str, ...]
     env: Mapping[str, str]
@@ -44,6 +77,8 @@ class BootConfig:
     entropy: bytes = field(repr=False)
     network: Network | None = None
     overlay: Literal["disk"] = "disk"
+    overlay_parts: tuple[int, ...] = ()
+    volumes: tuple[BootVolume, ...] = ()
 
     def to_disk(self) -> bytes:
         """Return the contents of the config disk, a whole number of sectors.
@@ -63,6 +98,8 @@ class BootConfig:
                 "entropy": self.entropy.hex(),
                 "network": self.network.to_json() if self.network else None,
                 "overlay": self.overlay,
+                "overlay_parts": list(self.overlay_parts),
+                "volumes": [volume.to_json() for volume in self.volumes],
             }
         )
         if len(payload) > BOOT_CONFIG_BYTES_MAX:
@@ -95,4 +132,19 @@ class BootConfig:
             clock_ns=parse_int(message, "clock_ns"),
             entropy=parse_hex(message, "entropy"),
             network=parse_network(message),
+            overlay_parts=_parse_sizes(message.get("overlay_parts", [])),
+            volumes=tuple(BootVolume.from_json(raw) for raw in _parse_list(message.get("volumes", []))),
         )
+
+
+def _parse_list(raw: object) -> list[object]:
+    if not isinstance(raw, list):
+        raise ProtocolError(f"expected a list, not {raw!r}")
+    return raw
+
+
+def _parse_sizes(raw: object) -> tuple[int, ...]:
+    sizes = tuple(size for size in _parse_list(raw) if type(size) is int and size > 0)
+    if len(sizes) != len(_parse_list(raw)):
+        raise ProtocolError(f"parts of a disk are {raw!r}")
+    return sizes

@@ -14,6 +14,7 @@ from ramet.wire_api.compression import SnapshotPolicy
 from ramet.wire_api.errors import Error
 from ramet.wire_api.pools import ForkPool
 from ramet.wire_api.supervision import HealthCheck, HealthStatus, RestartPolicy, RestartStatus
+from ramet.wire_api.volumes import VolumeMount
 
 API_VERSION: Final = "0.3.0"
 """Version of the compatible API, not of ramet."""
@@ -80,6 +81,7 @@ class Instance:
     started_at: str | None = None
     stopped_at: str | None = None
     expires_at: str | None = None
+    volumes: tuple[VolumeMount, ...] = ()
     parent_id: str | None = None
     fork_pool: ForkPool | None = None
     timings_ms: Mapping[str, float] | None = None
@@ -125,7 +127,7 @@ class CreateInstance:
     expires_at: str | None = None
     devices: tuple[str, ...] | None = None
     gpu: Mapping[str, Any] | None = None
-    volumes: tuple[Mapping[str, Any], ...] | None = None
+    volumes: tuple[VolumeMount, ...] | None = None
     snapshot_policy: SnapshotPolicy | None = None
     auto_standby: AutoStandbyPolicy | None = None
     health_check: HealthCheck | None = None

@@ -53,14 +53,14 @@ def file_node(layer: Path, *, writable: bool) -> dict[str, object]:
     return node
 
 
-def overlay_node(image: DiskImage) -> dict[str, object]:
-    """Return the chain of `image` as one nested block node."""
+def overlay_node(image: DiskImage, name: str | None = None) -> dict[str, object]:
+    """Return the chain of `image` as one nested block node; `name` is the top's, by default its layer's."""
     node: dict[str, object] | None = None
     for index, (path, layer_format) in reversed(list(enumerate(image.layers))):
         writable = index == 0 and not image.is_read_only
         layer: dict[str, object] = {
             "driver": layer_format,
-            "node-name": node_name(path),
+            "node-name": name if name is not None and index == 0 else node_name(path),
             "read-only": not writable,
             "discard": "unmap",
             "file": file_node(path, writable=writable),
@@ -167,7 +167,9 @@ def _devices(board: Board, machine: Machine, sockets: Sockets) -> list[str]:
 
 
 def _volumes(board: Board, machine: Machine) -> list[str]:
-    disks = [_disk(board, f"volume{index}", overlay_node(v)) for index, v in enumerate(machine.volumes)]
+    names = [f"volume{index}" for index in range(len(machine.volumes))]
+    nodes = [overlay_node(volume, name) for name, volume in zip(names, machine.volumes, strict=True)]
+    disks = [_disk(board, name, node) for name, node in zip(names, nodes, strict=True)]
     return _pairs(*(pair for disk in disks for pair in disk))
 
 

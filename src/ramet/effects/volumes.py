@@ -1,0 +1,165 @@
+"""Volumes: made, filled, removed, and given to instances and taken back.
+
+A volume is made beside everything else, in a thread, and is one when its manifest is written. Giving one to
+an instance is bookkeeping: a guest mounts at its next boot what its spec says then.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final, TypeVar
+
+from anyio import to_thread
+
+from ramet.admission.demand import Demand
+from ramet.core.ids import InstanceId, VolumeId, mint_id
+from ramet.core.volumes import VolumeMount, VolumeRecord
+from ramet.effects.site import Site
+from ramet.images.offload import run_stoppable
+from ramet.volumes.archive import unpack
+from ramet.volumes.catalog import DATA_FILE
+from ramet.volumes.errors import ArchiveTooLarge, VolumeUnwritable
+from ramet.volumes.filesystem import make_file_system
+
+_ARCHIVE_FILE: Final = "archive"
+_TREE_FOLDER: Final = "tree"
+
+Done = TypeVar("Done")
+
+
+class SiteVolumes:
+    """The volumes of a site. `ref` is a volume's id, its name or a unique beginning of its id."""
+
+    def __init__(self, site: Site) -> None:
+        self._site, self._catalog = site, site.volumes
+        for record in self._catalog.list():
+            site.admission.ledger.note(_owner(record.id), _demand(record))
+
+    def list(self, tags: Mapping[str, str] | None = None) -> list[VolumeRecord]:
+        """Return the volumes that have all of `tags`, oldest first."""
+        return self._catalog.list(tags)
+
+    def get(self, ref: str) -> VolumeRecord:
+        """Return one volume.
+
+        Raises:
+            VolumeNotFound, VolumeAmbiguous: as they say; so does every other method with a `ref`.
+        """
+        return self._catalog.get(ref)
+
+    def attachments(self, volume: VolumeId) -> Mapping[InstanceId, VolumeMount]:
+        """Return the instances that have a volume, and how."""
+        return self._catalog.attachments.of(volume)
+
+    async def create(
+        self,
+        name: str,
+        size_bytes: int,
+        tags: Mapping[str, str],
+        volume: str | None = None,
+        archive: AsyncIterator[bytes] | None = None,
+    ) -> VolumeRecord:
+        """Make a volume, empty or with the content of `archive`, a tar stream; durable when this returns.
+
+        Args:
+            volume: its id, a name in form; None: one is minted.
+
+        Raises:
+            VolumeNameTaken: there is one of that name or id.
+            InsufficientResources: there is no room for all that it may come to hold.
+            ArchiveInvalid, ArchiveTooLarge: it cannot be filled from that.
+            VolumeUnwritable: the disk is full; nothing is left of it.
+        """
+        record = VolumeRecord(VolumeId(volume or mint_id()), name, size_bytes, time.time(), dict(tags))
+        with self._catalog.coming(record) as folder:
+            ledger = self._site.admission.ledger
+            ledger.admit(_owner(record.id), _demand(record), f"volume {name}")
+            try:
+                if archive is None:
+                    await to_thread.run_sync(make_file_system, folder / DATA_FILE, size_bytes)
+                else:
+                    await _receive(archive, folder / _ARCHIVE_FILE, size_bytes)
+                    await run_stoppable(lambda check: _fill(folder, size_bytes, check))
+                self._catalog.add(record)
+            except BaseException:
+                ledger.release(_owner(record.id))
+                raise
+        return record
+
+    async def delete(self, ref: str) -> None:
+        """Remove a volume with all that is in it; returns when its room is free.
+
+        Raises:
+            VolumeInUse: an instance, or a snapshot with memory, has it.
+            VolumeUnwritable: the disk refuses; it is still there.
+        """
+        record = self._catalog.get(ref)
+        self._catalog.forget(record.id)
+        self._site.admission.ledger.release(_owner(record.id))
+        try:
+            await to_thread.run_sync(self._catalog.remove_files, record.id)
+        finally:
+            self._catalog.removed(record.id)
+
+
+async def _receive(chunks: AsyncIterator[bytes], file: Path, size_bytes: int) -> None:
+    """Write an archive down as it comes.
+
+    Raises:
+        ArchiveTooLarge: it is larger than what it is to be unpacked to.
+        VolumeUnwritable: the disk is full.
+        RametError: whoever sends it went away.
+    """
+    received_bytes = 0
+    archive = _on_disk(lambda: file.open("xb"))
+    try:
+        async for chunk in chunks:
+            received_bytes += len(chunk)
+            if received_bytes > size_bytes:
+                raise ArchiveTooLarge(f"the archive is larger than the volume, of {size_bytes} bytes")
+            await to_thread.run_sync(_on_disk, partial(archive.write, chunk))
+        await to_thread.run_sync(_on_disk, archive.flush)
+    finally:
+        with suppress(OSError):  # Of what could not be written, which was told.
+            archive.close()
+
+
+def _on_disk(work: Callable[[], Done]) -> Done:
+    """Do something to a file.
+
+    Raises:
+        VolumeUnwritable: it failed.
+    """
+    try:
+        return work()
+    except OSError as error:
+        raise VolumeUnwritable(f"the archive cannot be written down: {error.strerror}") from error
+
+
+def _fill(folder: Path, size_bytes: int, check: Callable[[], None]) -> None:
+    """Make the file system of the archive in `folder`; nothing else is left there."""
+    archive, tree = folder / _ARCHIVE_FILE, folder / _TREE_FOLDER
+    try:
+        tree.mkdir(mode=0o755)  # Of the folder around it only we may enter.
+        os.chmod(tree, 0o755)
+        entry_count = unpack(archive, tree, size_bytes, check)
+        check()
+        make_file_system(folder / DATA_FILE, size_bytes, tree, entry_count)
+    except OSError as error:
+        raise VolumeUnwritable(f"the volume cannot be made: {error.strerror}") from error
+    finally:
+        # What is left, of a full disk say, goes with the folder: this one at the next start.
+        shutil.rmtree(tree, ignore_errors=True)
+        archive.unlink(missing_ok=True)
+
+
+def _owner(volume: VolumeId) -> str:
+    return f"volume {volume}"
+
+
+def _demand(record: VolumeRecord) -> Demand:
+    return Demand(disk_bytes=record.size_bytes)
