@@ -73,7 +73,8 @@ class StandInFleet:
 
     `log` is every instance's, `following` what comes behind it; `commands` all that was run; `failing` the
     names that cannot be made; `files` the root of every guest; `degraded` why none is limited as asked;
-    `limits` what instances are admitted to; `balloons` what guests were asked to give back; `compression` what the last standby said.
+    `limits` what instances are admitted to; `balloons` what guests were asked to give back;
+    `compression` what the last standby said.
     """
 
     log: list[str] = field(default_factory=lambda: [f"line {number}" for number in range(200)])
