@@ -44,12 +44,14 @@ Operation = Literal[
     "pooled_fork",
     "snapshot_pooled_fork",
     "schedule",
+    "restart",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept".
 
 "pool" has a berth of "src" made and ended, "pooled_fork" makes "new" in one, "snapshot_pooled_fork" in one of
-"kept". "schedule" has the next run of the schedule of "src" be done, and what is not kept removed.
+"kept". "schedule" has the next run of the schedule of "src" be done, and what is not kept removed. "restart"
+has "new" be started as its restart policy says.
 """
 
 LEAVING: tuple[Operation, ...] = ("create", "pooled_fork", "snapshot_pooled_fork")
@@ -158,6 +160,8 @@ class Mortal:
                     await released(daemon, (await daemon.fleet.stop("new")).record.id)
                 case "start":
                     await daemon.fleet.start("new")
+                case "restart":
+                    await daemon.fleet.restart("new")
                 case "delete":
                     await daemon.fleet.delete("new")
                 case "standby":

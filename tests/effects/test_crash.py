@@ -1,5 +1,7 @@
 """A daemon killed at any step of an operation: what ran runs on, and nothing half-made is left."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from ramet.core.restart import RestartPolicy, RestartWhen
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.snapshot_schedule import (
     INTERVAL_S_MAX,
@@ -18,6 +21,7 @@ from ramet.core.snapshot_schedule import (
     SnapshotSchedule,
 )
 from ramet.core.spec import State
+from ramet.core.supervision import judge_restart
 from ramet.instance.fleet_types import InstanceNotFound
 from ramet.snapshots.schedules import ScheduleStore
 from ramet.vmm.fake.faults import Faults
@@ -30,6 +34,7 @@ pytestmark = [pytest.mark.anyio, pytest.mark.netns, pytest.mark.timeout(600)]
 SETTLE_TIMEOUT_S = 20.0
 LIVED_SHARE = 10
 """One daemon in so many at most may come to its end without the step it was to be killed at."""
+ALWAYS = RestartPolicy(RestartWhen.ALWAYS, 0.1, 0, 600.0)
 MAKING: tuple[Operation, ...] = (
     "create",
     "fork",
@@ -109,6 +114,12 @@ async def prepare(daemon: Daemon, operation: Operation) -> None:
         view = await daemon.fleet.stop("new")
         while view.record.id in daemon.site.rigs:
             await anyio.lowlevel.checkpoint()
+    elif operation == "restart":
+        record = (await daemon.fleet.update("new", {"restart_policy": ALWAYS})).record
+        os.kill(daemon.site.rigs[record.id].vm.runtime.pid, signal.SIGKILL)
+        await daemon.fleet.wait("new", State.STOPPED, SETTLE_TIMEOUT_S)
+        while record.id in daemon.site.rigs:
+            await anyio.lowlevel.checkpoint()
     elif operation in ("standby", "restore"):
         # It has slept before, so that a sleep is a difference, and a wake is one from such.
         await daemon.fleet.standby("new")
@@ -169,10 +180,16 @@ async def check_new(daemon: Daemon, operation: Operation) -> None:
             "pooled_fork": (None, State.RUNNING),
             "snapshot_pooled_fork": (None, State.RUNNING),
             "schedule": (None,),
+            "restart": (State.STOPPED, State.RUNNING),
         }[operation]
     )
     if operation == "schedule":
         await check_schedule(daemon)
+    if operation == "restart":
+        record = daemon.fleet.get("new").record
+        assert record.restarts.attempts == 1 or state is State.STOPPED
+        assert record.restarts.attempts < 2
+        assert state is State.RUNNING or judge_restart(record, 0.0).next_at is not None
     await check_snapshot(daemon)
     if state is None:
         return

@@ -117,6 +117,15 @@ def test_the_example_of_hypervisors_works(tmp_path_factory: pytest.TempPathFacto
     assert "virtio0\n" in done.stdout
 
 
+def test_the_example_of_health_and_restarts_works(tmp_path_factory: pytest.TempPathFactory) -> None:
+    [commands] = EXAMPLE.findall((PROJECT / "docs/health-and-restarts.md").read_text())
+    folder = tmp_path_factory.mktemp("a")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    done = run_session(folder, commands)  # Each `grep` of them has to find something.
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert done.stdout.count("Running (healthy)") >= 2, done.stdout
+
+
 OFFICIAL_CLIENT = """
 from hypeman import Hypeman
 from hypeman.lib.exec import exec

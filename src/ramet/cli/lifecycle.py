@@ -19,12 +19,14 @@ from ramet.cli.options import (
 )
 from ramet.cli.output import for_each, print_json
 from ramet.cli.pulling import pull
+from ramet.cli.supervision import supervision_options
 from ramet.client import ApiError, Client
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.images import PullImage
 from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
 from ramet.wire_api.snapshots import StandbyInstance
+from ramet.wire_api.supervision import HealthCheck, RestartPolicy
 from ramet.wire_api.volumes import VolumeMount
 
 _ARCHIVES: Final = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".oci")
@@ -67,6 +69,7 @@ class OtherState(Broken):
 @click.option(
     "--fork-pool", type=click.IntRange(0), help="Make so many children ahead of their fork, see ramet pool."
 )
+@supervision_options
 @compression_option("How its memory is compressed when it sleeps, and in its snapshots, unless they say.")
 @compression_delay_option
 @tag_option("Tag the instance; can be given several times.")
@@ -88,6 +91,8 @@ def run_command(
     bandwidth_up: str | None,
     hypervisor: str | None,
     fork_pool: int | None,
+    health: HealthCheck | None,
+    restart: RestartPolicy | None,
     compression: SnapshotCompression | None,
     compression_delay: str | None,
     tags: dict[str, str],
@@ -121,6 +126,8 @@ def run_command(
         ),
         hypervisor=hypervisor,
         fork_pool=fork_pool,
+        health_check=health,
+        restart_policy=restart,
         snapshot_policy=_policy(compression, compression_delay),
     )
     made = _create(client, body)

@@ -77,12 +77,19 @@ def logs_command(context: click.Context, instance: str, follow: bool, tail: int,
 
 def _row(instance: Instance) -> tuple[str, ...]:
     ip = instance.network.ip if instance.network is not None else None
-    state = instance.state if instance.exit_code is None else f"{instance.state} ({instance.exit_code})"
     return (
         instance.name,
         instance.id[:SHORT_ID_LENGTH],
         instance.image,
-        state,
+        _state(instance),
         ip or "-",
         age(instance.created_at),
     )
+
+
+def _state(instance: Instance) -> str:
+    """Return its state, with how it does, if that is known, or how it ended."""
+    if instance.exit_code is not None:
+        return f"{instance.state} ({instance.exit_code})"
+    health = "unknown" if instance.health_status is None else instance.health_status.status
+    return instance.state if health in ("disabled", "unknown") else f"{instance.state} ({health})"

@@ -4,6 +4,7 @@ Nothing of it counts as somebody being connected, or as an open command: a guest
 """
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -46,8 +47,14 @@ class Probes:
                     return await self._run(record.id, check)
         except EOFError:
             return "the connection was closed without an answer"
-        except (OSError, RametError, asyncio.LimitOverrunError) as error:
-            return str(error) or type(error).__name__
+        except asyncio.LimitOverrunError:
+            return "the answer is not of HTTP"
+        except ssl.SSLError as error:
+            return f"TLS failed: {error.reason or error}"
+        except OSError as error:
+            return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
+        except RametError as error:
+            return str(error)
 
     @asynccontextmanager
     async def _connected(self, instance: InstanceId, port: int) -> AsyncIterator[socket.socket]:

@@ -43,7 +43,7 @@ class Flows:
         self._outbound: defaultdict[IPv4Address, set[Connection]] = defaultdict(set)
         self._on_change: OnChange = lambda address: None
         self._is_behind = asyncio.Event()
-        self._ours: set[tuple[End, End]] = set()
+        self._ours: dict[tuple[End, End], bool] = {}  # Whether it is over.
         self._ours_ended: dict[tuple[End, End], float] = {}
         self.error = "not looked at yet"
 
@@ -59,13 +59,13 @@ class Flows:
     def ours(self, client: End, server: End) -> Iterator[None]:
         """Have a connection that is opened and closed inside not count, nor what is told of it later."""
         ends, now = (client, server), time.monotonic()
-        self._ours.add(ends)
+        self._ours[ends] = False
         try:
             yield
         finally:
-            self._ours.discard(ends)
             self._ours_ended.pop(ends, None)  # So that the first is the one that ended first.
-            self._ours_ended[ends] = time.monotonic() + OURS_S
+            if not self._ours.pop(ends):
+                self._ours_ended[ends] = time.monotonic() + OURS_S
             while self._ours_ended and next(iter(self._ours_ended.values())) < now:
                 del self._ours_ended[next(iter(self._ours_ended))]
 
@@ -131,7 +131,7 @@ class Flows:
         changed: set[IPv4Address] = set()
         for connection, state in seen:
             if state in OVER:
-                self._ours_ended.pop((connection.client, connection.server), None)
+                self._end_ours((connection.client, connection.server))
             for address, table in self._places(connection):
                 connections = table[address]
                 if (connection in connections) == (state in OVER):
@@ -141,6 +141,13 @@ class Flows:
                     del table[address]
         for address in changed:
             self._on_change(address)
+
+    def _end_ours(self, ends: tuple[End, End]) -> None:
+        """Take note that a connection is over, which may be one of ours."""
+        if ends in self._ours:
+            self._ours[ends] = True
+        else:
+            self._ours_ended.pop(ends, None)
 
     def _replace(self, seen: Iterable[Seen]) -> None:
         """Have these be all there are."""
