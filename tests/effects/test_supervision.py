@@ -67,6 +67,7 @@ async def test_one_that_dies_is_started_again_until_it_has_died_too_often(world:
         kill(daemon)
         record = await until(daemon, lambda record: record.state is State.STOPPED)
         assert judge_restart(record, 1e12).blocked is Block.ATTEMPTS_EXCEEDED
+        assert not (await daemon.fleet.wait("web", State.RUNNING, 20.0)).timed_out  # It cannot come.
         assert (await daemon.fleet.start("web")).record.restarts.attempts == 0
         await daemon.fleet.delete("web")
         assert world.leftovers() == before
@@ -92,6 +93,8 @@ async def test_a_back_off_goes_on_where_it_was_when_the_daemon_comes_back(world:
         await daemon.fleet.create("web", replace(daemon.spec, restart_policy=LATER))
         kill(daemon)
         before = await until(daemon, lambda record: record.state is State.STOPPED)
+        assert (await daemon.fleet.wait("web", State.RUNNING, 0.01)).timed_out  # It may yet come.
+        assert not (await daemon.fleet.wait("web", State.STOPPED, 0.01)).timed_out
     async with kept(world) as daemon:
         record = daemon.fleet.get("web").record
         assert judge_restart(record, 0.0) == judge_restart(before, 0.0)

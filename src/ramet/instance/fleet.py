@@ -56,7 +56,7 @@ from ramet.instance.fleet_types import (
 from ramet.instance.host import Host, LogSource
 from ramet.instance.outcomes import Forked, Outcomes, outcomes_of
 from ramet.instance.register import Register
-from ramet.instance.transitions import is_starting
+from ramet.instance.transitions import is_about_to_restart, is_starting
 
 READY_TIMEOUT_S: Final = 120.0
 """How long `create` waits for the guest before it answers with an instance that is still Initializing."""
@@ -131,7 +131,7 @@ class Fleet:
         actor = self._actor(ref)
 
         def is_decided(record: InstanceRecord) -> bool:
-            ended = record.state in (State.STOPPED, State.UNKNOWN)
+            ended = record.state in (State.STOPPED, State.UNKNOWN) and not is_about_to_restart(record)
             return record.state is state or ended
 
         with anyio.move_on_after(timeout_s):

@@ -151,7 +151,7 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
         case RestoreAsked() | Woken() | WakeFailed():
             return _decide_sleep(record, event)
         case StopAsked():
-            if _is_about_to_restart(record):
+            if is_about_to_restart(record):
                 return replace(record, restarts=replace(record.restarts, end=RunEnd.REQUEST)), ()
             if record.state not in (State.INITIALIZING, State.RUNNING) or is_starting(record):
                 raise _wrong(record, "stopped", remedies.to_stop(record))
@@ -347,8 +347,8 @@ def _decide_supervised(
             return record, ()
 
 
-def _is_about_to_restart(record: InstanceRecord) -> bool:
-    """Tell whether it has been stopped, or is being, and is to be started again by itself."""
+def is_about_to_restart(record: InstanceRecord) -> bool:
+    """Tell whether its run has ended, or ends for its health, and another is to follow by itself."""
     if record.state is State.SHUTDOWN:
         return record.restarts.end is RunEnd.HEALTH
     return judge_restart(record, record.stopped_at or 0.0).next_at is not None
