@@ -19,6 +19,7 @@ from ramet.core.ids import InstanceId
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.snapshot_schedule import ScheduleRecord
 from ramet.core.spec import State
+from ramet.core.supervision import judge_restart
 from ramet.effects import performer
 from ramet.effects.site import Rig
 from ramet.effects.thaw import thaw
@@ -106,6 +107,14 @@ async def schedule_run(daemon: Daemon) -> ScheduleRecord:
     return record
 
 
+async def restart_due(daemon: Daemon) -> None:
+    """Return when "new" is to be started by itself."""
+    next_at = judge_restart(daemon.fleet.get("new").record, time.time()).next_at
+    assert next_at is not None
+    while time.time() < next_at:
+        await anyio.lowlevel.checkpoint()
+
+
 async def released(daemon: Daemon, instance: InstanceId) -> None:
     """Return when all that only a run of an instance needed has been given back."""
     turn = daemon.fleet._host._turns[instance]  # type: ignore[attr-defined]
@@ -150,6 +159,8 @@ class Mortal:
                 await pool_settled(daemon, 1)
             elif operation == "snapshot_pooled_fork":
                 await pool_settled(daemon, 1, "kept")
+            elif operation == "restart":
+                await restart_due(daemon)
             self.steps.begin()
             match operation:
                 case "create":
