@@ -65,6 +65,7 @@ def to_auto_standby(
         idle_timeout_s,
         before.ignored_sources if sources is None else _sources(sources),
         before.ignored_ports if ports is None else _ports(ports),
+        before.wakes_on_traffic if body.wake_on_traffic is None else body.wake_on_traffic,
     )
 
 
@@ -100,6 +101,7 @@ def shown_auto_standby(policy: AutoStandby | None) -> wire.AutoStandbyPolicy | N
         format_duration(policy.idle_timeout_s),
         policy.ignored_sources,
         policy.ignored_ports,
+        policy.wakes_on_traffic,
     )
 
 
@@ -122,4 +124,7 @@ def to_status(found: IdleStatus, now: float) -> wire.AutoStandbyStatus:
         next_standby_at=shown_time(at),
         hold_until=shown_time(found.hold_until),
         countdown_remaining=None if at is None else format_duration(max(0.0, at - now)),
+        wake_on_traffic=found.traffic.is_woken,
+        wake_armed=found.traffic.is_armed,
+        wake_error=found.traffic.error or None,
     )

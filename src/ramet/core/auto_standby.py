@@ -17,12 +17,27 @@ class AutoStandby:
 
     `ignored_sources` are networks in CIDR notation, whose connections do not count; nor do those to one of
     `ignored_ports`.
+
+    `wakes_on_traffic`: whether it is woken, however it came to sleep, by who asks it for a connection that
+    counts; None: if it `is_enabled`, as the daemon does by default.
     """
 
     is_enabled: bool
     idle_timeout_s: float
     ignored_sources: tuple[str, ...] = ()
     ignored_ports: tuple[int, ...] = ()
+    wakes_on_traffic: bool | None = None
+
+    def is_woken_by_traffic(self, *, by_default: bool) -> bool:
+        """Tell whether traffic wakes it, where the daemon's default is `by_default`."""
+        if self.wakes_on_traffic is None:
+            return by_default and self.is_enabled
+        return self.wakes_on_traffic
+
+    @property
+    def ignored_networks(self) -> tuple[IPv4Network, ...]:
+        """The `ignored_sources`."""
+        return tuple(_network(source) for source in self.ignored_sources)
 
     def counts(self, client: IPv4Address, port: int) -> bool:
         """Tell whether a connection from `client` to `port` keeps it awake."""
@@ -39,7 +54,14 @@ class AutoStandby:
         """
         sources = tuple(str(_network(source)) for source in raw["ignored_sources"])
         ports = tuple(int(port) for port in raw["ignored_ports"])
-        return cls(bool(raw["is_enabled"]), float(raw["idle_timeout_s"]), sources, ports)
+        wakes = raw.get("wakes_on_traffic")
+        return cls(
+            bool(raw["is_enabled"]),
+            float(raw["idle_timeout_s"]),
+            sources,
+            ports,
+            None if wakes is None else bool(wakes),
+        )
 
 
 @lru_cache(maxsize=4096)

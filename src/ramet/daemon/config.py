@@ -247,12 +247,14 @@ class HypervisorSettings(BaseModel, extra="forbid"):
 
 class AutoStandbySettings(BaseModel, extra="forbid"):
     """What keeps instances awake that may sleep by themselves, besides connections to them: open execs if
-    `busy_exec`, their own connections if `busy_outbound`; and how many are put to sleep at a time.
+    `busy_exec`, their own connections if `busy_outbound`; and how many are put to sleep at a time. With
+    `wake_on_traffic` a TCP connection to one of them wakes it, unless the instance says otherwise.
     """
 
     busy_exec: bool = True
     busy_outbound: bool = False
     max_concurrent: PositiveInt = IDLE_MAX_CONCURRENT
+    wake_on_traffic: bool = False
 
     def config(self) -> IdleConfig:
         """Return the part `ramet.policies` understands."""

@@ -46,6 +46,7 @@ from ramet.policies.keepers import Keepers
 from ramet.policies.reclaiming import ReclaimKeeper
 from ramet.policies.restarts import RestartKeeper
 from ramet.policies.schedules import ScheduleKeeper
+from ramet.policies.traffic import TrafficKeeper
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.schedules import ScheduleStore
 from ramet.snapshots.store import CaptureStore
@@ -162,12 +163,14 @@ def make_keepers(
         except NoEndpoint:  # It has no network, or is just going.
             return None
 
+    traffic = TrafficKeeper(fleet, performer, by_default=settings.auto_standby.wake_on_traffic)
     idle = IdleKeeper(
         fleet,
         network.flows,
         address_of,
         performer.exec_count,
         settings.auto_standby.config(),
+        traffic_of=traffic.status,
     )
 
     async def tell_health(record: InstanceRecord, status: HealthStatus) -> None:
@@ -179,7 +182,7 @@ def make_keepers(
     guests = SiteGuests(site, lambda: (view.record for view in fleet.list()))
     memory = settings.hypervisor.memory.config()
     reclaims = ReclaimKeeper(guests, HoldFile(site.folder.reclaim), host_memory, memory)
-    keepers = Keepers(idle, ExpiryKeeper(fleet), schedules, reclaims, health, RestartKeeper(fleet))
+    keepers = Keepers(idle, traffic, ExpiryKeeper(fleet), schedules, reclaims, health, RestartKeeper(fleet))
     performer.ask_health(health.health)
     performer.watch(keepers.see)
     performer.watch_execs(idle.execs_changed)

@@ -90,6 +90,8 @@ async def shut_down(rig: Rig) -> None:
 async def release(site: Site, record: InstanceRecord) -> None:
     """Give back what only a running instance needs: TAP and channel. Slot, disk and logs stay. Idempotent.
 
+    The TAP at which a sleeper is called is no running instance's, and stays, too.
+
     Raises:
         RametError: a part of it is still there; to be tried again.
     """
@@ -106,7 +108,8 @@ async def release(site: Site, record: InstanceRecord) -> None:
     elif record.id in site.unended:
         await end_unheld(site, record)
     drop_base(site.instance_folder(record.id))
-    if record.identity.slot is not None:
+    is_called = record.capture is not None and site.network.is_armed(record.id)
+    if record.identity.slot is not None and not is_called:
         await site.network.detach(record.id)
 
 

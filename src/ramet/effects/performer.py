@@ -16,6 +16,7 @@ from ramet.core.errors import RametError
 from ramet.core.health import Health
 from ramet.core.ids import CaptureId, InstanceId, LayerId
 from ramet.core.spec import InstanceRecord, InstanceSpec, RestorePoint, State
+from ramet.effects.arming import arm
 from ramet.effects.berth import leave_berth
 from ramet.effects.boot import boot
 from ramet.effects.captures import Look, SourceCaptures, Tell
@@ -249,6 +250,38 @@ class SitePerformer:
         if not self._execs[instance]:
             del self._execs[instance]
         self._on_exec(instance)
+
+    async def arm(self, instance: InstanceId, on_syn: Callable[[InstanceId], None]) -> bool:
+        """Have `on_syn` be called, once, when somebody asks an instance for a connection, if it sleeps.
+
+        Tells whether it sleeps.
+
+        Raises:
+            RametError: it did not work.
+        """
+        async with self._turns[instance]:
+            try:
+                record = self._look(instance)
+            except InstanceNotFound:
+                self._turns.pop(instance, None)
+                return False
+            is_asleep = record.state is State.STANDBY and not record.is_deleting
+            if is_asleep:
+                await self._leave_claimed(record)
+                await arm(self._site, record, on_syn)
+            return is_asleep
+
+    async def disarm(self, instance: InstanceId) -> None:
+        """Have an instance not be called any more.
+
+        Raises:
+            RametError: it is, or what made it so is still there.
+        """
+        await self._site.network.disarm(instance)
+
+    def is_armed(self, instance: InstanceId) -> bool:
+        """Tell whether the next who asks an instance for a connection is noticed."""
+        return self._site.network.is_waiting(instance)
 
     async def stat_path(self, record: InstanceRecord, path: str, *, follow_links: bool) -> PathStat:
         return await stat_path(self._rig(record), path, follow_links=follow_links)

@@ -45,6 +45,8 @@ async def wake(site: Site, record: InstanceRecord, berth: Berth | None = None) -
                     await to_thread.run_sync(prepare_folder_again, site, record)
                 tap = await until_started.enter_async_context(attached(site, record))
                 rig = await awaken(site, record, layer, capture, tap, until_started=until_started)
+                with phase("deliver"):
+                    await site.network.deliver(record.id)
                 _keep_base(site, record)
         except BaseException:
             site.layers.release(layer)

@@ -255,6 +255,8 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             return replace(record, state=State.RUNNING), ()
         case RestoreAsked() if record.state is State.PAUSED:
             return record, (Interrupt(),)
+        case RestoreAsked() if is_waking(record):
+            return record, ()  # Whoever asks waits for the same wake.
         case RestoreAsked():
             if record.state is not State.STANDBY:
                 raise _wrong(record, "restored", remedies.to_restore(record))

@@ -10,7 +10,10 @@ import fcntl
 import os
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
+
+from ramet.linux.bpf import SOCK_FPROG, Instruction, sock_fprog
 
 NAME_BYTES_MAX: Final = 15  # IFNAMSIZ - 1
 
@@ -19,6 +22,8 @@ TUNSETIFF: Final = 0x400454CA
 TUNGETIFF: Final = 0x800454D2
 TUNSETPERSIST: Final = 0x400454CB
 TUNSETOWNER: Final = 0x400454CC
+TUNATTACHFILTER: Final = 0x401054D5
+TUNDETACHFILTER: Final = 0x401054D6
 IFF_TAP: Final = 0x0002
 IFF_NO_PI: Final = 0x1000
 IFF_VNET_HDR: Final = 0x4000
@@ -49,6 +54,27 @@ def persist(fd: int) -> None:
         OSError: the kernel refused.
     """
     fcntl.ioctl(fd, TUNSETPERSIST, 1)
+
+
+def attach_filter(fd: int, program: Sequence[Instruction]) -> None:
+    """Have only those frames come to a TAP that `program` keeps, in place of any filter it had.
+
+    What is in its queue already stays there.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    with sock_fprog(program) as fprog:
+        fcntl.ioctl(fd, TUNATTACHFILTER, fprog)
+
+
+def detach_filter(fd: int) -> None:
+    """Have all frames come to a TAP again. Harmless without a filter.
+
+    Raises:
+        OSError: the kernel refused.
+    """
+    fcntl.ioctl(fd, TUNDETACHFILTER, bytes(SOCK_FPROG.size))
 
 
 def end_persistent(name: str) -> None:

@@ -4,18 +4,24 @@
 `release` wait until the TAP is gone, then remove its IFB and revoke the admission. In that order no TAP is
 ever there unfiltered or without its limits, and no slot is given away while its TAP may still speak. What
 could not be taken down stays held and visible, for the next `release` or `sweep`.
+
+`arm` makes the TAP of one that sleeps, and waits there for the first packet of a connection. The `attach` of
+its wake gets this very TAP, and `deliver` what has come to it.
 """
 
 from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 from ramet.core.errors import Conflict
 from ramet.core.ids import InstanceId
 from ramet.linux.traffic import read_traffic
+from ramet.net.armed import Armed, send
 from ramet.net.bridge import Bridge, BridgeConfig, BridgeFacts
 from ramet.net.errors import TapHeld
 from ramet.net.firewall import Firewall, FirewallStatistics
@@ -24,6 +30,7 @@ from ramet.net.rates import UNLIMITED, RateLimits
 from ramet.net.shaping import ShapingQueue, ShapingStatistics
 from ramet.net.slots import Endpoint, SlotPool
 from ramet.net.sweep import Swept, sweep
+from ramet.net.syn import NOTHING_IGNORED, Ignored
 from ramet.net.tap_shaping import TapShaping
 from ramet.net.taps import GONE_TIMEOUT_S, Tap, Taps
 from ramet.telemetry.timings import phase
@@ -82,6 +89,9 @@ class Network:
         self._told: NetworkFacts | None = None
         self._attached: dict[InstanceId, Endpoint] = {}
         self._open_taps: dict[InstanceId, Tap] = {}
+        self._armed: dict[InstanceId, Armed] = {}
+        self._kept_frames: dict[InstanceId, Sequence[bytes]] = {}
+        """What came to armed TAPs that their VMMs cannot take over, until it is delivered."""
         self._persistent: set[InstanceId] = set()
         """Whose TAP is to be ended, since it does not go with its VMM."""
         self._stuck: set[InstanceId] = set()
@@ -111,6 +121,10 @@ class Network:
         """Let go of everything of ours that is open; the network stays. Idempotent."""
         self._taps.close()
         async with anyio.create_task_group() as group:
+            for armed in self._armed.values():
+                armed.stop()
+                group.start_soon(anyio.to_thread.run_sync, armed.close)
+            self._armed.clear()
             for tap in self._open_taps.values():
                 group.start_soon(self._taps.close_tap, tap)
         self._open_taps.clear()
@@ -175,7 +189,8 @@ class Network:
         """Make the TAP of `instance`, filtered and limited from its first moment.
 
         Pass `fd` to the VMM, then close it; or, `by_name`, have the VMM open the TAP, which outlives it then.
-        Where `limits` has none, the network's default counts.
+        Where `limits` has none, the network's default counts. One that is armed is handed over, and is
+        deaf until `deliver`; `by_name` it is made anew.
 
         If it fails, the slot is still held and there is no TAP.
 
@@ -188,9 +203,83 @@ class Network:
         """
         self._pool.endpoint(instance)
         async with self._turns[instance]:
-            return await self._attach(instance, limits.or_else(self.config.default_limits), by_name)
+            armed = self._armed.get(instance)
+            if armed is not None:
+                armed.stop()
+                if not by_name:
+                    return armed.tap
+                frames = armed.read()
+                await self._detach(instance, GONE_TIMEOUT_S)
+                self._kept_frames[instance] = frames
+            return await self._attach(instance, limits.or_else(self.config.default_limits), by_name=by_name)
 
-    async def _attach(self, instance: InstanceId, limits: RateLimits, by_name: bool) -> Tap:
+    async def deliver(self, instance: InstanceId) -> None:
+        """Have a guest be reached that woke on a TAP that was armed, first by those who have asked already.
+
+        When it is itself. Harmless if it was not armed.
+
+        Raises:
+            NetworkFailed: the kernel refused.
+        """
+        armed, frames = self._armed.pop(instance, None), self._kept_frames.pop(instance, ())
+        if armed is not None:
+            await anyio.to_thread.run_sync(armed.hand_over, limiter=self._taps.limiter)
+        elif frames:
+            name = self._pool.endpoint(instance).tap_name
+            await anyio.to_thread.run_sync(send, name, frames, limiter=self._taps.limiter)
+
+    async def arm(
+        self,
+        instance: InstanceId,
+        on_syn: Callable[[InstanceId], None],
+        limits: RateLimits = UNLIMITED,
+        ignored: Ignored = NOTHING_IGNORED,
+    ) -> None:
+        """Have `on_syn` be called, once, when somebody asks `instance`, which has no VMM, for a connection.
+
+        Armed again, it is to be called again; who has asked until now is forgotten.
+
+        Raises:
+            NoEndpoint, AlreadyAttached, TapHeld, IfbHeld, NetworkFailed, FirewallFailed: see `attach`; it is
+                not armed.
+        """
+        endpoint = self._pool.endpoint(instance)
+        async with self._turns[instance]:
+            armed = self._armed.get(instance)
+            if armed is None:
+                limits = limits.or_else(self.config.default_limits)
+                tap = await self._attach(instance, limits, is_deaf=True)
+                armed = self._armed[instance] = Armed(endpoint, tap)
+            armed.stop()
+            try:
+                await anyio.to_thread.run_sync(armed.renew, ignored, limiter=self._taps.limiter)
+            except BaseException:
+                await self._detach(instance, GONE_TIMEOUT_S)
+                raise
+            armed.wait(lambda: on_syn(instance))
+
+    async def disarm(self, instance: InstanceId) -> None:
+        """Take down what `arm` made, if it is still there.
+
+        Raises:
+            TapHeld, NetworkFailed, FirewallFailed: see `detach`.
+        """
+        async with self._turns[instance]:
+            if instance in self._armed:
+                await self._detach(instance, GONE_TIMEOUT_S)
+
+    def is_armed(self, instance: InstanceId) -> bool:
+        """Tell whether `instance` has a TAP that waits for a wake."""
+        return instance in self._armed
+
+    def is_waiting(self, instance: InstanceId) -> bool:
+        """Tell whether the next who asks `instance` for a connection is noticed."""
+        armed = self._armed.get(instance)
+        return armed is not None and armed.is_waiting
+
+    async def _attach(
+        self, instance: InstanceId, limits: RateLimits, *, by_name: bool = False, is_deaf: bool = False
+    ) -> Tap:
         endpoint = self._pool.endpoint(instance)
         held = self._open_taps.get(instance)
         if held is not None and held.is_open:
@@ -201,7 +290,7 @@ class Network:
                 await self._firewall.admit([endpoint])
             self._shaping.hold(endpoint, limits)
             with phase("network_tap"):
-                tap = await self._taps.open_tap(endpoint, limits, by_name=by_name)
+                tap = await self._taps.open_tap(endpoint, limits, by_name=by_name, is_deaf=is_deaf)
         except TapHeld:
             raise  # Somebody's TAP is there: its filter stays too.
         except BaseException:
@@ -236,6 +325,11 @@ class Network:
             return
         self._stuck.add(instance)
         with anyio.fail_after(timeout_s + TEARDOWN_TIMEOUT_S, shield=True):
+            self._kept_frames.pop(instance, None)
+            armed = self._armed.pop(instance, None)
+            if armed is not None:
+                armed.stop()
+                await anyio.to_thread.run_sync(armed.close, limiter=self._taps.limiter)
             tap = self._open_taps.pop(instance, None)
             if tap is not None and tap.is_open:
                 await self._taps.close_tap(tap)

@@ -18,6 +18,7 @@ import anyio
 import anyio.to_thread
 
 from ramet.linux import netlink, tun
+from ramet.linux.bpf import DROP
 from ramet.net.bridge import BridgeFacts, has_ipv6
 from ramet.net.errors import NetworkFailed, TapHeld
 from ramet.net.rates import UNLIMITED, RateLimits
@@ -99,11 +100,17 @@ class Taps:
             removals.close()
 
     async def open_tap(
-        self, endpoint: Endpoint, limits: RateLimits = UNLIMITED, *, by_name: bool = False
+        self,
+        endpoint: Endpoint,
+        limits: RateLimits = UNLIMITED,
+        *,
+        by_name: bool = False,
+        is_deaf: bool = False,
     ) -> Tap:
         """Create the TAP of `endpoint`, limited, make it an isolated port of the bridge and set it up.
 
-        With `by_name` it is persistent and nobody holds it.
+        With `by_name` it is persistent and nobody holds it. While it `is_deaf` no frame comes to whoever
+        reads it (`ramet.net.armed` has it hear again).
 
         Its firewall element must be there already. On failure there is no TAP; its IFB may be.
 
@@ -112,9 +119,11 @@ class Taps:
             IfbHeld: an interface has the name of its IFB.
             NetworkFailed: the kernel refused, a bridge with 1,023 ports among the reasons.
         """
-        return await anyio.to_thread.run_sync(self._open_tap, endpoint, limits, by_name, limiter=self.limiter)
+        return await anyio.to_thread.run_sync(
+            self._open_tap, endpoint, limits, by_name, is_deaf, limiter=self.limiter
+        )
 
-    def _open_tap(self, endpoint: Endpoint, limits: RateLimits, by_name: bool) -> Tap:
+    def _open_tap(self, endpoint: Endpoint, limits: RateLimits, by_name: bool, is_deaf: bool) -> Tap:
         assert self._bridge is not None, "open() comes first"
         try:
             fd = tun.open_tap(endpoint.tap_name)
@@ -127,6 +136,8 @@ class Taps:
                 interface=endpoint.tap_name,
             ) from error
         try:
+            if is_deaf:
+                tun.attach_filter(fd, [DROP])
             with netlink.RouteSocket() as route:
                 index = netlink.interface_index(endpoint.tap_name)
                 mtu_bytes = self._bridge.mtu_bytes

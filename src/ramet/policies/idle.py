@@ -20,6 +20,7 @@ from ramet.core.spec import InstanceRecord, State
 from ramet.instance.fleet_types import InstanceView
 from ramet.policies.auto_standby import Facts, Status, Verdict, judge
 from ramet.policies.due import DueTimes
+from ramet.policies.traffic import NOT_WOKEN, TrafficStatus
 
 MAX_CONCURRENT: Final = 16
 TRACKING_MODE: Final = "conntrack_events_v4_tcp"
@@ -82,6 +83,7 @@ class IdleStatus:
     idle_since: float | None
     last_inbound_at: float | None
     hold_until: float | None
+    traffic: TrafficStatus = NOT_WOKEN
 
 
 @dataclass(slots=True)
@@ -105,6 +107,7 @@ class IdleKeeper:
         address_of: the address of an instance; None: it has no network, or none any more.
         exec_count: how many commands are open in an instance.
         now: Unix seconds.
+        traffic_of: how it stands with an instance's wake by traffic.
     """
 
     def __init__(
@@ -115,8 +118,11 @@ class IdleKeeper:
         exec_count: Callable[[InstanceId], int],
         config: IdleConfig = IdleConfig(),
         now: Callable[[], float] = time.time,
+        *,
+        traffic_of: Callable[[InstanceRecord], TrafficStatus] = lambda record: NOT_WOKEN,
     ) -> None:
         self._fleet, self._observer, self._config, self._now = fleet, observer, config, now
+        self._traffic_of = traffic_of
         self._address_of, self._exec_count = address_of, exec_count
         self._watched: dict[InstanceId, _Watched] = {}
         self._by_address: dict[IPv4Address, InstanceId] = {}
@@ -182,7 +188,7 @@ class IdleKeeper:
             InstanceNotFound, InstanceAmbiguous
         """
         record = self._fleet.get(ref).record
-        watched = self._watched.get(record.id)
+        watched, traffic = self._watched.get(record.id), self._traffic_of(record)
         if watched is None:
             facts = Facts(
                 is_running=record.state is State.RUNNING,
@@ -194,7 +200,7 @@ class IdleKeeper:
                 is_requested=False,
             )
             verdict = judge(record.spec.auto_standby, facts, self._now())
-            return IdleStatus(record.spec.auto_standby, verdict, 0, None, None, None)
+            return IdleStatus(record.spec.auto_standby, verdict, 0, None, None, None, traffic)
         return IdleStatus(
             record.spec.auto_standby,
             self._judge(watched),
@@ -202,6 +208,7 @@ class IdleKeeper:
             watched.idle_since,
             watched.last_inbound_at,
             watched.hold_until,
+            traffic,
         )
 
     def hold(self, ref: str) -> IdleStatus:

@@ -12,15 +12,17 @@ from ramet.policies.idle import IdleKeeper
 from ramet.policies.reclaiming import ReclaimKeeper
 from ramet.policies.restarts import RestartKeeper
 from ramet.policies.schedules import ScheduleKeeper
+from ramet.policies.traffic import TrafficKeeper
 
 
 @dataclass(frozen=True, slots=True)
 class Keepers:
-    """Who has instances sleep, go, be kept in snapshots, give memory back, be asked how they do and be
+    """Who has instances sleep, wake, go, be kept in snapshots, give memory back, be asked how they do and be
     started again.
     """
 
     idle: IdleKeeper
+    traffic: TrafficKeeper
     expiry: ExpiryKeeper
     schedules: ScheduleKeeper
     reclaims: ReclaimKeeper
@@ -30,6 +32,7 @@ class Keepers:
     def see(self, record: InstanceRecord) -> None:
         """Take note of what an instance is now. Never fails."""
         self.idle.see(record)
+        self.traffic.see(record)
         self.expiry.see(record)
         self.schedules.see(record)
         self.reclaims.see(record)
@@ -41,6 +44,7 @@ class Keepers:
         async with anyio.create_task_group() as group:
             for keeper in (
                 self.idle,
+                self.traffic,
                 self.expiry,
                 self.schedules,
                 self.reclaims,
