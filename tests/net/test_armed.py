@@ -196,6 +196,19 @@ async def test_all_who_ask_until_the_guest_has_woken_are_heard_then(
     await network.release(A)
 
 
+async def test_what_is_armed_on_a_bridge_that_had_no_port_hears_the_very_next(
+    network: Network,
+) -> None:
+    """Each time, the only port goes and another comes: the bridge carries nothing in between."""
+    for _ in range(20):
+        await armed(network)
+        with socket.socket() as client:
+            client.setblocking(False)
+            ask(client)
+        assert len(network._armed[A].read()) == 1
+        await network.disarm(A)
+
+
 async def test_who_asked_a_sleeper_is_connected_to_it_when_it_is_awake(
     network: Network, new_namespace: Callable[[], Namespace], clients: list[socket.socket]
 ) -> None:

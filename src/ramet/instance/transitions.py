@@ -253,10 +253,8 @@ def _decide_sleep(record: InstanceRecord, event: Event) -> tuple[InstanceRecord,
             return asleep, (Release(),)
         case SuspendFailed() if record.state is State.PAUSED:
             return replace(record, state=State.RUNNING), ()
-        case RestoreAsked() if record.state is State.PAUSED:
-            return record, (Interrupt(),)
-        case RestoreAsked() if is_waking(record):
-            return record, ()  # Whoever asks waits for the same wake.
+        case RestoreAsked() if record.state is State.PAUSED or is_waking(record):
+            return record, () if is_waking(record) else (Interrupt(),)
         case RestoreAsked():
             if record.state is not State.STANDBY:
                 raise _wrong(record, "restored", remedies.to_restore(record))

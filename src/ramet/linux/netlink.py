@@ -9,6 +9,7 @@ Every function raises OSError with the kernel's errno and words. No policy lives
 """
 
 import errno
+import fcntl
 import os
 import socket
 import struct
@@ -84,6 +85,8 @@ IFLA_BRPORT_ISOLATED: Final = 33
 IFA_ADDRESS: Final = 1
 IFA_LOCAL: Final = 2
 IFF_UP: Final = 1
+IFF_RUNNING: Final = 0x40
+SIOCGIFFLAGS: Final = 0x8913  # linux/sockios.h
 
 # linux/neighbour.h
 NDA_DST: Final = 1
@@ -470,6 +473,27 @@ def interface_index(name: str) -> int:
         OSError: there is none.
     """
     return socket.if_nametoindex(name)
+
+
+def interface_name(index: int) -> str:
+    """Return the name of interface `index`. Takes no lock.
+
+    Raises:
+        OSError: there is none.
+    """
+    return socket.if_indextoname(index)
+
+
+def is_running(name: str) -> bool:
+    """Tell whether an interface that is up can carry frames, or drops them still. Takes no lock.
+
+    Raises:
+        OSError: there is none.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        answer = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("=16sH22x", name.encode(), 0))
+    (flags,) = struct.unpack_from("=H", answer, 16)
+    return bool(flags & IFF_RUNNING)
 
 
 def interface_exists(name: str) -> bool:

@@ -12,6 +12,7 @@ other. Its limits are put on while it is still down, and it is handed out last: 
 import asyncio
 import errno
 import os
+import time
 from typing import Final
 
 import anyio
@@ -28,6 +29,9 @@ from ramet.net.tap_shaping import shaping_requests
 KERNEL_STAGE_WIDTH: Final = 4  # All of it waits for one lock, RTNL: more threads would only queue there.
 HELD_RETRY_S: Final = 0.05
 """Nobody tells that a persistent TAP was let go of; a VMM that is gone has done so."""
+RUNNING_POLL_S: Final = 0.002
+RUNNING_TIMEOUT_S: Final = 5.0
+"""A worker of the kernel may wait for the processor like anybody else."""
 GONE_TIMEOUT_S: Final = 10.0  # A TAP takes about 20 ms to go once the last descriptor is closed.
 
 
@@ -153,6 +157,8 @@ class Taps:
                         netlink.open_port(index, learning=False),
                     ]
                 )
+                if is_deaf:
+                    self._wait_running(route, endpoint)
             if by_name:
                 tun.persist(fd)  # Last: until here it goes with us, whatever happens.
         except OSError as error:
@@ -165,6 +171,25 @@ class Taps:
             os.close(fd)
             return Tap(endpoint.tap_name, index, None)
         return Tap(endpoint.tap_name, index, fd)
+
+    def _wait_running(self, route: netlink.RouteSocket, endpoint: Endpoint) -> None:
+        """Return when what the host sends to `endpoint` comes to its TAP: somebody waits for it there.
+
+        A bridge without ports carries nothing, and drops what is sent for as long as the kernel takes, in a
+        worker of its own, to see that it has one again.
+
+        Raises:
+            NetworkFailed: it takes too long.
+        """
+        assert self._bridge is not None, "open() comes first"
+        bridge = netlink.interface_name(self._bridge.index)
+        until = time.monotonic() + RUNNING_TIMEOUT_S
+        while not netlink.is_running(bridge):
+            if time.monotonic() > until:
+                raise NetworkFailed(f"bridge {bridge} carries nothing", remedy=f"ip link set {bridge} up")
+            time.sleep(RUNNING_POLL_S)
+        # The worker holds RTNL until it is done; this waits for that, and changes nothing else.
+        route.apply([netlink.add_neighbour(self._bridge.index, endpoint.ip, endpoint.mac)])
 
     async def close_tap(self, tap: Tap) -> None:
         """Close `tap` in a thread, where it may take the 20 ms of the last to close it."""
