@@ -28,6 +28,7 @@ HOST: Final = (
     "ramet.snapshots.store",
     "ramet.store",
     "ramet.vmm",
+    "ramet.volumes",
 )
 ONLY_LOOKING: Final = frozenset(
     {
@@ -53,8 +54,13 @@ ONLY_LOOKING: Final = frozenset(
         "SlotPool.endpoint",
         "Vm.unless_starved",
         "Vm.when_starved",
+        "VolumeCatalog.disk_of",
+        "VolumeCatalog.folder_of",
+        "VolumeCatalog.get",
+        "VolumeCatalog.list",
         "interface_exists",
         "interface_index",
+        "is_clean",
         "list_command_lines",
         "node_name",
         "pack_memory",
@@ -67,6 +73,7 @@ _APART: Final = frozenset(
     {
         "ramet.linux.attributes",  # It packs and unpacks what others send.
         "ramet.vmm.fake.faults",  # What makes calls fail is no part of them.
+        "ramet.volumes.attachments",  # What it knows is in memory alone.
     }
 )
 _EVENT_LOOP: Final = "asyncio."  # What it calls is news, and no step of anybody.

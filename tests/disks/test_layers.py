@@ -31,6 +31,19 @@ def test_a_child_keeps_the_frozen_layer_of_a_deleted_source(tmp_path: Path) -> N
     assert store.statistics() == {"held": 0, "files": 0, "undeleted": 0}
 
 
+def test_a_disk_may_have_file_systems_behind_its_first(tmp_path: Path) -> None:
+    store = LayerStore(tmp_path)
+    top = store.create_on(store.create(SIZE, behind=(SIZE // 2, SIZE)), SIZE * 5 // 2)
+    base = store.base(top)
+    assert base.stat().st_size == SIZE * 5 // 2
+    for offset in (0, SIZE, SIZE * 3 // 2):
+        read = ["dumpe2fs", "-h", f"{base}?offset={offset}"]
+        shown = subprocess.run(read, capture_output=True, text=True, check=True).stdout
+        assert "Filesystem state:         clean" in shown, offset
+    assert store.base(store.create(SIZE)) != base
+    assert LayerStore(tmp_path).base(top) == base
+
+
 def test_a_disk_takes_what_its_layers_take(tmp_path: Path) -> None:
     store = LayerStore(tmp_path)
     first = store.create(SIZE)

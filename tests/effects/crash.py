@@ -5,10 +5,14 @@ when it is about to take the step (see `tests.steps`). It answers with a line: h
 a step it lives, and has written the steps it took into FOLDER/steps.
 """
 
+import io
 import os
 import signal
 import sys
+import tarfile
 import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -20,6 +24,7 @@ from ramet.core.snapshot import SnapshotKind
 from ramet.core.snapshot_schedule import ScheduleRecord
 from ramet.core.spec import State
 from ramet.core.supervision import judge_restart
+from ramet.core.volumes import VolumeMount
 from ramet.effects import performer
 from ramet.effects.site import Rig
 from ramet.effects.thaw import thaw
@@ -29,6 +34,7 @@ from tests.effects.world import Daemon, World
 from tests.steps import watch_steps
 
 SETTLE_TIMEOUT_S = 20.0
+VOLUME_BYTES = 4 << 20
 Operation = Literal[
     "create",
     "fork",
@@ -46,13 +52,16 @@ Operation = Literal[
     "snapshot_pooled_fork",
     "schedule",
     "restart",
+    "volume",
+    "volume_delete",
 ]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 """All make, change or remove "new"; "fork" and "copy" make it of "src", "snapshot_fork" of "kept".
 
 "pool" has a berth of "src" made and ended, "pooled_fork" makes "new" in one, "snapshot_pooled_fork" in one of
 "kept". "schedule" has the next run of the schedule of "src" be done, and what is not kept removed. "restart"
-has "new" be started as its restart policy says.
+has "new" be started as its restart policy says. "volume" makes a volume "new", of an archive, and "new" with
+it; "volume_delete" removes both.
 """
 
 LEAVING: tuple[Operation, ...] = ("create", "pooled_fork", "snapshot_pooled_fork")
@@ -122,6 +131,22 @@ async def released(daemon: Daemon, instance: InstanceId) -> None:
         await anyio.lowlevel.checkpoint()
 
 
+async def packed() -> AsyncIterator[bytes]:
+    """Yield a tar archive with one file."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("file")
+        info.size = 7
+        tar.addfile(info, io.BytesIO(b"content"))
+    yield buffer.getvalue()
+
+
+async def create_with_volume(daemon: Daemon) -> None:
+    """Make a volume "new" of an archive, and "new", which writes to it."""
+    volume = await daemon.volumes.create("new", VOLUME_BYTES, {}, archive=packed())
+    await daemon.fleet.create("new", replace(daemon.spec, volumes=(VolumeMount(volume.id, "/data"),)))
+
+
 class Mortal:
     """A daemon that this process, or rather a copy of it, is to be."""
 
@@ -189,6 +214,11 @@ class Mortal:
                     assert (await daemon.snapshots.fork("kept", ["new"]))[0].error is None
                 case "snapshot_restore":
                     await daemon.snapshots.restore("new", "kept")
+                case "volume":
+                    await create_with_volume(daemon)
+                case "volume_delete":
+                    await daemon.fleet.delete("new")
+                    await daemon.volumes.delete("new")
                 case "schedule":
                     await schedule_run(daemon)
                 case "pool":

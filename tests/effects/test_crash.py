@@ -22,10 +22,17 @@ from ramet.core.snapshot_schedule import (
 )
 from ramet.core.spec import State
 from ramet.core.supervision import judge_restart
+from ramet.core.volumes import VolumeMount
 from ramet.instance.fleet_types import InstanceNotFound
 from ramet.snapshots.schedules import ScheduleStore
 from ramet.vmm.fake.faults import Faults
-from tests.effects.crash import OPERATIONS, Operation, pool_settled, schedule_run
+from tests.effects.crash import (
+    OPERATIONS,
+    Operation,
+    create_with_volume,
+    pool_settled,
+    schedule_run,
+)
 from tests.effects.crashing import Crashes
 from tests.effects.world import Daemon, World
 
@@ -45,6 +52,7 @@ MAKING: tuple[Operation, ...] = (
     "pooled_fork",
     "snapshot_pooled_fork",
     "schedule",
+    "volume",
 )
 
 
@@ -92,7 +100,7 @@ async def check_old(world: World, daemon: Daemon, boot_ids: dict[str, str]) -> N
     with anyio.fail_after(SETTLE_TIMEOUT_S):
         while (found := world.leftovers())["captures"]:  # Deleted behind everybody's back.
             await anyio.lowlevel.checkpoint()
-    assert found["snapshots"] == set()
+    assert found["snapshots"] == found["volumes"] == set()
     assert len(found["processes"]) == len(found["taps"]) == len(found["admissions"]) == len(ids)
     assert found["folders"] == found["records"] == set(world.processes().values()) == ids
     assert found["journal"] == set()
@@ -108,7 +116,10 @@ async def prepare(daemon: Daemon, operation: Operation) -> None:
         await prepare_schedule(daemon)
     if operation in MAKING:
         return
-    assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
+    if operation == "volume_delete":
+        await create_with_volume(daemon)
+    else:
+        assert (await daemon.fleet.fork("src", ["new"]))[0].error is None
     await daemon.run("new", "write", "kept", "yes")
     if operation == "start":
         view = await daemon.fleet.stop("new")
@@ -159,6 +170,15 @@ async def check_snapshot(daemon: Daemon) -> None:
         await daemon.snapshots.delete(snapshot.id)
 
 
+def check_volume(daemon: Daemon, operation: Operation, *, is_there: bool) -> None:
+    """If there is a volume it is whole, and "new" has it if it is there: without it, it would not be."""
+    found = daemon.volumes.list()
+    assert len(found) >= (is_there and operation in ("volume", "volume_delete"))
+    for record in found:
+        assert len(daemon.volumes.attachments(record.id)) == is_there
+        assert daemon.site.volumes.disk_of(VolumeMount(record.id, "/data", is_read_only=True)).exists()
+
+
 async def check_new(daemon: Daemon, operation: Operation) -> None:
     """What an operation was about is whole: as it was before, or as it was to become. It is removed here."""
     state = await settle(daemon, "new")
@@ -181,8 +201,11 @@ async def check_new(daemon: Daemon, operation: Operation) -> None:
             "snapshot_pooled_fork": (None, State.RUNNING),
             "schedule": (None,),
             "restart": (State.STOPPED, State.RUNNING),
+            "volume": (None, State.RUNNING),
+            "volume_delete": (State.RUNNING, None),
         }[operation]
     )
+    check_volume(daemon, operation, is_there=state is not None)
     if operation == "schedule":
         await check_schedule(daemon)
     if operation == "restart":
@@ -225,6 +248,8 @@ async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_lea
                 for snapshot in daemon.snapshots.list():
                     await pool_settled(daemon, 0, snapshot.id)
                 await check_new(daemon, operation)
+                for record in daemon.volumes.list():
+                    await daemon.volumes.delete(record.id)
                 await check_old(world, daemon, boot_ids)
                 await prepare(daemon, operation)
     # What is done in the background, such as filling a pool, does not take the same steps each time.

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.wire.boot_config import BOOT_CONFIG_BYTES_MAX, BOOT_CONFIG_MAGIC, SECTOR_BYTES, BootConfig
+from ramet.wire.boot_config import (
+    BOOT_CONFIG_BYTES_MAX,
+    BOOT_CONFIG_MAGIC,
+    SECTOR_BYTES,
+    BootConfig,
+    BootVolume,
+)
 from ramet.wire.frames import ProtocolError
 from ramet.wire.messages import (
     ExecRequest,
@@ -34,7 +40,9 @@ NETWORK = Network(
 )
 WORKLOAD = Workload("exited", 300, None, 9, "killed")
 BOOT = BootConfig(
-    ("/bin/sh", "-c", "echo ü"), {"PATH": "/bin"}, "/", "", "web", "ab" * 16, 7, b"e" * 32, NETWORK
+    *(("/bin/sh", "-c", "echo ü"), {"PATH": "/bin"}, "/", "", "web", "ab" * 16, 7, b"e" * 32, NETWORK),
+    overlay_parts=(1 << 20, 2 << 20),
+    volumes=(BootVolume("/data", True, 0), BootVolume("/more", False)),
 )
 
 
@@ -158,6 +166,27 @@ def test_a_boot_configuration_survives_its_disk() -> None:
 def test_another_disk_is_not_a_boot_configuration(disk: bytes) -> None:
     with pytest.raises(ProtocolError):
         BootConfig.from_disk(disk)
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        {"volumes": {}},
+        {"volumes": ["/data"]},
+        {"volumes": [{"path": 7, "read_only": True}]},
+        {"volumes": [{"path": "/data"}]},
+        {"volumes": [{"path": "/data", "read_only": True, "overlay_part": "0"}]},
+        {"overlay_parts": [0]},
+        {"overlay_parts": ["1"]},
+    ],
+)
+def test_volumes_that_are_none_are_not_taken(members: dict[str, Any]) -> None:
+    disk = BOOT.to_disk()
+    length = int.from_bytes(disk[8:12])
+    text = json.dumps({**json.loads(disk[12 : 12 + length]), **members}).encode()
+    with pytest.raises(ProtocolError):
+        BootConfig.from_disk(BOOT_CONFIG_MAGIC + len(text).to_bytes(4) + text)
+    BootConfig.from_disk(disk)
 
 
 def test_a_boot_configuration_has_a_limit() -> None:
