@@ -181,6 +181,11 @@ def _of_spec(name: str, value: object) -> Change:
     return lambda manifest: manifest["spec"].update({name: value})
 
 
+def _of_mount(name: str, value: object) -> Change:
+    mount = {"volume": "data", "path": "/data", "is_read_only": True, "overlay_part": None, name: value}
+    return _of_spec("volumes", [mount])
+
+
 def _of_part(part: str, name: str, value: int) -> Change:
     return lambda manifest: manifest[part].update({name: value})
 
@@ -201,6 +206,10 @@ def _of_part(part: str, name: str, value: int) -> Change:
         _of_spec("hypervisor", "../fake"),
         _of_spec("memory_bytes", 1 << 50),
         _of_spec("overlay_bytes", 1 << 50),
+        _of_spec("overlay_parts", [-1, 1]),
+        _of_mount("volume", "../../instances"),
+        _of_mount("path", "/proc"),
+        _of_mount("overlay_part", 0),
         _of_spec("vcpu_count", 0),
         _of_spec("cmd", ["a\0b"]),
         _of_spec("compression", {"how": {"algorithm": "zstd", "level": 20}, "is_said": True}),
