@@ -237,6 +237,8 @@ async def test_a_daemon_killed_at_any_step_loses_no_guest_blocks_no_name_and_lea
     steps = crashes.find_steps(operation)
     assert {"Database.save 1", "end of Database.transaction 1"} <= set(steps)
     assert [step for step in steps if step.startswith(("FakeVm.", "FakeDriver."))]
+    made = {"unpack 1", "make_file_system 1", "VolumeCatalog.add 1", "end of VolumeCatalog.coming 1"}
+    assert operation != "volume" or made <= set(steps)
     lived = 0
     for step in ["", *steps]:
         with noted(step):
