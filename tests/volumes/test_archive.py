@@ -92,7 +92,11 @@ def test_what_is_written_through_a_link_stays_inside(bench: Bench) -> None:
     assert (bench.tree / out.removeprefix("/") / "file").read_bytes() == b"inside"
 
 
-@pytest.mark.parametrize("content", [b"", b"no archive at all" * 100, gzip.compress(b""), b"\x1f\x8b broken"])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no archive at all" * 100, gzip.compress(b""), b"\x1f\x8b broken"],
+    ids=["nothing", "text", "nothing, packed", "damaged"],
+)
 def test_what_is_no_archive_is_refused(bench: Bench, content: bytes) -> None:
     with pytest.raises(ArchiveInvalid):
         bench.unpack(content)
