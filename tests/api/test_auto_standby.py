@@ -97,6 +97,20 @@ def test_an_instance_without_a_policy_has_a_status_too(client: Hypeman) -> None:
             call("nobody")
 
 
+def test_traffic_is_to_wake_it_where_it_says_so(client: Hypeman, http: httpx.Client, served: Served) -> None:
+    asked = {"enabled": True, "wake_on_traffic": True}
+    client.instances.create(name="web", image=IMAGE, extra_body={"auto_standby": asked})
+    kept = served.fleet.get("web").record.spec.auto_standby
+    assert kept == AutoStandby(True, 300.0, wakes_on_traffic=True)
+    assert http.get("/instances/web").json()["auto_standby"]["wake_on_traffic"] is True
+    client.instances.update("web", auto_standby={"idle_timeout": "1h"})
+    assert http.get("/instances/web").json()["auto_standby"]["wake_on_traffic"] is True
+    http.patch("/instances/web", json={"auto_standby": {"wake_on_traffic": False}})
+    assert http.get("/instances/web").json()["auto_standby"]["wake_on_traffic"] is False
+    status = http.get("/instances/web/auto-standby/status").json()
+    assert (status["wake_on_traffic"], status["wake_armed"]) == (False, False)
+
+
 def test_a_hold_says_until_when(client: Hypeman) -> None:
     client.instances.create(name="web", image=IMAGE, auto_standby={"enabled": True, "idle_timeout": "1h"})
     held = client.instances.auto_standby.hold("web").hold_until

@@ -22,6 +22,7 @@ from ramet.cli.pulling import pull
 from ramet.cli.supervision import supervision_options
 from ramet.client import ApiError, Client
 from ramet.core.errors import Broken, Conflict, Invalid
+from ramet.wire_api.auto_standby import AutoStandbyPolicy
 from ramet.wire_api.compression import SnapshotCompression, SnapshotPolicy
 from ramet.wire_api.images import PullImage
 from ramet.wire_api.instances import CreateInstance, CreateNetwork, Instance
@@ -70,6 +71,14 @@ class OtherState(Broken):
     "--fork-pool", type=click.IntRange(0), help="Make so many children ahead of their fork, see ramet pool."
 )
 @supervision_options
+@click.option(
+    "--auto-standby",
+    metavar="DURATION",
+    help="Have it sleep when nobody has been connected to it for so long, such as 5m.",
+)
+@click.option(
+    "--wake-on-traffic", is_flag=True, help="Have a TCP connection wake it, however it came to sleep."
+)
 @compression_option("How its memory is compressed when it sleeps, and in its snapshots, unless they say.")
 @compression_delay_option
 @tag_option("Tag the instance; can be given several times.")
@@ -91,6 +100,8 @@ def run_command(
     bandwidth_up: str | None,
     hypervisor: str | None,
     fork_pool: int | None,
+    auto_standby: str | None,
+    wake_on_traffic: bool,
     health: HealthCheck | None,
     restart: RestartPolicy | None,
     compression: SnapshotCompression | None,
@@ -126,6 +137,7 @@ def run_command(
         ),
         hypervisor=hypervisor,
         fork_pool=fork_pool,
+        auto_standby=_idle(auto_standby, wake_on_traffic=wake_on_traffic),
         health_check=health,
         restart_policy=restart,
         snapshot_policy=_policy(compression, compression_delay),
@@ -135,6 +147,14 @@ def run_command(
         print_json(made)
     else:
         click.echo(made.id)
+
+
+def _idle(timeout: str | None, *, wake_on_traffic: bool) -> AutoStandbyPolicy | None:
+    if timeout is None and not wake_on_traffic:
+        return None
+    return AutoStandbyPolicy(
+        enabled=timeout is not None, idle_timeout=timeout, wake_on_traffic=wake_on_traffic or None
+    )
 
 
 def _policy(compression: SnapshotCompression | None, delay: str | None) -> SnapshotPolicy | None:

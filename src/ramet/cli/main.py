@@ -27,6 +27,7 @@ _COMMANDS: Final = {
     "pool": "ramet.cli.forking",
     "standby": "ramet.cli.lifecycle",
     "restore": "ramet.cli.lifecycle",
+    "auto-standby": "ramet.cli.idle",
     "snapshot": "ramet.cli.snapshots",
     "volume": "ramet.cli.volumes",
     "wait": "ramet.cli.lifecycle",
@@ -38,13 +39,14 @@ _COMMANDS: Final = {
     "pull": "ramet.cli.images",
     "image": "ramet.cli.images",
     "resources": "ramet.cli.resources",
+    "stats": "ramet.cli.resources",
     "reclaim": "ramet.cli.reclaim",
     "doctor": "ramet.cli.doctor",
     "setup": "ramet.cli.setup",
     "token": "ramet.cli.server",
     "version": "ramet.cli.server",
 }
-"""Where each command is; its function is called `<name>_command`."""
+"""Where each command is; its function is called `<name>_command`, with _ for -."""
 
 
 class LazyGroup(click.Group):
@@ -57,7 +59,7 @@ class LazyGroup(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command = getattr(import_module(module), f"{cmd_name}_command")
+        command = getattr(import_module(module), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

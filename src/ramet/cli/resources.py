@@ -1,4 +1,4 @@
-"""The command that shows how full the host is."""
+"""The commands that show how full the host is, and what an instance uses of it."""
 
 import click
 
@@ -35,6 +35,25 @@ def resources_command(context: click.Context, show_instances: bool, as_json: boo
         print_table(
             ("INSTANCE", "CPU", "MEMORY", "DISK"), [_instance_row(each) for each in found.allocations]
         )
+
+
+@click.command("stats")
+@click.argument("name")
+@json_option
+@click.pass_context
+def stats_command(context: click.Context, name: str, as_json: bool) -> None:
+    """Show what the instance NAME uses of the host, by its VMM's process and its network interface."""
+    found = connect(context).stats(name)
+    if as_json:
+        print_json(found)
+        return
+    ratio = found.memory_utilization_ratio
+    share = "" if ratio is None else f", {ratio:.0%}"
+    click.echo(f"cpu        {found.cpu_seconds:.1f} s, {found.allocated_vcpus} vCPUs")
+    resident, allocated = human_size(found.memory_rss_bytes), human_size(found.allocated_memory_bytes)
+    click.echo(f"memory     {resident} of {allocated}{share}")
+    click.echo(f"received   {human_size(found.network_rx_bytes)}")
+    click.echo(f"sent       {human_size(found.network_tx_bytes)}")
 
 
 def _row(line: ResourceStatus) -> tuple[str, ...]:

@@ -25,8 +25,9 @@ from ramet.wire_api.instances import (
 from ramet.wire_api.pools import SetForkPool
 
 if TYPE_CHECKING:
+    from ramet.wire_api.auto_standby import AutoStandbyStatus
     from ramet.wire_api.reclaim import MemoryReclaim, ReclaimMemory
-    from ramet.wire_api.resources import Resources
+    from ramet.wire_api.resources import InstanceStats, Resources
     from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
     from ramet.wire_api.snapshots import (
         CreateSnapshot,
@@ -111,6 +112,27 @@ def reclaim_memory(body: "ReclaimMemory") -> "Call[MemoryReclaim]":
     from ramet.wire_api.reclaim import MemoryReclaim
 
     return Call("POST", "/resources/memory/reclaim", _reader(MemoryReclaim), body)
+
+
+def stats(ref: str) -> "Call[InstanceStats]":
+    """Ask what an instance uses of the host."""
+    from ramet.wire_api.resources import InstanceStats
+
+    return Call("GET", _path(ref, "stats"), _reader(InstanceStats))
+
+
+def auto_standby_status(ref: str) -> "Call[AutoStandbyStatus]":
+    """Ask how far an instance is from sleeping by itself."""
+    from ramet.wire_api.auto_standby import AutoStandbyStatus
+
+    return Call("GET", _path(ref, "auto-standby/status"), _reader(AutoStandbyStatus))
+
+
+def hold_auto_standby(ref: str) -> "Call[AutoStandbyStatus]":
+    """Have an instance be awake for one idle time-out."""
+    from ramet.wire_api.auto_standby import AutoStandbyStatus
+
+    return Call("POST", _path(ref, "auto-standby/hold"), _reader(AutoStandbyStatus))
 
 
 def metrics() -> Call[str]:

@@ -29,8 +29,9 @@ from ramet.wire_api.instances import (
 
 if TYPE_CHECKING:
     from ramet.client.exec import ExecConnection
+    from ramet.wire_api.auto_standby import AutoStandbyStatus
     from ramet.wire_api.reclaim import MemoryReclaim, ReclaimMemory
-    from ramet.wire_api.resources import Resources
+    from ramet.wire_api.resources import InstanceStats, Resources
     from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
     from ramet.wire_api.snapshots import (
         CreateSnapshot,
@@ -73,6 +74,18 @@ class Client:
     def reclaim_memory(self, body: "ReclaimMemory") -> "MemoryReclaim":
         """Have running guests give memory back to the host for a while."""
         return self._send(calls.reclaim_memory(body))
+
+    def stats(self, ref: str) -> "InstanceStats":
+        """Return what an instance uses of the host."""
+        return self._send(calls.stats(ref))
+
+    def auto_standby_status(self, ref: str) -> "AutoStandbyStatus":
+        """Return how far an instance is from sleeping by itself, and whether traffic wakes it."""
+        return self._send(calls.auto_standby_status(ref))
+
+    def hold_auto_standby(self, ref: str) -> "AutoStandbyStatus":
+        """Have the server promise that an instance is awake for one idle time-out from now."""
+        return self._send(calls.hold_auto_standby(ref))
 
     def metrics(self) -> str:
         """Return the server's figures, in Prometheus' text format."""
