@@ -106,7 +106,7 @@ class CaptureMemory:
             self._free_if_unused(capture)
 
     def _admit(self, owner: str, source: InstanceRecord) -> None:
-        demand = Demand(memory_bytes=source.spec.memory_bytes)
+        demand = Demand(memory_bytes=source.spec.memory_bytes_max)
         self._ledger.admit(owner, demand, f"a capture of instance {source.name}")
 
     def _free_if_unused(self, capture: str) -> None:

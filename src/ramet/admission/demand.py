@@ -55,8 +55,8 @@ def demand_of(record: InstanceRecord) -> Demand:
     """
     spec = record.spec
     stores_memory = record.capture is not None or record.state in _MAY_STORE_MEMORY
-    disk_bytes = spec.disk_bytes + (spec.memory_bytes if stores_memory else 0)
+    disk_bytes = spec.disk_bytes + (spec.memory_bytes_max if stores_memory else 0)
     if not has_vmm(record):
         return Demand(disk_bytes=disk_bytes)
     rates = (spec.download_bytes_per_s or 0, spec.upload_bytes_per_s or 0)
-    return Demand(spec.vcpu_count, spec.memory_bytes, disk_bytes, max(rates))
+    return Demand(spec.vcpu_count, spec.memory_bytes_max, disk_bytes, max(rates))

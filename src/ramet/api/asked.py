@@ -15,7 +15,7 @@ from ramet.api.auto_standby import to_auto_standby
 from ramet.api.expiry import is_said, to_expiry
 from ramet.api.facts import HostFacts
 from ramet.api.health import to_health_check
-from ramet.api.hypervisors import to_hypervisor
+from ramet.api.hypervisors import demand_hotplug, to_hypervisor
 from ramet.api.restart import to_restart_policy
 from ramet.core.compression import (
     COMPRESSION_DELAY_S_MAX,
@@ -28,6 +28,7 @@ from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
     FORK_POOL_MAX,
+    HOTPLUG_STEP_BYTES,
     MEMORY_BYTES_MAX,
     OVERLAY_BYTES_MAX,
     RATE_BYTES_PER_S_MAX,
@@ -89,13 +90,8 @@ def _is_disabled(value: object) -> bool:
     return isinstance(value, Mapping) and not value.get("enabled")
 
 
-def _is_zero_size(value: object) -> bool:
-    return isinstance(value, str) and parse_size(value) == 0
-
-
 _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "skip_guest_agent": _is_falsy,
-    "hotplug_size": _is_zero_size,
     "disk_io_bps": _is_falsy,
     "credentials": _is_falsy,
     "devices": _is_falsy,
@@ -133,7 +129,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     if body.network is not None:
         _refuse(body.network, _UNSUPPORTED_NETWORK, "network.")
     _check_platform(body.platform, facts)
-    to_hypervisor(body.hypervisor, facts)
+    _hotplug_bytes(body, facts)
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
     to_auto_standby(body.auto_standby)
@@ -217,6 +213,7 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         health_check=to_health_check(body.health_check, has_network=_has_network(body.network)),
         restart_policy=to_restart_policy(body.restart_policy),
         expires_at=to_expiry(body.ttl, body.expires_at, time.time()),
+        hotplug_bytes=_hotplug_bytes(body, facts),
     )
 
 
@@ -378,6 +375,29 @@ def _size(field: str, text: str | None, default: int, bytes_min: int, bytes_max:
         bounds = f"from {format_size(bytes_min)} to {format_size(bytes_max)}"
         raise Invalid(f"{field} is {text}, and must be {bounds}", field=field)
     return size_bytes
+
+
+def _hotplug_bytes(body: wire.CreateInstance, facts: HostFacts) -> int:
+    """Return how much memory is to come once the guest has booted, rounded up to whole steps.
+
+    Raises:
+        Invalid: with what it boots with, it is more than an instance may have; or it is no size.
+        Unsupported: its hypervisor plugs none in.
+    """
+    hypervisor = to_hypervisor(body.hypervisor, facts)
+    asked_bytes = 0 if body.hotplug_size is None else parse_size(body.hotplug_size)
+    if not asked_bytes:
+        return 0
+    memory_bytes = _size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)
+    hotplug_bytes = -(-asked_bytes // HOTPLUG_STEP_BYTES) * HOTPLUG_STEP_BYTES
+    if memory_bytes + hotplug_bytes > MEMORY_BYTES_MAX:
+        raise Invalid(
+            f"size and hotplug_size are {format_size(memory_bytes + hotplug_bytes)} together",
+            remedy=f"use {format_size(MEMORY_BYTES_MAX)} at most",
+            field="hotplug_size",
+        )
+    demand_hotplug(hypervisor, facts)
+    return hotplug_bytes
 
 
 def _rate(field: str, text: str | None, network: wire.CreateNetwork) -> int | None:

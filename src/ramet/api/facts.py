@@ -1,6 +1,15 @@
 """What this host is, found out once at start; the API only repeats it."""
 
 from dataclasses import dataclass
+from typing import Final
+
+HOTPLUG_MEMORY: Final = "hotplug-memory"
+_FEATURES: Final = ("snapshots", "standby", "fork")
+
+
+def runtime_features(*, plugs_memory: bool = False) -> tuple[str, ...]:
+    """Return what a hypervisor can do, in the words of `GET /capabilities`."""
+    return (*_FEATURES, HOTPLUG_MEMORY) if plugs_memory else _FEATURES
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,7 +18,7 @@ class RuntimeFacts:
 
     name: str
     is_available: bool
-    features: tuple[str, ...] = ("snapshots", "standby", "fork")
+    features: tuple[str, ...] = _FEATURES
 
 
 @dataclass(frozen=True, slots=True)

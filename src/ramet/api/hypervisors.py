@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ramet.api.facts import HostFacts
+from ramet.api.facts import HOTPLUG_MEMORY, HostFacts
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.instance.fleet_types import HypervisorUnavailable
@@ -31,6 +31,21 @@ def to_hypervisor(name: str | None, facts: HostFacts, field: str = "hypervisor")
         remedy=f"use one of {', '.join(available)}" if available else "",
         field=field,
     )
+
+
+def demand_hotplug(hypervisor: str, facts: HostFacts) -> None:
+    """Check that memory can be plugged into a guest of `hypervisor` while it runs.
+
+    Raises:
+        Unsupported: it cannot; the error names those of this host that can.
+    """
+    able = [each.name for each in facts.runtimes if each.is_available and HOTPLUG_MEMORY in each.features]
+    if hypervisor not in able:
+        raise Unsupported(
+            f"{hypervisor} plugs no memory into a guest that runs",
+            remedy=f"use hypervisor {' or '.join(able)}" if able else "leave out hotplug_size",
+            field="hotplug_size",
+        )
 
 
 def to_target_hypervisor(name: str | None, snapshot: SnapshotRecord, facts: HostFacts) -> str | None:

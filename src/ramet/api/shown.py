@@ -58,6 +58,7 @@ def to_instance(
         platform=facts.platform,
         hypervisor=spec.hypervisor,
         size=format_size(spec.memory_bytes),
+        hotplug_size=format_size(spec.hotplug_bytes) if spec.hotplug_bytes else None,
         overlay_size=format_size(spec.overlay_bytes),
         vcpus=spec.vcpu_count,
         env=spec.env,

@@ -57,6 +57,7 @@ class OtherState(Broken):
 @click.option("--name", help="What to call the instance; a name is made up without.")
 @click.option("--cpus", type=int, default=2, show_default=True, help="How many virtual processors it has.")
 @click.option("--memory", default="1GB", show_default=True, help="Its memory.")
+@click.option("--hotplug-memory", help="More, which comes once it has booted; of cloud-hypervisor only.")
 @click.option("--overlay-size", default="10GB", show_default=True, help="How much it may write to its disk.")
 @env_option
 @volume_option
@@ -91,6 +92,7 @@ def run_command(
     name: str | None,
     cpus: int,
     memory: str,
+    hotplug_memory: str | None,
     overlay_size: str,
     env: dict[str, str],
     volumes: tuple[VolumeMount, ...],
@@ -123,6 +125,7 @@ def run_command(
         name=name or invent_name(),
         image=image,
         size=memory,
+        hotplug_size=hotplug_memory,
         overlay_size=overlay_size,
         vcpus=cpus,
         env=env or None,

@@ -22,6 +22,8 @@ from ramet.core.volumes import VolumeMount, demand_copyable
 VCPU_COUNT_MAX: Final = 16
 MEMORY_BYTES_MAX: Final = 32 << 30
 OVERLAY_BYTES_MAX: Final = 100 << 30
+HOTPLUG_STEP_BYTES: Final = 128 << 20
+"""What memory that comes while a guest runs is counted in (virtio-mem)."""
 FORK_POOL_MAX: Final = 900
 """About the endpoints of a bridge of the default size."""
 FORK_POOL_IDLE_S: Final = 600.0
@@ -57,6 +59,7 @@ class InstanceSpec:
     itself; None: not at all. At `expires_at`, in Unix seconds, it is removed; None: never.
     `volumes` are mounted at its next boot, in
     their order; `overlay_parts` are the sizes of what its disk has room for behind the root's overlay.
+    `hotplug_bytes` more memory come once it has booted.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -82,6 +85,7 @@ class InstanceSpec:
     expires_at: float | None = None
     volumes: tuple[VolumeMount, ...] = ()
     overlay_parts: tuple[int, ...] = ()
+    hotplug_bytes: int = 0
 
     @property
     def disk_bytes(self) -> int:
@@ -92,6 +96,11 @@ class InstanceSpec:
     def disk_parts(self) -> tuple[int, ...]:
         """The sizes of the file systems on its disk, the root's overlay first."""
         return (self.overlay_bytes, *self.overlay_parts)
+
+    @property
+    def memory_bytes_max(self) -> int:
+        """How much memory it may come to have."""
+        return self.memory_bytes + self.hotplug_bytes
 
     def for_fork(self) -> Self:
         """Return the spec of a child: copied fields as they are, cleared ones at their default.
@@ -162,6 +171,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "expires_at": "cleared",
     "volumes": "copied or refused",
     "overlay_parts": "copied",
+    "hotplug_bytes": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

@@ -16,7 +16,7 @@ from anyio.abc import TaskStatus
 import ramet
 from ramet.api.app import create_app
 from ramet.api.auth import TokenAuth
-from ramet.api.facts import HostFacts, RuntimeFacts
+from ramet.api.facts import HostFacts, RuntimeFacts, runtime_features
 from ramet.api.idempotency import KeptAnswers
 from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
@@ -138,7 +138,10 @@ def _host_facts(parts: Running) -> HostFacts:
     return HostFacts(
         version=ramet.__version__,
         default_hypervisor=parts.default_hypervisor,
-        runtimes=tuple(RuntimeFacts(name, is_available=True) for name in parts.drivers),
+        runtimes=tuple(
+            RuntimeFacts(name, True, runtime_features(plugs_memory=driver.plugs_memory))
+            for name, driver in parts.drivers.items()
+        ),
         gateway=str(network.facts.gateway),
         subnet=str(network.config.subnet),
     )

@@ -102,7 +102,7 @@ class SourceCaptures:
                 how = ask.resolve(self._site.compression)
                 # What is compressed is compressed as a whole, so it is stored as one.
                 base = base_of(self._site.instance_folder(source)) if how is None else None
-                with captures.draft(capture, record.spec.memory_bytes, holder, base) as draft:
+                with captures.draft(capture, record.spec.memory_bytes_max, holder, base) as draft:
                     if how is not None:
                         draft.compress_later(how, ask.delay_s or 0.0)
                     try:
@@ -155,7 +155,7 @@ class SourceCaptures:
     async def _take_stored(self, source: InstanceId, close_doors: Callable[[], None]) -> Stored:
         captures, capture = self._site.captures, CaptureId(mint_id())
         holder = f"capture {capture}"
-        with captures.draft(capture, self._look(source).spec.memory_bytes, holder) as draft:
+        with captures.draft(capture, self._look(source).spec.memory_bytes_max, holder) as draft:
             new_top = LayerId(mint_id())
             taken = await self._take(source, new_top, close_doors, lambda _: draft.capture)
             try:
@@ -202,7 +202,7 @@ class SourceCaptures:
                             vm=vm,
                             workload=RigWorkload(rig, self._group),
                             layer=top,
-                            memory_bytes=record.spec.memory_bytes,
+                            memory_bytes=record.spec.memory_bytes_max,
                             disk_bytes=record.spec.disk_bytes,
                         ),
                         site.layers,

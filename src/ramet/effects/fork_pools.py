@@ -346,7 +346,7 @@ class _Pool:
         layer = self._site.rigs[self._source.id].layer
         chain = self._site.layers.chain(layer)
         try:
-            capture = open_memory_capture(self._source.spec.memory_bytes)
+            capture = open_memory_capture(self._source.spec.memory_bytes_max)
         except OSError as error:
             raise Broken(f"no file can be opened for a capture: {error.strerror}") from error
         return _Generation(capture, layer, chain)

@@ -107,6 +107,7 @@ def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap: Tap | 
             DiskImage(((site.volumes.disk_of(mount), "raw"),), is_read_only=mount.is_read_only)
             for mount in record.spec.volumes
         ),
+        plug_bytes=record.spec.hotplug_bytes,
     )
 
 

@@ -25,6 +25,7 @@ from ramet.effects.end import destroy, release, shut_down, watch
 from ramet.effects.folder import write_spec
 from ramet.effects.fork import fork
 from ramet.effects.fork_pools import ForkPools
+from ramet.effects.growth import plug_memory
 from ramet.effects.guest_exec import start_exec
 from ramet.effects.guest_files import open_archive, put_archive, stat_path
 from ramet.effects.hold import reach
@@ -481,6 +482,7 @@ class SitePerformer:
                 rig.vm.unless_starved(),
             ):
                 await rig.channel(BOOT_ANSWER_TIMEOUT_S)
+                await plug_memory(rig, record)
         except RametError as error:
             with anyio.move_on_after(EXIT_TIMEOUT_S):
                 await rig.vm.wait_exited()

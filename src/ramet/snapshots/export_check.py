@@ -70,7 +70,7 @@ def _facts(manifest: ExportManifest) -> Mapping[str, bool]:
         "rootfs_sha256": not has_memory or _SHA256.fullmatch(str(manifest.rootfs_sha256)) is not None,
         "disk": manifest.disk.size_bytes == manifest.spec.disk_bytes and _is_part(manifest.disk),
         "memory": manifest.memory is None
-        or (manifest.memory.size_bytes == manifest.spec.memory_bytes and _is_part(manifest.memory)),
+        or (manifest.memory.size_bytes == manifest.spec.memory_bytes_max and _is_part(manifest.memory)),
         "devices": manifest.devices is None
         or (manifest.devices.size_bytes <= DEVICES_BYTES_MAX and _is_part(manifest.devices)),
         **_facts_of_spec(manifest.spec),
@@ -87,6 +87,7 @@ def _facts_of_spec(spec: InstanceSpec) -> Mapping[str, bool]:
         "spec.hypervisor": is_name(spec.hypervisor),
         "spec.vcpu_count": 1 <= spec.vcpu_count <= VCPU_COUNT_MAX,
         "spec.memory_bytes": 0 < spec.memory_bytes <= MEMORY_BYTES_MAX,
+        "spec.hotplug_bytes": 0 <= spec.hotplug_bytes <= MEMORY_BYTES_MAX - spec.memory_bytes,
         "spec.overlay_bytes": 0 < spec.overlay_bytes <= OVERLAY_BYTES_MAX,
         "spec.overlay_parts": len(spec.overlay_parts) <= VOLUME_COUNT_MAX
         and all(0 < part <= OVERLAY_BYTES_MAX for part in spec.overlay_parts),

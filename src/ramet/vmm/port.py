@@ -440,6 +440,8 @@ class Driver(ABC):
     """Of the layers that its VMMs write to."""
     opens_taps: bool = False
     """Whether its VMMs open their TAP themselves, by name: `Nic.tap_name`."""
+    plugs_memory: bool = False
+    """Whether its Vms are `Resizable`: `Machine.plug_bytes`."""
 
     @property
     def takes_packed(self) -> bool:

@@ -61,6 +61,7 @@ class Instance:
     platform: str | None = None
     hypervisor: str | None = None
     size: str | None = None
+    hotplug_size: str | None = None
     overlay_size: str | None = None
     vcpus: int | None = None
     env: Mapping[str, str] | None = None

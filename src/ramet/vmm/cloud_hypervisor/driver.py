@@ -52,6 +52,7 @@ class CloudHypervisorDriver(LiveFork):
     name = NAME
     accelerator = ACCELERATOR
     disk_form = "raw"
+    plugs_memory = True
 
     def __init__(
         self,
