@@ -112,6 +112,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
         daemon.fleet,
         site.images,
         daemon.snapshots,
+        daemon.volumes,
         SiteResources(site),
         keepers.idle,
         keepers.schedules,
