@@ -174,6 +174,13 @@ class Daemon:
             assert time.monotonic() < until, self.client.list()
             time.sleep(POLL_INTERVAL_S)
 
+    def wait_armed(self, name: str) -> None:
+        """Wait until traffic can wake a sleeper."""
+        until = time.monotonic() + END_TIMEOUT_S
+        while not self.client.auto_standby_status(name).wake_armed:
+            assert time.monotonic() < until, self.log()
+            time.sleep(POLL_INTERVAL_S)
+
     def leftovers(self) -> Leftovers:
         """Look at what is on the host."""
         pids = vmm_pids(self.data)

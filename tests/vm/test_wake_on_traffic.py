@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
@@ -11,7 +12,9 @@ import pytest
 
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.spec import State
-from tests.vm.images import HTTP_PORT
+from ramet.wire_api.auto_standby import AutoStandbyPolicy
+from tests.vm.daemon import own_daemon
+from tests.vm.images import HTTP_PORT, IMAGE
 from tests.vm.site import Children, Site, http_get
 from tests.vm.wire import nft
 
@@ -71,3 +74,31 @@ async def test_the_first_packet_of_a_connection_wakes_a_sleeper_and_is_answered(
             await until(lambda: idle.status(NAME).inbound_count > 0)
             assert fleet.get(NAME).record.state is State.RUNNING
         assert (await site.get_state(NAME))["hostname"] == NAME
+
+
+def test_a_daemon_that_comes_back_after_it_was_killed_listens_for_its_sleepers(
+    kernel_package: Path | None,
+) -> None:
+    with own_daemon(kernel_package) as daemon:
+        daemon.start()
+        daemon.client.import_image(str(daemon.folder / "image"), IMAGE)
+        daemon.boot(NAME, auto_standby=AutoStandbyPolicy(wake_on_traffic=True))
+        serves = f"wget -qO /dev/null http://127.0.0.1:{HTTP_PORT}/alive"
+        daemon.sh(
+            NAME, f"until {serves}; do sleep 0.1; done; echo kept >/dev/shm/state; echo kept >/var/state"
+        )
+        daemon.client.standby(NAME)
+        daemon.kill()
+        daemon.start()
+        daemon.wait_armed(NAME)
+        network = daemon.client.get(NAME).network
+        assert network is not None
+        assert network.ip is not None
+        with socket.create_connection((network.ip, HTTP_PORT), TIMEOUT_S) as client:
+            client.sendall(b"GET /cgi-bin/state HTTP/1.0\r\n\r\n")
+            answer = client.makefile("rb").read()
+        assert answer.split(b"\n")[-3:-1] == [b"memory kept", b"disk kept"]
+        assert daemon.client.get(NAME).state == "Running"
+        daemon.client.delete(NAME)
+        found = daemon.leftovers()
+        assert (found.vmm_count, found.tap_count, found.admitted_count) == (0, 0, 0)

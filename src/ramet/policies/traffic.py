@@ -22,6 +22,7 @@ from ramet.policies.due import DueTimes
 RETRY_S_FIRST: Final = 1.0
 """How long one that could not be woken is left alone; twice as long each time that it fails again."""
 RETRY_S_MAX: Final = 60.0
+DOUBLING_COUNT_MAX: Final = 16
 ARMING_CONCURRENT_MAX: Final = 16
 
 log = structlog.get_logger(__name__)
@@ -77,6 +78,7 @@ class TrafficKeeper:
     Args:
         by_default: whether those are woken that do not say.
         now: Unix seconds.
+        retry_s: how long one that could not be woken, or armed, is left alone at first.
     """
 
     def __init__(
@@ -86,7 +88,9 @@ class TrafficKeeper:
         *,
         by_default: bool = False,
         now: Callable[[], float] = time.time,
+        retry_s: float = RETRY_S_FIRST,
     ) -> None:
+        self._retry_s = retry_s
         self._fleet, self._doorbells, self._by_default, self._now = fleet, doorbells, by_default, now
         self._sleepers: dict[InstanceId, _Sleeper] = {}
         self._due = DueTimes(now)
@@ -188,9 +192,9 @@ class TrafficKeeper:
             sleeper.is_waking = False
 
     def _put_off(self, instance: InstanceId, sleeper: _Sleeper | None, error: RametError) -> None:
-        delay_s = RETRY_S_FIRST
+        delay_s = self._retry_s
         if sleeper is not None:
-            delay_s = min(RETRY_S_FIRST * 2**sleeper.failure_count, RETRY_S_MAX)
+            delay_s = min(self._retry_s * 2 ** min(sleeper.failure_count, DOUBLING_COUNT_MAX), RETRY_S_MAX)
             sleeper.failure_count += 1
             sleeper.error = str(error)
             sleeper.not_before = self._now() + delay_s
