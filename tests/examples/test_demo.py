@@ -13,6 +13,7 @@ pytestmark = pytest.mark.vm
 
 PROJECT = Path(__file__).parents[2]
 PYTHON_EXAMPLE = re.compile(r"```python\n(.*?)```", re.DOTALL)
+RUN_PYTHON_EXAMPLE = re.compile(r"<!-- run -->\n```python\n(.*?)```", re.DOTALL)
 EXAMPLE = re.compile(r"<!-- run -->\n```sh\n(.*?)```", re.DOTALL)
 
 # In a network namespace of its own: a daemon, then the commands, then the daemon's orderly end.
@@ -166,6 +167,31 @@ def test_the_official_client_works_unmodified_over_tcp(
     done = run_session(folder, commands)
     assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
     assert "official client: done" in done.stdout
+
+
+def test_the_examples_of_the_guide_to_the_api_work(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those in Python are one program, those in shell another."""
+    page = (PROJECT / "docs/api-guide.md").read_text()
+    folder = tmp_path_factory.mktemp("g")
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    (folder / "guide.py").write_text("".join(RUN_PYTHON_EXAMPLE.findall(page)))
+    (folder / "guide.sh").write_text("".join(EXAMPLE.findall(page)))
+    monkeypatch.setenv("RAMET_JWT_SECRET", "0123456789abcdef" * 4)
+    monkeypatch.setenv("RAMET_LISTEN", "127.0.0.1:4973")
+    monkeypatch.setenv("HYPEMAN_BASE_URL", "http://127.0.0.1:4973")
+    commands = """
+        python examples/make_image.py box
+        ramet image import box --name box:1
+        export HYPEMAN_API_KEY=$(ramet token)
+        python guide.py
+        bash -ex guide.sh
+        test -z "$(ramet ps -a -q)"
+    """
+    done = run_session(folder, commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    assert "Running 10.100." in done.stdout
 
 
 def test_the_examples_of_pools_work(tmp_path_factory: pytest.TempPathFactory) -> None:
