@@ -41,6 +41,7 @@ from ramet.daemon.garbage import short_searches
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
 from ramet.images import Catalog, ImageLimits
+from ramet.instance.held_exec import HeldExecs
 from ramet.store.answers import AnswerStore
 from tests.api.stand_in import SECRET, token
 from tests.effects.world import Daemon, World, new_folder, performer_of
@@ -119,6 +120,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
         keepers.reclaims,
         facts,
         answers=KeptAnswers(AnswerStore()),
+        execs=HeldExecs(),
         auth=TokenAuth(SECRET),
     )
     server, turns = HttpServer(app, listener), Turns()

@@ -29,6 +29,7 @@ from schemathesis.specs.openapi.checks import (
 )
 
 from ramet.api import KeptAnswers, create_app
+from ramet.instance.held_exec import HeldExecs
 from ramet.store.answers import AnswerStore
 from tests.api.stand_in import FACTS, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
@@ -94,7 +95,7 @@ class Api:
         self._volumes = StandInVolumes(self._fleet)
         host = (StandInResources(self._fleet), *kept, FACTS)
         served = (self._fleet, self._catalog, self._snapshots, self._volumes, *host)
-        app = create_app(*served, answers=self._answers, auth=None)
+        app = create_app(*served, answers=self._answers, execs=HeldExecs(), auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

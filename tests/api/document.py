@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 from ramet.api import KeptAnswers, create_app
+from ramet.instance.held_exec import HeldExecs
 from ramet.store.answers import AnswerStore
 from tests.api.stand_in import FACTS, StandInFleet
 from tests.api.stand_in_idle import StandInIdle
@@ -26,7 +27,7 @@ def document() -> dict[str, Any]:
         kept = (StandInIdle(fleet), StandInSchedules(fleet, snapshots), StandInReclaims(fleet))
         host = (StandInResources(fleet), *kept, FACTS)
         served = (fleet, StandInCatalog(), snapshots, StandInVolumes(fleet), *host)
-        return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=None).openapi()
+        return create_app(*served, answers=KeptAnswers(AnswerStore()), execs=HeldExecs(), auth=None).openapi()
     finally:
         fleet.files.remove()
 

@@ -40,6 +40,7 @@ from ramet.instance.fleet_types import (
     WaitOutcome,
     WrongState,
 )
+from ramet.instance.held_exec import HeldExecs
 from ramet.instance.register import Register
 from ramet.instance.transitions import step
 from ramet.store.answers import AnswerStore
@@ -331,15 +332,15 @@ def serve() -> Iterator[Served]:
         kept = (StandInIdle(fleet), schedules, StandInReclaims(fleet))
         host = (StandInResources(fleet), *kept, FACTS)
         served = (fleet, catalog, snapshots, volumes, *host)
-        answers = KeptAnswers(AnswerStore())
+        answers, execs = KeptAnswers(AnswerStore()), HeldExecs()
         servers = [
-            HttpServer(create_app(*served, answers=answers, auth=None), unix),
-            HttpServer(create_app(*served, answers=answers, auth=TokenAuth(SECRET)), tcp),
+            HttpServer(create_app(*served, answers=answers, execs=execs, auth=None), unix),
+            HttpServer(create_app(*served, answers=answers, execs=execs, auth=TokenAuth(SECRET)), tcp),
         ]
         unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.
 
         async def run() -> None:
-            async with anyio.create_task_group() as tasks:
+            async with execs.running(), anyio.create_task_group() as tasks:
                 for server in servers:
                     tasks.start_soon(server.serve)
 

@@ -10,7 +10,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import unix_connect
 from websockets.sync.connection import Connection
 
-from ramet.api import exec_routes
+from ramet.api import exec_conversation
 from tests.api.stand_in import Served
 
 
@@ -95,9 +95,9 @@ def test_a_client_that_leaves_ends_the_command(websocket: Connection, served: Se
 def test_a_client_that_leaves_is_noticed_although_its_stdin_is_stuck(
     websocket: Connection, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exec_routes, "STALL_CHECK_S", 0.01)
+    monkeypatch.setattr(exec_conversation, "STALL_CHECK_S", 0.01)
     start(websocket, "hang")
-    for _ in range(exec_routes.STDIN_MESSAGES_MAX * 2):
+    for _ in range(exec_conversation.STDIN_MESSAGES_MAX * 2):
         websocket.send(b"x")
     websocket.socket.shutdown(socket.SHUT_RDWR)  # It is not even read any more that we say goodbye.
     wait_until_ended(served)

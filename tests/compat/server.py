@@ -20,6 +20,7 @@ from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAut
 from ramet.daemon.config import Settings
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
+from ramet.instance.held_exec import HeldExecs
 from ramet.policies.keepers import Keepers
 from ramet.store.answers import AnswerStore
 from ramet.store.paths import DataFolder
@@ -115,4 +116,4 @@ def _app(daemon: Daemon, keepers: Keepers) -> FastAPI:
     kept = (keepers.idle, keepers.schedules, keepers.reclaims)
     stored = (daemon.fleet, site.images, daemon.snapshots, daemon.volumes)
     served = (*stored, resources, *kept, facts)
-    return create_app(*served, answers=KeptAnswers(AnswerStore()), auth=TokenAuth(SECRET))
+    return create_app(*served, answers=KeptAnswers(AnswerStore()), execs=HeldExecs(), auth=TokenAuth(SECRET))

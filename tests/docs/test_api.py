@@ -16,6 +16,7 @@ BESIDE = {
     ("GET", "/swagger"),
     ("GET", "/metrics"),
     ("GET", "/instances/{id}/exec"),
+    ("GET", "/instances/{id}/exec/v1"),
     ("GET", "/instances/{id}/cp"),
 }
 

@@ -42,6 +42,7 @@ from ramet.api.ports import (
 )
 from ramet.api.request_id import NameRequests
 from ramet.api.strict_json import check_body
+from ramet.instance.held_exec import HeldExecs
 from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
 
@@ -83,6 +84,7 @@ def create_app(
     facts: HostFacts,
     *,
     answers: KeptAnswers,
+    execs: HeldExecs,
     auth: TokenAuth | None,
 ) -> FastAPI:
     """Return the API over `fleet`, `catalog`, `snapshots`, `volumes`, the host's `resources`, and what goes
@@ -90,6 +92,7 @@ def create_app(
 
     Args:
         answers: what requests that may be sent again were answered; of all apps over one fleet.
+        execs: the commands whose clients may leave; likewise.
         auth: checks the token of every request; None trusts whoever can connect.
     """
     app = Described(
@@ -114,7 +117,7 @@ def create_app(
     app.include_router(schedules.router(scheduled))
     app.include_router(volume_routes.router(fleet, volumes, facts))
     app.include_router(image_routes.router(fleet, catalog, snapshots))
-    app.include_router(exec_routes.router(fleet))
+    app.include_router(exec_routes.router(fleet, execs))
     app.include_router(files_routes.router(fleet))
     app.add_middleware(Idempotency, answers=answers)  # Each goes around those before it.
     app.add_middleware(LimitBody)

@@ -1,241 +1,127 @@
 """Exec over WebSocket: one session of a guest's agent behind one connection.
 
-Three things go on at once: what the client sends is read, what it sent is fed to the command at the command's
-pace, and the output is sent as it comes. The session ends with the command; a client that leaves kills it.
+`/instances/{id}/exec` is as the official client has it: the session ends with the command, and a client that
+leaves kills it. `/instances/{id}/exec/v1` is our own: a client may leave, come back, and be told what it
+missed.
 """
 
-import json
-from collections.abc import Awaitable, Callable
-from http import HTTPStatus
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
-import anyio
 import structlog
-from anyio.abc import ObjectReceiveStream, ObjectSendStream
 from fastapi import APIRouter
-from pydantic import TypeAdapter, ValidationError
-from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
+from pydantic import TypeAdapter
+from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from ramet.api import strict_json
 from ramet.api.asked import to_exec_command
-from ramet.api.errors import answer_to, error_body, invalid, status_of, to_wire
+from ramet.api.errors import answer_to
+from ramet.api.exec_conversation import Conversation, read_message
 from ramet.api.ports import FleetPort
 from ramet.api.running import require_running
+from ramet.api.times import format_time
 from ramet.core.errors import Invalid, RametError
-from ramet.instance.fleet_types import ExecCommand, ExecSession, WindowSize
-from ramet.wire_api.exec import (
-    COMMAND_NOT_FOUND_EXIT_CODE,
-    NOT_EXECUTABLE_EXIT_CODE,
-    OUTPUT_MESSAGE_BYTES_MAX,
-    STDOUT,
-    STREAMS_MERGED,
-    STREAMS_SEPARATE,
-    ExecStart,
-)
-
-START_TIMEOUT_S: Final = 30.0  # From the handshake to the first message.
-STDIN_MESSAGES_MAX: Final = 16  # Waiting for a command that does not read.
-STALL_CHECK_S: Final = 10.0  # How soon a client that left is noticed while its stdin is stuck.
-SIGNAL_MAX: Final = 64
+from ramet.core.ids import InstanceId
+from ramet.core.units import parse_duration
+from ramet.instance.fleet_types import ExecSession
+from ramet.instance.held_exec import KEEP_S_DEFAULT, KEEP_S_MAX, HeldExec, HeldExecs
+from ramet.wire_api.exec import STREAMS_MERGED, STREAMS_SEPARATE, ExecHeld, ExecOpening, ExecStart
 
 _START: Final = TypeAdapter(ExecStart)
+_OPENING: Final = TypeAdapter(ExecOpening)
 _log = structlog.get_logger(__name__)
 
 
-class _Eof:
-    """Stands in the queue behind the last bytes of stdin."""
-
-
-def router(fleet: FleetPort) -> APIRouter:
-    """Return the one WebSocket route."""
+def router(fleet: FleetPort, held: HeldExecs) -> APIRouter:
+    """Return the routes of exec; `held` keeps the sessions that clients may leave."""
     routes = APIRouter()
 
     @routes.websocket("/instances/{id}/exec")
     async def exec_in_instance(websocket: WebSocket, id: str) -> None:
-        try:
-            found = require_running(fleet, id, "commands run").record
-        except RametError as error:
-            await websocket.send_denial_response(answer_to(error))
-            return
-        await websocket.accept()
-        try:
-            await _Conversation(websocket, fleet, found.id).run()
-        except WebSocketDisconnect:
-            _log.info("exec_client_left", instance=found.id)
+        async with _accepted(websocket, fleet, id) as instance:
+            if instance is None:
+                return
+            conversation = Conversation(websocket, instance)
+
+            async def begin(raw: dict[str, Any]) -> ExecSession:
+                conversation.is_separate = raw.get("streams") == STREAMS_SEPARATE
+                start = read_message(_START, raw)
+                if start.streams not in (STREAMS_MERGED, STREAMS_SEPARATE):
+                    raise Invalid(f"streams must be {STREAMS_MERGED} or {STREAMS_SEPARATE}", field="streams")
+                command = to_exec_command(start)
+                conversation.has_stdin = command.has_stdin
+                return await fleet.open_exec(instance, command)
+
+            await conversation.run(begin)
+
+    @routes.websocket("/instances/{id}/exec/v1")
+    async def hold_exec_in_instance(websocket: WebSocket, id: str) -> None:
+        async with _accepted(websocket, fleet, id) as instance:
+            if instance is None:
+                return
+            conversation = Conversation(websocket, instance)
+            conversation.is_separate = True
+
+            async def begin(raw: dict[str, Any]) -> ExecSession:
+                opening = read_message(_OPENING, raw)
+                session = await _open(opening, fleet, held, instance)
+                conversation.has_stdin = session.has_stdin
+                view = session.view(opening.since)
+                told = {"session": session.id, "position": view.position, "missed": view.missed_bytes}
+                await conversation.send_json(told)
+                return view
+
+            await conversation.run(begin)
+
+    @routes.get("/instances/{id}/exec/v1/sessions", tags=["instances"])
+    async def list_exec_sessions(id: str) -> tuple[ExecHeld, ...]:
+        instance = fleet.get(id).record.id
+        return tuple(_shown(session) for session in held.list(instance))
 
     return routes
 
 
-class _Conversation:
-    """One accepted connection."""
-
-    def __init__(self, websocket: WebSocket, fleet: FleetPort, ref: str) -> None:
-        self._websocket = websocket
-        self._fleet = fleet
-        self._ref = ref
-        self._is_separate = False
-        self._is_stdin_open = True
-        self._exit_code: int | None = None
-        self._failure: RametError | None = None
-
-    async def run(self) -> None:
-        """Serve it until the command has ended.
-
-        Raises:
-            WebSocketDisconnect: the client left before.
-        """
-        try:
-            command = await self._start()
-            self._is_stdin_open = command.has_stdin
-            session = await self._fleet.open_exec(self._ref, command)
-        except RametError as error:
-            await self._end_with(error)
-            return
-        try:
-            end = await self._converse(session)
-        except RametError as error:
-            await self._end_with(error)
-        else:
-            if end is not None:
-                await self._send_json({"exitCode": end})
-                await self._websocket.close()
-        finally:
-            with anyio.CancelScope(shield=True):
-                await session.aclose()
-
-    async def _start(self) -> ExecCommand:
-        with anyio.move_on_after(START_TIMEOUT_S):
-            raw = _parse(await _text_of(self._websocket))
-            self._is_separate = raw.get("streams") == STREAMS_SEPARATE
-            try:
-                start = _START.validate_python(raw)
-            except ValidationError as error:
-                raise Invalid(invalid([dict(problem) for problem in error.errors()]).message) from error
-            if start.streams not in (STREAMS_MERGED, STREAMS_SEPARATE):
-                raise Invalid(f"streams must be {STREAMS_MERGED} or {STREAMS_SEPARATE}", field="streams")
-            return to_exec_command(start)
-        raise Invalid("The first message did not come in time", remedy="send the command first")
-
-    async def _converse(self, session: ExecSession) -> int | None:
-        """Carry bytes both ways; return the exit code, or None if the client left.
-
-        Raises:
-            RametError: the session failed, or the client sent what cannot be understood.
-        """
-        queue, waiting = anyio.create_memory_object_stream[bytes | _Eof](STDIN_MESSAGES_MAX)
-        async with anyio.create_task_group() as tasks, queue, waiting:
-            scope = tasks.cancel_scope
-            tasks.start_soon(self._guard, scope, lambda: self._listen(session, queue))
-            tasks.start_soon(self._guard, scope, lambda: _feed(session, waiting))
-            await self._guard(scope, lambda: self._send_all(session))
-            scope.cancel()
-        if self._exit_code is None and self._failure is not None:
-            raise self._failure
-        return self._exit_code
-
-    async def _guard(self, scope: anyio.CancelScope, step: Callable[[], Awaitable[None]]) -> None:
-        """Run one of the three; if it fails, note why and end the others."""
-        try:
-            await step()
-        except RametError as error:
-            self._failure = self._failure or error
-            scope.cancel()
-        except WebSocketDisconnect:
-            scope.cancel()
-
-    async def _send_all(self, session: ExecSession) -> None:
-        async for stream, data in session.output():
-            await self._send_output(stream, data)
-        self._exit_code = (await session.wait()).exit_code
-
-    async def _listen(self, session: ExecSession, queue: ObjectSendStream[bytes | _Eof]) -> None:
-        """Read the client until it leaves.
-
-        Raises:
-            WebSocketDisconnect: it left.
-            Invalid: what it sent cannot be understood.
-        """
-        while True:
-            message = await self._websocket.receive()
-            if message["type"] == "websocket.disconnect":
-                raise WebSocketDisconnect(message.get("code", 1006))
-            item: bytes | _Eof | None = message.get("bytes")
-            if item is None:
-                item = await _control(session, _parse(message.get("text") or ""))
-            if item is None:
-                continue
-            if not self._is_stdin_open:
-                if isinstance(item, bytes) and item:
-                    raise Invalid("There is no stdin to send to: it was not asked for, or was ended before")
-                continue
-            self._is_stdin_open = isinstance(item, bytes)
-            await self._enqueue(queue, item)
-
-    async def _enqueue(self, queue: ObjectSendStream[bytes | _Eof], item: bytes | _Eof) -> None:
-        while True:
-            with anyio.move_on_after(STALL_CHECK_S):
-                await queue.send(item)
-                return
-            await self._send_output(STDOUT, b"")  # Raises if nobody is there.
-
-    async def _send_output(self, stream: int, data: bytes) -> None:
-        head = bytes([stream]) if self._is_separate else b""
-        for at in range(0, max(len(data), 1), OUTPUT_MESSAGE_BYTES_MAX):
-            await self._websocket.send_bytes(head + data[at : at + OUTPUT_MESSAGE_BYTES_MAX])
-
-    async def _end_with(self, error: RametError) -> None:
-        if self._websocket.client_state is not WebSocketState.CONNECTED:
-            return
-        if status_of(error) == HTTPStatus.INTERNAL_SERVER_ERROR:
-            _log.error("exec_failed", code=error.code, instance=self._ref, exc_info=error)
-        if self._is_separate:
-            await self._send_json({"error": error_body(to_wire(error))})
-        else:
-            await self._send_output(STDOUT, f"{error}\n".encode())
-            not_executable = error.code == "not_executable"
-            code = NOT_EXECUTABLE_EXIT_CODE if not_executable else COMMAND_NOT_FOUND_EXIT_CODE
-            await self._send_json({"exitCode": code})
-        await self._websocket.close()
-
-    async def _send_json(self, value: dict[str, Any]) -> None:
-        await self._websocket.send_text(json.dumps(value, separators=(",", ":")))
+@asynccontextmanager
+async def _accepted(websocket: WebSocket, fleet: FleetPort, ref: str) -> AsyncIterator[InstanceId | None]:
+    """Accept a connection about a running instance, or refuse it: then there is none inside."""
+    try:
+        instance = require_running(fleet, ref, "commands run").record.id
+    except RametError as error:
+        await websocket.send_denial_response(answer_to(error))
+        yield None
+        return
+    await websocket.accept()
+    try:
+        yield instance
+    except WebSocketDisconnect:
+        _log.info("exec_client_left", instance=instance)
 
 
-async def _feed(session: ExecSession, waiting: ObjectReceiveStream[bytes | _Eof]) -> None:
-    async for item in waiting:
-        if isinstance(item, bytes):
-            await session.write(item)
-        else:
-            await session.close_stdin()
+async def _open(opening: ExecOpening, fleet: FleetPort, held: HeldExecs, instance: InstanceId) -> HeldExec:
+    """Return the session that a first message starts, or comes back to.
+
+    Raises:
+        Invalid: it says neither or both, or how long to keep it makes no sense.
+        RametError: there is no such session, or the command cannot be started.
+    """
+    if (opening.start is None) == (opening.attach is None):
+        raise Invalid("The first message says neither start nor attach, or both", remedy="send one of them")
+    if opening.attach is not None:
+        return held.get(instance, opening.attach)
+    assert opening.start is not None
+    keep_s = KEEP_S_DEFAULT if opening.keep is None else parse_duration(opening.keep)
+    if not 0 <= keep_s <= KEEP_S_MAX:
+        raise Invalid(f"keep is {opening.keep}, and must be from 0s to 24h", field="keep")
+    command = to_exec_command(opening.start)
+    return await held.start(instance, command, lambda: fleet.open_exec(instance, command), keep_s)
 
 
-async def _text_of(websocket: WebSocket) -> str:
-    message = await websocket.receive()
-    if message["type"] == "websocket.disconnect":
-        raise WebSocketDisconnect(message.get("code", 1006))
-    text = message.get("text")
-    if not isinstance(text, str):
-        raise Invalid("The first message must be text: the command as JSON")
-    return text
-
-
-def _parse(text: str) -> dict[str, Any]:
-    value = strict_json.parse(text)
-    if not isinstance(value, dict):
-        raise Invalid("A text message is not a JSON object")
-    return value
-
-
-async def _control(session: ExecSession, message: dict[str, Any]) -> _Eof | None:
-    """Do what a text message asks; return what must wait its turn behind stdin."""
-    match message:
-        case {"stdinEof": True}:
-            return _Eof()
-        case {"signal": int(number)} if 1 <= number <= SIGNAL_MAX:
-            await session.send_signal(number)  # Overtakes stdin, which the command may not be reading.
-            return None
-        case {"resize": {"rows": int(rows), "cols": int(cols)}}:
-            await session.resize(WindowSize(rows, cols))
-            return None
-        case _:
-            raise Invalid(f"A text message has none of our members: {', '.join(map(str, message))[:80]}")
+def _shown(session: HeldExec) -> ExecHeld:
+    return ExecHeld(
+        session.id,
+        session.command.argv,
+        format_time(session.started_at),
+        session.position,
+        attached=session.current is not None,
+        exit_code=session.exit_code,
+    )

@@ -6,6 +6,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,7 @@ from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.garbage import short_searches
 from ramet.daemon.wiring import Running, running
+from ramet.instance.held_exec import HeldExecs
 from ramet.linux.priority import go_first
 from ramet.linux.service import ServiceNotice, ServiceSilent
 from ramet.telemetry.tracing import send_spans
@@ -68,7 +70,13 @@ async def _serve(settings: Settings) -> None:
         anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
     ):
         tcp = _bind_tcp(settings.listen) if settings.listen else None
-        async with running(settings) as parts, short_searches(), anyio.create_task_group() as group:
+        execs = HeldExecs()
+        async with (
+            running(settings) as parts,
+            short_searches(),
+            execs.running(),
+            anyio.create_task_group() as group,
+        ):
             facts = _host_facts(parts)
             served = (
                 parts.fleet,
@@ -81,11 +89,10 @@ async def _serve(settings: Settings) -> None:
                 parts.keepers.reclaims,
                 facts,
             )
-            answers = KeptAnswers(parts.answers)
-            servers = [HttpServer(create_app(*served, answers=answers, auth=None), unix)]
+            make_app = partial(create_app, *served, answers=KeptAnswers(parts.answers), execs=execs)
+            servers = [HttpServer(make_app(auth=None), unix)]
             if tcp is not None:
-                app = create_app(*served, answers=answers, auth=TokenAuth(settings.jwt_secret))
-                servers.append(HttpServer(app, tcp))
+                servers.append(HttpServer(make_app(auth=TokenAuth(settings.jwt_secret)), tcp))
             for server in servers:
                 await group.start(_run_server, server)
             log.info(

@@ -41,3 +41,31 @@ class ExecStart:
     stdin: bool = True
 
     __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecOpening:
+    """The first message on `/instances/{id}/exec/v1`: `start` a command, or `attach` to a session by its id.
+
+    `keep` is how long the session is there while nobody is attached, such as "10m"; `since` how many bytes of
+    output, of both streams together, the client has. Streams are separate here, whatever `start` says.
+    """
+
+    start: ExecStart | None = None
+    keep: str | None = None
+    attach: str | None = None
+    since: int = 0
+
+    __pydantic_config__: ClassVar[Mapping[str, Any]] = {"extra": "forbid"}
+
+
+@dataclass(frozen=True, slots=True)
+class ExecHeld:
+    """A session that its client may leave. `position`: bytes it has written, both streams together."""
+
+    id: str
+    command: tuple[str, ...]
+    started_at: str
+    position: int
+    attached: bool
+    exit_code: int | None = None
