@@ -29,6 +29,7 @@ from ramet.wire_api.exec import (
 START_TIMEOUT_S: Final = 30.0  # From the handshake to the first message.
 STDIN_MESSAGES_MAX: Final = 16  # Waiting for a command that does not read.
 STALL_CHECK_S: Final = 10.0  # How soon a client that left is noticed while its stdin is stuck.
+DRAIN_TIMEOUT_S: Final = 10.0  # For what a client that left had sent, of a command that outlives it.
 SIGNAL_MAX: Final = 64
 
 T = TypeVar("T")
@@ -45,12 +46,14 @@ class Conversation:
     """One accepted connection.
 
     `is_separate`: stdout and stderr are told apart, and so are failures from output; `has_stdin`: the command
-    reads what the client sends. Whoever begins the session says both.
+    reads what the client sends; `outlives`: it goes on when the client leaves, and reads what it had sent.
+    Whoever begins the session says so.
     """
 
     def __init__(self, websocket: WebSocket, instance: str) -> None:
         self.is_separate = False
         self.has_stdin = True
+        self.outlives = False
         self._websocket = websocket
         self._instance = instance
         self._exit_code: int | None = None
@@ -91,12 +94,17 @@ class Conversation:
             RametError: the session failed, or the client sent what cannot be understood.
         """
         queue, waiting = anyio.create_memory_object_stream[bytes | _Eof](STDIN_MESSAGES_MAX)
-        async with anyio.create_task_group() as tasks, queue, waiting:
-            scope = tasks.cancel_scope
-            tasks.start_soon(self._guard, scope, lambda: self._listen(session, queue))
-            tasks.start_soon(self._guard, scope, lambda: _feed(session, waiting))
-            await self._guard(scope, lambda: self._send_all(session))
-            scope.cancel()
+        async with queue, waiting:
+            async with anyio.create_task_group() as tasks:
+                scope = tasks.cancel_scope
+                tasks.start_soon(self._guard, scope, lambda: self._listen(session, queue))
+                tasks.start_soon(self._guard, scope, lambda: _feed(session, waiting))
+                await self._guard(scope, lambda: self._send_all(session))
+                scope.cancel()
+            if self.outlives and self._exit_code is None:
+                queue.close()
+                with anyio.move_on_after(DRAIN_TIMEOUT_S):
+                    await self._guard(scope, lambda: _feed(session, waiting))
         if self._exit_code is None and self._failure is not None:
             raise self._failure
         return self._exit_code

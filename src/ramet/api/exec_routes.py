@@ -60,7 +60,7 @@ def router(fleet: FleetPort, held: HeldExecs) -> APIRouter:
             if instance is None:
                 return
             conversation = Conversation(websocket, instance)
-            conversation.is_separate = True
+            conversation.is_separate = conversation.outlives = True
 
             async def begin(raw: dict[str, Any]) -> ExecSession:
                 opening = read_message(_OPENING, raw)
