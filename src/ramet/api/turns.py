@@ -8,8 +8,8 @@ import anyio.lowlevel
 from pydantic import TypeAdapter
 from starlette.responses import StreamingResponse
 
-PER_TURN: Final = 128
-"""So many things are shown in one turn of the event loop: some two milliseconds' work."""
+PER_TURN: Final = 48
+"""So many things are shown in one turn of the event loop: a millisecond's work, or two."""
 
 T = TypeVar("T")
 Shown = TypeVar("Shown")
