@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from examples.demo import enter_own_namespace
 from examples.make_image import make_oci_layout
-from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
+from ramet.api import HostFacts, HttpServer, RuntimeFacts, TokenAuth, create_app
 from ramet.cli.figures import percentile
 from ramet.cli.output import print_table
 from ramet.core.ids import InstanceId, mint_id
@@ -39,11 +39,9 @@ from ramet.core.spec import InstanceIdentity, InstanceRecord, State
 from ramet.daemon.config import Settings
 from ramet.daemon.garbage import short_searches
 from ramet.daemon.wiring import make_keepers
-from ramet.effects.counting import SiteResources
 from ramet.images import Catalog, ImageLimits
-from ramet.instance.held_exec import HeldExecs
-from ramet.store.answers import AnswerStore
 from tests.api.stand_in import SECRET, token
+from tests.compat.server import parts_of
 from tests.effects.world import Daemon, World, new_folder, performer_of
 
 COUNT: Final = 10_000
@@ -109,20 +107,7 @@ async def _serve(daemon: Daemon, told: TextIO) -> None:
     performer, site = performer_of(daemon.fleet), daemon.site
     keepers = make_keepers(Settings(), daemon.fleet, performer, daemon.snapshots, site)
     facts = HostFacts("0.1.0", "fake", (RuntimeFacts("fake", True),))
-    app = create_app(
-        daemon.fleet,
-        site.images,
-        daemon.snapshots,
-        daemon.volumes,
-        SiteResources(site),
-        keepers.idle,
-        keepers.schedules,
-        keepers.reclaims,
-        facts,
-        answers=KeptAnswers(AnswerStore()),
-        execs=HeldExecs(),
-        auth=TokenAuth(SECRET),
-    )
+    app = create_app(parts_of(daemon, keepers, facts), auth=TokenAuth(SECRET))
     server, turns = HttpServer(app, listener), Turns()
     async with short_searches(), anyio.create_task_group() as group:
         group.start_soon(keepers.run, lambda: [view.record for view in daemon.fleet.list()])

@@ -28,14 +28,10 @@ from schemathesis.specs.openapi.checks import (
     unsupported_method,
 )
 
-from ramet.api import KeptAnswers, create_app
-from ramet.instance.held_exec import HeldExecs
+from ramet.api import create_app
 from ramet.store.answers import AnswerStore
-from tests.api.stand_in import FACTS, StandInFleet
-from tests.api.stand_in_idle import StandInIdle
+from tests.api.stand_in import StandInFleet, stand_in_parts
 from tests.api.stand_in_images import StandInCatalog
-from tests.api.stand_in_reclaims import StandInReclaims
-from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
 from tests.api.stand_in_volumes import StandInVolumes
@@ -88,14 +84,12 @@ class Api:
     def __init__(self) -> None:
         self._fleet = _Fleet()
         self._catalog = StandInCatalog()
-        self._answers = KeptAnswers(AnswerStore())
         self._snapshots = StandInSnapshots(self._fleet)
         self._schedules = StandInSchedules(self._fleet, self._snapshots)
-        kept = (StandInIdle(self._fleet), self._schedules, StandInReclaims(self._fleet))
         self._volumes = StandInVolumes(self._fleet)
-        host = (StandInResources(self._fleet), *kept, FACTS)
-        served = (self._fleet, self._catalog, self._snapshots, self._volumes, *host)
-        app = create_app(*served, answers=self._answers, execs=HeldExecs(), auth=None)
+        parts = stand_in_parts(self._fleet, self._catalog, self._snapshots, self._volumes, self._schedules)
+        self._answers = parts.answers
+        app = create_app(parts, auth=None)
         self.schema = schemathesis.openapi.from_asgi("/spec.json", app)
 
     def operations(self) -> Iterator[Any]:

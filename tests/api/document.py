@@ -6,14 +6,9 @@ It is made of the routes as they stand; nothing is served and no daemon needed.
 import json
 from typing import Any
 
-from ramet.api import KeptAnswers, create_app
-from ramet.instance.held_exec import HeldExecs
-from ramet.store.answers import AnswerStore
-from tests.api.stand_in import FACTS, StandInFleet
-from tests.api.stand_in_idle import StandInIdle
+from ramet.api import create_app
+from tests.api.stand_in import StandInFleet, stand_in_parts
 from tests.api.stand_in_images import StandInCatalog
-from tests.api.stand_in_reclaims import StandInReclaims
-from tests.api.stand_in_resources import StandInResources
 from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
 from tests.api.stand_in_volumes import StandInVolumes
@@ -24,10 +19,9 @@ def document() -> dict[str, Any]:
     fleet = StandInFleet()
     try:
         snapshots = StandInSnapshots(fleet)
-        kept = (StandInIdle(fleet), StandInSchedules(fleet, snapshots), StandInReclaims(fleet))
-        host = (StandInResources(fleet), *kept, FACTS)
-        served = (fleet, StandInCatalog(), snapshots, StandInVolumes(fleet), *host)
-        return create_app(*served, answers=KeptAnswers(AnswerStore()), execs=HeldExecs(), auth=None).openapi()
+        schedules = StandInSchedules(fleet, snapshots)
+        parts = stand_in_parts(fleet, StandInCatalog(), snapshots, StandInVolumes(fleet), schedules)
+        return create_app(parts, auth=None).openapi()
     finally:
         fleet.files.remove()
 

@@ -21,7 +21,7 @@ import jwt
 from ramet.admission.admission import Admission
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
-from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
+from ramet.api import HostFacts, HttpServer, KeptAnswers, Parts, RuntimeFacts, TokenAuth, create_app
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted
 from ramet.core.ids import CaptureId, InstanceId, LayerId
@@ -318,6 +318,29 @@ class Served:
         return f"unix://{self.socket}"
 
 
+def stand_in_parts(
+    fleet: StandInFleet,
+    catalog: StandInCatalog,
+    snapshots: StandInSnapshots,
+    volumes: StandInVolumes,
+    schedules: StandInSchedules,
+) -> Parts:
+    """Return what the API is made of in tests."""
+    return Parts(
+        FACTS,
+        fleet,
+        catalog,
+        snapshots,
+        volumes,
+        StandInResources(fleet),
+        StandInIdle(fleet),
+        schedules,
+        StandInReclaims(fleet),
+        KeptAnswers(AnswerStore()),
+        HeldExecs(),
+    )
+
+
 @contextmanager
 def serve() -> Iterator[Served]:
     """Serve a stand-in on a unix socket and on loopback TCP, from a thread with a loop of its own."""
@@ -329,18 +352,15 @@ def serve() -> Iterator[Served]:
         fleet, catalog = StandInFleet(), StandInCatalog()
         snapshots, volumes = StandInSnapshots(fleet), StandInVolumes(fleet)
         schedules = StandInSchedules(fleet, snapshots)
-        kept = (StandInIdle(fleet), schedules, StandInReclaims(fleet))
-        host = (StandInResources(fleet), *kept, FACTS)
-        served = (fleet, catalog, snapshots, volumes, *host)
-        answers, execs = KeptAnswers(AnswerStore()), HeldExecs()
+        parts = stand_in_parts(fleet, catalog, snapshots, volumes, schedules)
         servers = [
-            HttpServer(create_app(*served, answers=answers, execs=execs, auth=None), unix),
-            HttpServer(create_app(*served, answers=answers, execs=execs, auth=TokenAuth(SECRET)), tcp),
+            HttpServer(create_app(parts, auth=None), unix),
+            HttpServer(create_app(parts, auth=TokenAuth(SECRET)), tcp),
         ]
         unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.
 
         async def run() -> None:
-            async with execs.running(), anyio.create_task_group() as tasks:
+            async with parts.execs.running(), anyio.create_task_group() as tasks:
                 for server in servers:
                     tasks.start_soon(server.serve)
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anyio
-from fastapi import FastAPI
 
-from ramet.api import HostFacts, HttpServer, KeptAnswers, RuntimeFacts, TokenAuth, create_app
+from ramet.api import HostFacts, HttpServer, KeptAnswers, Parts, RuntimeFacts, TokenAuth, create_app
 from ramet.daemon.config import Settings
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
@@ -101,7 +100,9 @@ async def _serve(
             idle = keepers.idle
             group.start_soon(daemon.site.network.flows.run, idle.connections_changed, idle.all_changed)
             group.start_soon(keepers.run)
-            server = HttpServer(_app(daemon, keepers), listener)
+            facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
+            app = create_app(parts_of(daemon, keepers, facts), auth=TokenAuth(SECRET))
+            server = HttpServer(app, listener)
             started.set_result((authority, server.stop))
             await server.serve()
             group.cancel_scope.cancel()
@@ -109,11 +110,18 @@ async def _serve(
         await world.aclose()
 
 
-def _app(daemon: Daemon, keepers: Keepers) -> FastAPI:
-    site = daemon.site
-    facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
-    resources = SiteResources(site)
-    kept = (keepers.idle, keepers.schedules, keepers.reclaims)
-    stored = (daemon.fleet, site.images, daemon.snapshots, daemon.volumes)
-    served = (*stored, resources, *kept, facts)
-    return create_app(*served, answers=KeptAnswers(AnswerStore()), execs=HeldExecs(), auth=TokenAuth(SECRET))
+def parts_of(daemon: Daemon, keepers: Keepers, facts: HostFacts) -> Parts:
+    """Return what the API of a daemon is made of; exec sessions cannot be left."""
+    return Parts(
+        facts,
+        daemon.fleet,
+        daemon.site.images,
+        daemon.snapshots,
+        daemon.volumes,
+        SiteResources(daemon.site),
+        keepers.idle,
+        keepers.schedules,
+        keepers.reclaims,
+        KeptAnswers(AnswerStore()),
+        HeldExecs(),
+    )

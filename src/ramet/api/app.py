@@ -28,21 +28,10 @@ from ramet.api.archives import is_archive
 from ramet.api.auth import RequireToken, TokenAuth
 from ramet.api.description import Described
 from ramet.api.errors import install
-from ramet.api.facts import HostFacts
-from ramet.api.idempotency import Idempotency, KeptAnswers
-from ramet.api.ports import (
-    CatalogPort,
-    FleetPort,
-    IdlePort,
-    ReclaimPort,
-    ResourcesPort,
-    SchedulesPort,
-    SnapshotsPort,
-    VolumesPort,
-)
+from ramet.api.idempotency import Idempotency
+from ramet.api.parts import Parts
 from ramet.api.request_id import NameRequests
 from ramet.api.strict_json import check_body
-from ramet.instance.held_exec import HeldExecs
 from ramet.wire_api.errors import Error
 from ramet.wire_api.instances import API_VERSION
 
@@ -72,29 +61,13 @@ class LimitBody:
         await self._app(scope, receive_limited, send)
 
 
-def create_app(
-    fleet: FleetPort,
-    catalog: CatalogPort,
-    snapshots: SnapshotsPort,
-    volumes: VolumesPort,
-    resources: ResourcesPort,
-    idle: IdlePort,
-    scheduled: SchedulesPort,
-    reclaims: ReclaimPort,
-    facts: HostFacts,
-    *,
-    answers: KeptAnswers,
-    execs: HeldExecs,
-    auth: TokenAuth | None,
-) -> FastAPI:
-    """Return the API over `fleet`, `catalog`, `snapshots`, `volumes`, the host's `resources`, and what goes
-    by itself: `idle` instances, `scheduled` snapshots, and what `reclaims` memory.
+def create_app(parts: Parts, *, auth: TokenAuth | None) -> FastAPI:
+    """Return the API over `parts`.
 
     Args:
-        answers: what requests that may be sent again were answered; of all apps over one fleet.
-        execs: the commands whose clients may leave; likewise.
         auth: checks the token of every request; None trusts whoever can connect.
     """
+    fleet, facts = parts.fleet, parts.facts
     app = Described(
         title="ramet",
         version=API_VERSION,
@@ -107,19 +80,19 @@ def create_app(
     )
     install(app)
     app.include_router(system_routes.router(app, facts))
-    app.include_router(resource_routes.router(fleet, resources))
-    app.include_router(reclaim.router(reclaims))
+    app.include_router(resource_routes.router(fleet, parts.resources))
+    app.include_router(reclaim.router(parts.reclaims))
     # Before the images: a name may hold slashes, and its route would take their calls.
     app.include_router(unsupported.router())
-    app.include_router(instance_routes.router(fleet, catalog, volumes, facts))
-    app.include_router(auto_standby.router(idle))
-    app.include_router(snapshot_routes.router(fleet, snapshots, facts))
-    app.include_router(schedules.router(scheduled))
-    app.include_router(volume_routes.router(fleet, volumes, facts))
-    app.include_router(image_routes.router(fleet, catalog, snapshots))
-    app.include_router(exec_routes.router(fleet, execs))
+    app.include_router(instance_routes.router(fleet, parts.images, parts.volumes, facts))
+    app.include_router(auto_standby.router(parts.idle))
+    app.include_router(snapshot_routes.router(fleet, parts.snapshots, facts))
+    app.include_router(schedules.router(parts.schedules))
+    app.include_router(volume_routes.router(fleet, parts.volumes, facts))
+    app.include_router(image_routes.router(fleet, parts.images, parts.snapshots))
+    app.include_router(exec_routes.router(fleet, parts.execs))
     app.include_router(files_routes.router(fleet))
-    app.add_middleware(Idempotency, answers=answers)  # Each goes around those before it.
+    app.add_middleware(Idempotency, answers=parts.answers)  # Each goes around those before it.
     app.add_middleware(LimitBody)
     if auth is not None:
         app.add_middleware(RequireToken, auth=auth)

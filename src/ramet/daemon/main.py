@@ -6,7 +6,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -19,6 +18,7 @@ from ramet.api.app import create_app
 from ramet.api.auth import TokenAuth
 from ramet.api.facts import HostFacts, RuntimeFacts, runtime_features
 from ramet.api.idempotency import KeptAnswers
+from ramet.api.parts import Parts
 from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
@@ -78,7 +78,8 @@ async def _serve(settings: Settings) -> None:
             anyio.create_task_group() as group,
         ):
             facts = _host_facts(parts)
-            served = (
+            served = Parts(
+                facts,
                 parts.fleet,
                 parts.images,
                 parts.snapshots,
@@ -87,12 +88,13 @@ async def _serve(settings: Settings) -> None:
                 parts.keepers.idle,
                 parts.keepers.schedules,
                 parts.keepers.reclaims,
-                facts,
+                KeptAnswers(parts.answers),
+                execs,
             )
-            make_app = partial(create_app, *served, answers=KeptAnswers(parts.answers), execs=execs)
-            servers = [HttpServer(make_app(auth=None), unix)]
+            servers = [HttpServer(create_app(served, auth=None), unix)]
             if tcp is not None:
-                servers.append(HttpServer(make_app(auth=TokenAuth(settings.jwt_secret)), tcp))
+                app = create_app(served, auth=TokenAuth(settings.jwt_secret))
+                servers.append(HttpServer(app, tcp))
             for server in servers:
                 await group.start(_run_server, server)
             log.info(
