@@ -25,6 +25,7 @@ from ramet.wire_api.exec import (
     NOT_EXECUTABLE_EXIT_CODE,
     STDERR,
     STDIN_MESSAGE_BYTES,
+    ExecOpening,
     ExecStart,
 )
 
@@ -50,6 +51,10 @@ _EXIT_CODES: Final = {
     help="The command's working directory in the guest.",
 )
 @click.option("-u", "--user", help="Run as this user of the guest.")
+@click.option("-d", "--detach", is_flag=True, help="Leave it running; print its session, for ramet attach.")
+@click.option(
+    "--keep", metavar="DURATION", help="With -d, end it when nobody is attached for so long (10m by default)."
+)
 @click.option("--timeout", metavar="DURATION", help="Kill the command after this time, such as 90s.")
 @click.pass_context
 def exec_command(
@@ -61,9 +66,15 @@ def exec_command(
     env: dict[str, str],
     cwd: str | None,
     user: str | None,
+    detach: bool,
+    keep: str | None,
     timeout: str | None,
 ) -> int:
     """Run COMMAND in a running instance; exit with its exit code. Options stand before INSTANCE."""
+    if detach and tty:
+        raise click.UsageError("-d runs it on no terminal: leave -t out")
+    if keep is not None and not detach:
+        raise click.UsageError("--keep is for -d")
     start = ExecStart(
         command=command_words(command),
         env=env or None,
@@ -74,6 +85,10 @@ def exec_command(
     )
     client = connect(context)
     try:
+        if detach:
+            with client.hold_exec(instance, ExecOpening(start, keep=keep)) as session:
+                click.echo(session.session)
+            return 0
         return (_run_on_terminal if tty else _run_on_pipes)(client, instance, start)
     except ApiError as error:
         report(error)
@@ -95,16 +110,25 @@ def _run_on_terminal(client: Client, instance: str, start: ExecStart) -> int:
 def _run_on_pipes(client: Client, instance: str, start: ExecStart) -> int:
     with _interrupts_held() as interrupts, client.exec(instance, start) as session:
         interrupts.pass_on_to(session)
-        if start.stdin:
-            threading.Thread(target=_pump_stdin, args=(session,), daemon=True).start()
         try:
-            for stream, data in session.output():
-                write_bytes(data, to_stderr=stream == STDERR)
+            return pass_through(session, interactive=start.stdin)
         except ConnectionBroken:
             if interrupts.count > 1:
                 return EXIT_INTERRUPTED
             raise
-        return session.exit_code
+
+
+def pass_through(session: ExecConnection, *, interactive: bool) -> int:
+    """Have this process's stdin, stdout and stderr be those of a command; return its exit code.
+
+    Raises:
+        ApiError, ConnectionBroken: see `ExecConnection.output`.
+    """
+    if interactive:
+        threading.Thread(target=_pump_stdin, args=(session,), daemon=True).start()
+    for stream, data in session.output():
+        write_bytes(data, to_stderr=stream == STDERR)
+    return session.exit_code
 
 
 class _Interrupts:

@@ -21,6 +21,7 @@ _COMMANDS: Final = {
     "ps": "ramet.cli.listing",
     "inspect": "ramet.cli.listing",
     "exec": "ramet.cli.exec",
+    "attach": "ramet.cli.attach",
     "cp": "ramet.cli.copy",
     "logs": "ramet.cli.listing",
     "fork": "ramet.cli.forking",

@@ -26,6 +26,7 @@ from ramet.wire_api.pools import SetForkPool
 
 if TYPE_CHECKING:
     from ramet.wire_api.auto_standby import AutoStandbyStatus
+    from ramet.wire_api.exec import ExecHeld
     from ramet.wire_api.reclaim import MemoryReclaim, ReclaimMemory
     from ramet.wire_api.resources import InstanceStats, Resources
     from ramet.wire_api.schedules import SetSnapshotSchedule, SnapshotSchedule
@@ -357,6 +358,18 @@ def logs_path(ref: str, *, source: str, tail: int, follow: bool) -> str:
 def exec_path(ref: str) -> str:
     """Return the path of an exec session."""
     return _path(ref, "exec")
+
+
+def held_exec_path(ref: str) -> str:
+    """Return the path of exec sessions that may be left."""
+    return _path(ref, "exec/v1")
+
+
+def list_execs(ref: str) -> "Call[list[ExecHeld]]":
+    """List the exec sessions of an instance that may be left."""
+    from ramet.wire_api.exec import ExecHeld
+
+    return Call("GET", _path(ref, "exec/v1/sessions"), _list_reader(ExecHeld))
 
 
 def stat_path(ref: str, path: str, *, follow_links: bool) -> Call[PathInfo]:

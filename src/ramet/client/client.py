@@ -14,7 +14,7 @@ from ramet.client.calls import Call
 from ramet.client.endpoint import Endpoint
 from ramet.client.errors import ApiError, ConnectionBroken, NotReachable
 from ramet.client.http1 import LAST_CHUNK, Answer, EventLines, NotHttp, chunk_bytes, request_bytes
-from ramet.wire_api.exec import ExecStart
+from ramet.wire_api.exec import ExecHeld, ExecOpening, ExecStart
 from ramet.wire_api.files import ARCHIVE_MEDIA_TYPE, PathInfo
 from ramet.wire_api.images import Image, PullImage
 from ramet.wire_api.instances import (
@@ -28,7 +28,7 @@ from ramet.wire_api.instances import (
 )
 
 if TYPE_CHECKING:
-    from ramet.client.exec import ExecConnection
+    from ramet.client.exec import ExecConnection, HeldExecConnection
     from ramet.wire_api.auto_standby import AutoStandbyStatus
     from ramet.wire_api.reclaim import MemoryReclaim, ReclaimMemory
     from ramet.wire_api.resources import InstanceStats, Resources
@@ -253,6 +253,16 @@ class Client:
         from ramet.client.exec import ExecConnection  # Brings in websockets, which other calls need not.
 
         return ExecConnection(self.endpoint, ref, start)
+
+    def hold_exec(self, ref: str, opening: ExecOpening) -> "HeldExecConnection":
+        """Start a command that may be left, or come back to one; use the result in a `with`."""
+        from ramet.client.exec import HeldExecConnection
+
+        return HeldExecConnection(self.endpoint, ref, opening)
+
+    def list_execs(self, ref: str) -> Sequence[ExecHeld]:
+        """Return the commands of an instance that may be left, oldest first."""
+        return self._send(calls.list_execs(ref))
 
     def stat_path(self, ref: str, path: str, *, follow_links: bool = False) -> PathInfo:
         """Tell what is at a path of a guest: of a symbolic link itself, or of what it leads to."""

@@ -9,7 +9,7 @@ from typing import Final, Self
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidMessage, InvalidStatus
 from websockets.sync.client import ClientConnection, connect, unix_connect
 
-from ramet.client.calls import exec_path, read_error
+from ramet.client.calls import exec_path, held_exec_path, read_error
 from ramet.client.client import CONNECT_TIMEOUT_S, not_reachable
 from ramet.client.endpoint import Endpoint
 from ramet.client.errors import ApiError, ConnectionBroken
@@ -21,6 +21,7 @@ from ramet.wire_api.exec import (
     STDIN_MESSAGE_BYTES,
     STDOUT,
     STREAMS_SEPARATE,
+    ExecOpening,
     ExecStart,
 )
 
@@ -37,11 +38,14 @@ class ExecConnection:
     """
 
     def __init__(self, endpoint: Endpoint, ref: str, start: ExecStart) -> None:
+        self._connect(endpoint, exec_path(ref), encode(replace(start, streams=STREAMS_SEPARATE)))
+
+    def _connect(self, endpoint: Endpoint, path: str, first: object) -> None:
         self._endpoint = endpoint
-        self._websocket = _open(endpoint, ref)
+        self._websocket = _open(endpoint, path)
         self._exit_code: int | None = None
         try:
-            self._send(json.dumps(encode(replace(start, streams=STREAMS_SEPARATE))))
+            self._send(json.dumps(first))
         except BaseException:
             self._websocket.close()
             raise
@@ -111,8 +115,41 @@ class ExecConnection:
         return ConnectionBroken(f"The connection to {self._endpoint} ended before the command: {error}")
 
 
-def _open(endpoint: Endpoint, ref: str) -> ClientConnection:
-    path = endpoint.prefix + exec_path(ref)
+class HeldExecConnection(ExecConnection):
+    """A command that goes on when the `with` is left, and can be come back to.
+
+    Attributes:
+        session: its id.
+        position: where in its output the connection begins, in bytes of both streams together.
+        missed_bytes: how much of what was asked for the server has not kept.
+
+    Raises:
+        ApiError, NotReachable, ConnectionBroken: it could not be started, or is not there any more.
+    """
+
+    def __init__(self, endpoint: Endpoint, ref: str, opening: ExecOpening) -> None:
+        self._connect(endpoint, held_exec_path(ref), encode(opening))
+        try:
+            message = self._websocket.recv()
+            told = json.loads(message)
+            if "session" not in told:
+                _end(str(message))
+            self.session: str = told["session"]
+            self.position: int = told["position"]
+            self.missed_bytes: int = told["missed"]
+        except ConnectionClosed as error:
+            self._websocket.close()
+            raise self._broken(error) from error
+        except (ValueError, TypeError, KeyError) as error:
+            self._websocket.close()
+            raise ConnectionBroken("The server did not say which session it is") from error
+        except BaseException:
+            self._websocket.close()
+            raise
+
+
+def _open(endpoint: Endpoint, path: str) -> ClientConnection:
+    path = endpoint.prefix + path
     try:
         if endpoint.socket_path is not None:
             return unix_connect(
