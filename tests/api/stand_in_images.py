@@ -50,6 +50,13 @@ def image(name: str, tags: tuple[str, ...], command: tuple[str, ...] = ("/bin/sh
     return Image(name, digest, 4096, config, LINUX_AMD64, created, Path("/nowhere"), tags)
 
 
+def failed_pull(name: str, created_at: datetime) -> PullView:
+    """Return a pull of `name` that was asked for at `created_at` and failed."""
+    error = NotInRegistry(f"there is no {name}", remedy="check the name")
+    reference = parse_reference(name)
+    return PullView(reference, LINUX_AMD64, PullStatus.FAILED, None, None, error, created_at, {}, 0, 0, 0, 0)
+
+
 @dataclass
 class StandInCatalog:
     """Images in memory, by name."""
@@ -105,7 +112,7 @@ class StandInPulls:
     """A registry that has what `offered` names; `asked` is every pull's name and credentials.
 
     With a `failure` it fails at everything. A pull takes the `stages`, one for each look at it, before its
-    image is there; one with an error is the last.
+    image is there; one with an error is the last. The `failed` are listed.
     """
 
     catalog: StandInCatalog
@@ -113,6 +120,7 @@ class StandInPulls:
     offered: set[str] = field(default_factory=set)
     asked: list[tuple[str, Credentials | None]] = field(default_factory=list)
     stages: list[PullView] = field(default_factory=list)
+    failed: list[PullView] = field(default_factory=list)
     _under_way: Reference | None = None
 
     async def start(
@@ -160,4 +168,4 @@ class StandInPulls:
         return None
 
     def list(self) -> Sequence[PullView]:
-        return []
+        return self.failed

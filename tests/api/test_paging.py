@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from ramet.api.paging import CURSOR_HEADER, InvalidCursor, page
 from tests.api.stand_in import Served, token
+from tests.api.stand_in_images import failed_pull
 
 Thing = tuple[float, str]
 
@@ -101,7 +102,38 @@ def test_snapshots_come_in_pieces(http: httpx.Client, served: Served) -> None:
     assert len({found["id"] for found in (*first.json(), *rest.json())}) == 3
 
 
-@pytest.mark.parametrize("path", ["/instances", "/snapshots"])
+def test_images_come_in_pieces_by_all_of_their_names(http: httpx.Client, served: Served) -> None:
+    names = [f"docker.io/{'deep/' * 40}app-{number}:{'t' * 128}" for number in range(5)]
+    for name in names:
+        served.catalog.put(name)
+    told, query = [], {"limit": "2"}
+    while True:
+        answer = http.get("/images", params=query)
+        assert answer.status_code == 200
+        told.append([found["name"] for found in answer.json()])
+        if CURSOR_HEADER not in answer.headers:
+            break
+        query["cursor"] = answer.headers[CURSOR_HEADER]
+    assert told[:-1] == [names[:2], names[2:4]]
+    assert told[-1][0] == names[4]
+
+
+def test_a_pull_that_failed_is_told_beside_the_image_of_its_name(http: httpx.Client, served: Served) -> None:
+    name = "docker.io/library/again:latest"
+    found = served.catalog.put(name)
+    served.catalog.pulls.failed = [failed_pull(name, found.created_at)]
+    told, query = [], {"limit": "1"}
+    while True:
+        answer = http.get("/images", params=query)
+        told += [(each["name"], each["status"]) for each in answer.json()]
+        if CURSOR_HEADER not in answer.headers:
+            break
+        query["cursor"] = answer.headers[CURSOR_HEADER]
+    assert [status for each, status in told if each == name] == ["ready", "failed"]
+    assert len(set(told)) == len(told)
+
+
+@pytest.mark.parametrize("path", ["/instances", "/snapshots", "/images"])
 @pytest.mark.parametrize(
     ("query", "code"),
     [

@@ -1,13 +1,16 @@
 """The calls on images. A name may hold slashes, so it is the rest of the path."""
 
+from datetime import datetime
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
 
 import anyio
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
+from pydantic import TypeAdapter
 
 from ramet.api.asked import check_tags, tag_filter
+from ramet.api.paging import Limit, Place, page
 from ramet.api.ports import CatalogPort, FleetPort, SnapshotsPort
 from ramet.api.shown import to_image
 from ramet.core.errors import Invalid
@@ -29,6 +32,8 @@ from ramet.wire_api.errors import Error
 PULL_WAIT_S: Final = 5.0  # How long making an instance waits for its image.
 CREDENTIAL_LENGTH_MAX: Final = 64 << 10
 
+_IMAGES: Final = TypeAdapter(tuple[wire.Image, ...])
+
 
 def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> APIRouter:
     """Return the routes on images. What instances and snapshots stand on is in use."""
@@ -38,18 +43,13 @@ def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> 
         specs = (*(view.record.spec for view in fleet.list()), *(found.spec for found in snapshots.list()))
         return any(spec.image_digest == digest for spec in specs)
 
-    @routes.get("")
-    async def list_images(request: Request) -> tuple[wire.Image, ...]:
-        ready = [
-            to_image(image, name) for image in catalog.list() for name in image.tags or (str(image.digest),)
-        ]
+    @routes.get("", response_model=tuple[wire.Image, ...])
+    async def list_images(request: Request, limit: Limit = None, cursor: str | None = None) -> Response:
         wanted = tag_filter(request)
-        named = {(image.name, image.digest) for image in ready}
-        pulls = [_pull_to_wire(view) for view in catalog.pulls.list()]
-        # One that has made its image, and named it, is there still for as long as it takes to forget it.
-        current = (pull for pull in pulls if pull.error or (pull.name, pull.digest) not in named)
-        found = (*ready, *current)
-        return tuple(image for image in found if wanted.items() <= (image.tags or {}).items())
+        found = [image for image in _all(catalog) if wanted.items() <= (image.tags or {}).items()]
+        told = page(found, _place, limit, cursor)
+        shown = _IMAGES.dump_json(tuple(told.items))
+        return Response(shown, media_type="application/json", headers=told.headers)
 
     @routes.post("", status_code=HTTPStatus.ACCEPTED)
     async def pull_image(body: wire.PullImage) -> wire.Image:
@@ -86,6 +86,23 @@ def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> 
         await catalog.remove(name, in_use=is_in_use)
 
     return routes
+
+
+def _all(catalog: CatalogPort) -> tuple[wire.Image, ...]:
+    """Return every name of every image, and then the pulls that have not become one."""
+    ready = [to_image(image, name) for image in catalog.list() for name in image.tags or (str(image.digest),)]
+    named = {(image.name, image.digest) for image in ready}
+    pulls = [_pull_to_wire(view) for view in catalog.pulls.list()]
+    # One that has made its image, and named it, is there still for as long as it takes to forget it.
+    current = (pull for pull in pulls if pull.error or (pull.name, pull.digest) not in named)
+    return (*ready, *current)
+
+
+def _place(image: wire.Image) -> Place:
+    """Return when an image was made or asked for, and what tells it from the others of that moment."""
+    # Two pulls of one name are for two platforms; and one that failed may have a name that an image has.
+    which = f"{image.name} {image.platform} {'pull' if image.progress else 'image'}"
+    return datetime.fromisoformat(image.created_at).timestamp(), which
 
 
 def _add_names(routes: APIRouter, catalog: CatalogPort) -> None:

@@ -18,7 +18,7 @@ from ramet.core.errors import Invalid
 
 LIMIT_MAX: Final = 10_000
 CURSOR_HEADER: Final = "x-next-cursor"
-CURSOR_LENGTH_MAX: Final = 256
+CURSOR_LENGTH_MAX: Final = 1024  # The name of an image may be long.
 
 _NOT_OURS: Final = "The cursor is none that a list has given"
 
@@ -26,7 +26,7 @@ T = TypeVar("T")
 Limit = Annotated[int | None, Query(ge=1, le=LIMIT_MAX)]
 """How many things a call that lists is asked for at most."""
 Place = tuple[float, str]
-"""When a thing was made, in Unix seconds, and its id."""
+"""When a thing was made, in Unix seconds, and its id, or the name that it has alone."""
 
 
 class InvalidCursor(Invalid):
