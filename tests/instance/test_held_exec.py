@@ -6,6 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from ramet.core.errors import Invalid
 from ramet.core.ids import InstanceId
 from ramet.instance import held_exec
 from ramet.instance.fleet_types import ExecCommand, ExecEnd, WindowSize
@@ -148,3 +149,42 @@ async def test_there_are_so_many_at_most(monkeypatch: pytest.MonkeyPatch) -> Non
         await tell(first)
         second = await start(held, Writer(1))
         assert held.list(WEB) == [second]
+
+
+async def test_who_reads_slowly_misses_nothing_of_many_small_pieces() -> None:
+    held, writer = HeldExecs(), Writer(30_000, b"x")
+    async with held.running():
+        view = (await start(held, writer)).view(0)
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(TIMEOUT_S):
+            assert len(b"".join([data async for _, data in view.output()])) == 30_000
+
+
+async def test_who_comes_back_to_an_earlier_place_misses_nothing_after_it() -> None:
+    held, writer = HeldExecs(), Writer(300)
+    async with held.running():
+        session = await start(held, writer)
+        first = session.view(0)
+        told = 0
+        async for _, data in first.output():
+            told += len(data)
+            if told == 150 * len(PIECE):
+                break
+        await anyio.wait_all_tasks_blocked()
+        await first.aclose()
+        second = session.view(session.first_position())
+        await anyio.wait_all_tasks_blocked()
+        with anyio.fail_after(TIMEOUT_S):
+            rest = b"".join([data async for _, data in second.output()])
+        assert second.position + len(rest) == 300 * len(PIECE)
+
+
+async def test_nothing_is_written_to_a_stdin_that_another_client_has_ended() -> None:
+    held, writer = HeldExecs(), Writer(0)
+    async with held.running():
+        session = await start(held, writer)
+        session.has_stdin = True
+        first, second = session.view(0), session.view(0)
+        await first.close_stdin()
+        with pytest.raises(Invalid):
+            await second.write(b"more")

@@ -76,7 +76,8 @@ class HeldExec:
         self._keep_s = keep_s
         self._kept: list[tuple[int, int, bytes]] = []  # Where it begins, stream, bytes.
         self._kept_bytes = 0
-        self._furthest = 0  # As far as anybody has been told.
+        self._furthest = 0  # As far as who is attached has been told.
+        self._untold_bytes = 0  # What the kept pieces behind that take.
         self._changed = asyncio.Event()
 
     @property
@@ -97,6 +98,10 @@ class HeldExec:
         if not 0 <= since <= self.position:
             raise Invalid(f"since is {since}, and there are {self.position} bytes of output", field="since")
         self.current = ExecView(self, since)
+        self._furthest = self.current.position
+        self._untold_bytes = sum(
+            _taken_bytes(data) for begin, _, data in self._kept if begin + len(data) > self._furthest
+        )
         self.change()
         return self.current
 
@@ -139,7 +144,9 @@ class HeldExec:
         if not self.first_position() <= position < self.position:
             return None
         begin, stream, data = self._kept[bisect_right(self._kept, position, key=itemgetter(0)) - 1]
-        self._furthest = max(self._furthest, begin + len(data))
+        if begin + len(data) > self._furthest:
+            self._furthest = begin + len(data)
+            self._untold_bytes -= _taken_bytes(data)
         return stream, data[position - begin :]
 
     async def _read(self) -> None:
@@ -157,9 +164,11 @@ class HeldExec:
     async def _keep(self, stream: int, data: bytes) -> None:
         self._kept.append((self.position, stream, data))
         self.position += len(data)
-        self._kept_bytes += len(data) + PIECE_BYTES
+        self._kept_bytes += _taken_bytes(data)
+        self._untold_bytes += _taken_bytes(data)
         self.change()
-        while self.current is not None and self.position - self._furthest > OUTPUT_BYTES_MAX // 2:
+        # What is dropped is in the older half, at most: whoever is attached has been told of it.
+        while self.current is not None and self._untold_bytes > OUTPUT_BYTES_MAX // 2:
             await self.changed()
         if self._kept_bytes > OUTPUT_BYTES_MAX:
             self._drop_oldest()
@@ -168,7 +177,7 @@ class HeldExec:
         """Keep three quarters of what may be kept, at most, but the last piece in any case."""
         count = 0
         while self._kept_bytes > OUTPUT_BYTES_MAX * 3 // 4 and count < len(self._kept) - 1:
-            self._kept_bytes -= len(self._kept[count][2]) + PIECE_BYTES
+            self._kept_bytes -= _taken_bytes(self._kept[count][2])
             count += 1
         del self._kept[:count]
 
@@ -185,6 +194,13 @@ class ExecView:
         self._held = held
 
     async def write(self, data: bytes) -> None:
+        """Send `data` to its stdin.
+
+        Raises:
+            Invalid: that was ended, by somebody else who was attached.
+        """
+        if not self._held.has_stdin:
+            raise Invalid("There is no stdin to send to: it was not asked for, or was ended before")
         await self._held.session.write(data)
 
     async def close_stdin(self) -> None:
@@ -299,3 +315,7 @@ class HeldExecs:
             await held.run()
         finally:
             self._sessions.pop(held.id, None)
+
+
+def _taken_bytes(piece: bytes) -> int:
+    return len(piece) + PIECE_BYTES
