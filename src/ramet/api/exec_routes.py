@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
+import anyio
 import structlog
 from fastapi import APIRouter
 from pydantic import TypeAdapter
@@ -68,7 +69,12 @@ def router(fleet: FleetPort, held: HeldExecs) -> APIRouter:
                 conversation.has_stdin = session.has_stdin
                 view = session.view(opening.since)
                 told = {"session": session.id, "position": view.position, "missed": view.missed_bytes}
-                await conversation.send_json(told)
+                try:
+                    await conversation.send_json(told)
+                except BaseException:  # The client has left, and its session's time runs.
+                    with anyio.CancelScope(shield=True):
+                        await view.aclose()
+                    raise
                 return view
 
             await conversation.run(begin)
@@ -109,6 +115,10 @@ async def _open(opening: ExecOpening, fleet: FleetPort, held: HeldExecs, instanc
     if opening.attach is not None:
         return held.get(instance, opening.attach)
     assert opening.start is not None
+    if opening.since:
+        raise Invalid(
+            f"since is {opening.since}, and what is only started has written nothing", field="since"
+        )
     keep_s = KEEP_S_DEFAULT if opening.keep is None else parse_duration(opening.keep)
     if not 0 <= keep_s <= KEEP_S_MAX:
         raise Invalid(f"keep is {opening.keep}, and must be from 0s to 24h", field="keep")
