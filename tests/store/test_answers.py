@@ -83,3 +83,29 @@ def test_a_file_that_cannot_be_written_is_an_error_of_ours() -> None:
     store.close()
     with pytest.raises(StateUnwritable):
         store.begin("key", "r")
+
+
+def test_what_is_under_way_stays_when_others_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "ANSWER_COUNT_MAX", 3)
+    clock = Clock()
+    store = AnswerStore(now=clock)
+    store.begin("slow", "r")
+    for number in range(5):
+        clock.now_s += 1
+        store.begin(f"key{number}", "r")
+        store.keep(f"key{number}", ANSWER)
+    assert store.find("slow") == Asked("r", None)
+
+
+def test_an_answer_that_nobody_has_room_for_is_not_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "ANSWER_COUNT_MAX", 1)
+    monkeypatch.setattr(answers, "BYTES_MAX", 250)
+    clock = Clock()
+    store = AnswerStore(now=clock)
+    for number in range(4):
+        clock.now_s += 1
+        store.begin(f"key{number}", "r")
+    for number in range(3):
+        store.keep(f"key{number}", Answer(200, "", b"x" * 100))
+    store.begin("last", "r")
+    assert store.find("last") == Asked("r", None)

@@ -19,7 +19,7 @@ from ramet.store.database import StateUnwritable
 KEPT_S: Final = 24 * 3600.0
 """How long an answer is kept."""
 ANSWER_COUNT_MAX: Final = 10_000
-"""How many are; then the oldest goes first."""
+"""How many are; then the oldest goes first, and what was never answered last."""
 BYTES_MAX: Final = 256 << 20
 """How large all bodies may be together; likewise."""
 
@@ -29,6 +29,7 @@ CREATE TABLE IF NOT EXISTS answers (
     status INTEGER, content_type TEXT, body BLOB
 ) STRICT;
 CREATE INDEX IF NOT EXISTS answers_at ON answers (at);
+CREATE INDEX IF NOT EXISTS answers_to_go ON answers (status IS NULL, at);
 """
 
 log = structlog.get_logger(__name__)
@@ -70,12 +71,12 @@ class AnswerStore:
         self._execute("INSERT INTO answers (key, request, at) VALUES (?, ?, ?)", (key, request, self._now()))
 
     def keep(self, key: str, answer: Answer) -> None:
-        """Write down the answer to a request that was begun."""
-        self._execute(
+        """Write down the answer to a request that was begun, if there was room to remember that."""
+        kept = self._execute(
             "UPDATE answers SET status = ?, content_type = ?, body = ? WHERE key = ?",
             (answer.status, answer.content_type, answer.body, key),
         )
-        self._size_bytes += len(answer.body)
+        self._size_bytes += kept.rowcount * len(answer.body)
 
     def forget(self, key: str) -> None:
         """Have a request never have been: nothing was done."""
@@ -93,7 +94,8 @@ class AnswerStore:
             self._delete_oldest(max(1, count // 10))
 
     def _delete_oldest(self, count: int) -> None:
-        self._delete("WHERE key IN (SELECT key FROM answers ORDER BY at LIMIT ?)", count)
+        # What has no answer may be under way, and would be done twice.
+        self._delete("WHERE key IN (SELECT key FROM answers ORDER BY status IS NULL, at LIMIT ?)", count)
 
     def _delete(self, where: str, parameter: object) -> None:
         statement = f"DELETE FROM answers {where} RETURNING length(body)"  # Ours.
