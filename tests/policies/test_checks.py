@@ -133,6 +133,30 @@ async def test_an_answer_that_comes_when_it_sleeps_or_runs_anew_says_nothing() -
         assert ("web", HealthStatus.UNHEALTHY) not in there.told
 
 
+async def test_nobody_waits_for_the_answer_of_one_that_does_not_run_any_more() -> None:
+    async with ward() as there:
+        there.gate = anyio.Event()
+        for change in ({"state": State.PAUSED}, {"is_deleting": True}):
+            there.put("web", state=State.RUNNING)
+            await until(lambda: there.asking == 1)
+            there.put("web", **change)
+            await until(lambda: there.asking == 0)
+        assert not there.told
+
+
+async def test_one_that_fell_asleep_while_it_waited_to_be_asked_is_not() -> None:
+    async with ward(max_concurrent=1) as there:
+        there.gate = anyio.Event()
+        there.put("first")
+        await until(lambda: there.asking == 1)
+        there.put("web")
+        await anyio.wait_all_tasks_blocked()
+        there.put("web", state=State.STANDBY)
+        there.gate.set()
+        await there.more("first", 5)
+        assert there.asked["web"] == 0
+
+
 async def test_sleep_keeps_what_was_found_and_a_new_run_begins_anew() -> None:
     async with ward() as there:
         there.errors["web"] = "refused"

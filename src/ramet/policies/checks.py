@@ -8,7 +8,7 @@ counted on the way to the next finding is not, and a daemon that starts counts a
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 import anyio
@@ -46,6 +46,12 @@ class _Checked:
     health: Health
     run: int = 0
     is_asked: bool = False
+    asking: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    def give_up(self) -> None:
+        """Wait no more for an answer. What was sent for it is not sent again: it would wake a sleeper."""
+        if self.is_asked:
+            self.asking.cancel()
 
 
 class HealthKeeper:
@@ -91,17 +97,22 @@ class HealthKeeper:
                 instance = await self._due.next()
                 checked = self._checked.get(instance)
                 if checked is not None and not checked.is_asked and checked.record.state is State.RUNNING:
+                    checked.is_asked, checked.asking = True, anyio.CancelScope()
+                    run = checked.run
                     await self._places.acquire()
-                    checked.is_asked = True
-                    group.start_soon(self._ask, checked)
+                    group.start_soon(self._ask, checked, run)
 
     def _see(self, record: InstanceRecord, first_s_max: float) -> None:
         check = record.spec.health_check
         if check is None or record.is_deleting:
-            self._checked.pop(record.id, None)
+            gone = self._checked.pop(record.id, None)
+            if gone is not None:
+                gone.give_up()
             return
         before = self._checked.get(record.id)
         if before is None or before.check != check:
+            if before is not None:
+                before.give_up()
             checked = self._checked[record.id] = _Checked(record, check, _at_first(record))
         else:
             checked, was_running = before, before.record.state is State.RUNNING
@@ -111,16 +122,19 @@ class HealthKeeper:
             if was_running and record.state is State.RUNNING:
                 return
             checked.run += 1
+            checked.give_up()
         if record.state is State.RUNNING:
             first_s = min(first_s_max, check.interval_s) * self._chance()
             self._due.put(self._now() + first_s, record.id)
 
-    async def _ask(self, checked: _Checked) -> None:
-        run, check = checked.run, checked.check
+    async def _ask(self, checked: _Checked, run: int) -> None:
+        check = checked.check
         error = f"no answer within {check.timeout_s:g} s"
         try:
-            with anyio.move_on_after(check.timeout_s):
-                error = await self._prober.probe(checked.record, check)
+            with checked.asking as scope:
+                scope.deadline = anyio.current_time() + check.timeout_s
+                if not scope.cancel_called:  # While it waited for a place.
+                    error = await self._prober.probe(checked.record, check)
         finally:
             checked.is_asked = False
             self._places.release()
