@@ -57,6 +57,7 @@ MAY_IMPORT: dict[str, frozenset[str]] = {
             "telemetry",
             "volumes",
             "boot",
+            "linux.plain_file",  # The folder of an instance is its VMM's, too.
             "linux.process",  # What an instance uses is what its VMM's process does.
             "pager",
             "vmm.port",

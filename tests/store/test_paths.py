@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ramet.store.paths import DataFolder, FolderInUse
+from ramet.store.paths import PART_SUFFIX, DataFolder, FolderInUse, write_whole
 
 FORKED = """
 import os, sys
@@ -44,3 +44,11 @@ def test_what_a_killed_daemon_was_just_starting_is_waited_for(tmp_path: Path) ->
         os.write(daemon.stdin.fileno(), b"!")  # It becomes another program, with the lock closed on the way.
         waiting.join()
         opened[0].close()
+
+
+def test_a_file_is_not_written_where_somebody_else_has_led(tmp_path: Path) -> None:
+    secret, path = tmp_path / "secret", tmp_path / "spec.json"
+    secret.write_text("secret")
+    path.with_name(f"spec.json{PART_SUFFIX}").symlink_to(secret)
+    write_whole(path, b"spec")
+    assert (path.read_text(), path.is_symlink(), secret.read_text()) == ("spec", False, "secret")

@@ -123,6 +123,16 @@ def test_of_a_folder_of_layers_it_opens_its_own_and_cannot_list_them(
 
 
 @AS_ROOT
+def test_what_an_earlier_jail_has_led_elsewhere_is_not_given(shell: ShellJail, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (shell.folder / "console.log").symlink_to(secret)
+    with pytest.raises(OSError):
+        shell.cell.own(shell.folder / "console.log")
+    assert secret.stat().st_uid == os.geteuid()
+
+
+@AS_ROOT
 def test_an_open_file_of_ours_is_lent_by_path_and_taken_back(shell: ShellJail) -> None:
     fd = os.memfd_create("lent", os.MFD_CLOEXEC)
     os.fchmod(fd, 0o600)

@@ -4,6 +4,7 @@
 after the database, so that the records of a lost database can be made again from the folders.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,7 @@ from ramet.core.errors import Broken
 from ramet.core.spec import InstanceRecord
 from ramet.effects.machine import write_config_disk
 from ramet.effects.site import Site
+from ramet.linux.plain_file import open_plain
 from ramet.logs.rotation import held
 from ramet.store.paths import PART_SUFFIX, write_whole
 
@@ -129,7 +131,7 @@ def remove_folder(folder: Path) -> None:
 
 def _mark_console(console: Path) -> None:
     if console.exists():
-        with console.open("ab") as file:
+        with open(open_plain(console, os.O_WRONLY | os.O_APPEND), "ab") as file:
             file.write(b"\n" + STARTED_LINE + b"\n")
 
 

@@ -11,6 +11,7 @@ from ramet.core.spec import InstanceRecord
 from ramet.effects.site import Site
 from ramet.guest.identity import ENTROPY_BYTES, GuestIdentity
 from ramet.images.config import ImageConfig
+from ramet.linux.plain_file import open_plain
 from ramet.net.taps import Tap
 from ramet.vmm.port import NO_FD, DiskImage, Machine, Nic
 from ramet.wire.boot_config import BootConfig, BootVolume
@@ -75,7 +76,7 @@ def write_config_disk(site: Site, record: InstanceRecord, path: Path) -> None:
             f"command and environment take {len(content)} bytes, {CONFIG_DISK_BYTES} fit",
             remedy="pass large values as files",
         )
-    with path.open("wb") as disk:
+    with open(open_plain(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), "wb") as disk:
         disk.write(content)
         disk.truncate(CONFIG_DISK_BYTES)
 

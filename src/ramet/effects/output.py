@@ -18,6 +18,7 @@ from anyio import to_thread
 from ramet.effects.site import Rig
 from ramet.guest.dial import dial
 from ramet.guest.errors import GuestUnreachable
+from ramet.linux.plain_file import open_plain
 from ramet.wire.vsock import OUTPUT_PORT
 
 OUTPUT_FILE: Final = "output.log"
@@ -72,7 +73,7 @@ async def _append(connection: socket.socket, file: Path) -> None:
 
 def _write(file: Path, data: bytes) -> int:
     """Append some of `data`; returns how much. Opened each time, since `file` may go with its folder."""
-    fd = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fd = open_plain(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     try:
         return os.write(fd, data)
     finally:

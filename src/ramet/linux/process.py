@@ -17,6 +17,8 @@ from functools import cache
 from pathlib import Path
 from typing import Final
 
+from ramet.linux.plain_file import open_plain
+
 PROC: Final = Path("/proc")
 # proc_pid_stat(5), counted from 1.
 _FIRST_FIELD: Final = 3  # Behind pid and name.
@@ -167,7 +169,7 @@ class HeldProcess:
         Raises:
             OSError: the program cannot be executed.
         """
-        sink = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        sink = open_plain(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             child = subprocess.Popen(
                 argv,

@@ -4,6 +4,7 @@ Each line is a time (UTC, milliseconds), what happened, and facts. It is for peo
 an instance; nothing is ever decided by it, so an instance does not fail because a line could not be written.
 """
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import structlog
 
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
+from ramet.linux.plain_file import open_plain
 
 OPERATIONS_FILE: Final = "operations.log"
 
@@ -49,7 +51,8 @@ class Operations:
 
     def _write(self, instance: InstanceId, lines: str) -> None:
         try:
-            with (self._instances / instance / OPERATIONS_FILE).open("a") as file:
+            path = self._instances / instance / OPERATIONS_FILE
+            with open(open_plain(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666), "a") as file:
                 file.write(lines)
         except FileNotFoundError:
             return  # What failed to be made has no folder any more.

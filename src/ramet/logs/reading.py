@@ -18,6 +18,7 @@ from typing import Final
 import anyio
 from anyio import to_thread
 
+from ramet.linux.plain_file import open_plain
 from ramet.logs.rotation import held, place_after_rotation, rotated_files
 
 SOURCES: Final = {
@@ -146,7 +147,7 @@ class Follower:
         return self._read(self._log), fell_behind
 
     def _read(self, path: Path) -> bytes:
-        with path.open("rb") as file:
+        with open(open_plain(path, os.O_RDONLY), "rb") as file:
             file.seek(self._position)
             data = file.read(_READ_BYTES)
         self._position += len(data)
@@ -154,7 +155,7 @@ class Follower:
 
 
 def _prepend_until(path: Path, data: bytes, line_count: int) -> bytes:
-    with path.open("rb") as file:
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
         position = os.fstat(file.fileno()).st_size
         while position > 0 and data.count(b"\n") <= line_count and len(data) < TAIL_BYTES_MAX:
             step = min(_READ_BYTES, position)
@@ -165,7 +166,7 @@ def _prepend_until(path: Path, data: bytes, line_count: int) -> bytes:
 
 
 def _last_bytes(path: Path, byte_count: int) -> bytes:
-    with path.open("rb") as file:
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
         file.seek(max(0, os.fstat(file.fileno()).st_size - byte_count))
         return file.read(byte_count)
 

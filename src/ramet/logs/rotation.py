@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from ramet.linux.plain_file import create_plain, open_plain
+
 LOG_FILES: Final = ("console.log", "output.log", "vmm.log", "metrics.json", "operations.log")
 
 _DROPPED: Final = "[ramet: {} bytes of this log were dropped here]\n"
@@ -83,7 +85,10 @@ def rotate(log: Path, bounds: LogBounds) -> None:
         OSError: the disk is full, or the log is gone; what it held is still there.
     """
     part = log.with_name(f"{log.name}.part")
-    with log.open("r+b") as source, part.open("wb", buffering=0) as target:
+    with (
+        open(open_plain(log, os.O_RDWR), "r+b") as source,
+        open(create_plain(part), "wb", buffering=0) as target,
+    ):
         skipped = max(0, os.fstat(source.fileno()).st_size - bounds.file_bytes_max)
         if skipped:
             target.write(_DROPPED.format(skipped).encode())

@@ -27,6 +27,7 @@ from typing import Final
 
 from ramet.core.errors import Conflict
 from ramet.core.ids import InstanceId
+from ramet.linux.plain_file import create_plain
 
 PART_SUFFIX: Final = ".part"
 LOCK_WAIT_S: Final = 0.5
@@ -112,14 +113,15 @@ def _lock(fd: int) -> None:
 def write_whole(path: Path, data: bytes, *, durable: bool = True) -> None:
     """Write `path` so that it is there as a whole or not at all; with `durable`, past a power cut too.
 
-    Killed in the middle, it leaves a file with PART_SUFFIX.
+    Killed in the middle, it leaves a file with PART_SUFFIX. One that somebody else has left under that name
+    leads nowhere.
 
     Raises:
         OSError: the disk refuses; what was there before is there.
     """
     part = path.with_name(path.name + PART_SUFFIX)
     try:
-        with part.open("wb") as file:
+        with open(create_plain(part), "wb") as file:
             file.write(data)
             if durable:
                 file.flush()

@@ -90,9 +90,17 @@ class Cell:
         self.let_pass(self._folder)
 
     def own(self, file: Path, mode: int = 0o600) -> None:
-        """Let it, and nobody else, read and write `file`; or make files in a folder, of mode 0o700."""
-        os.chown(file, self.uid, self.uid)
-        os.chmod(file, mode)
+        """Let it, and nobody else, read and write `file`; or make files in a folder, of mode 0o700.
+
+        Raises:
+            OSError: the kernel refuses; ELOOP: another jail has left a symbolic link in its place.
+        """
+        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            os.fchown(fd, self.uid, self.uid)
+            os.fchmod(fd, mode)
+        finally:
+            os.close(fd)
 
     def disown(self, file: Path) -> None:
         """Take `file`, or a folder, back."""

@@ -21,6 +21,7 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import PageRuns
+from ramet.linux.plain_file import open_plain
 from ramet.linux.process import HeldProcess, read_boot_id
 from ramet.vmm.jail import Cell
 from ramet.vmm.port import (
@@ -337,7 +338,7 @@ async def end_process(runtime: Runtime) -> None:
 def read_tail(log: Path) -> str:
     """Return the end of a log; nothing, if there is none."""
     try:
-        with log.open("rb") as file:
+        with open(open_plain(log, os.O_RDONLY), "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - TAIL_BYTES))
             return file.read().decode(errors="replace")
     except FileNotFoundError:

@@ -17,6 +17,7 @@ from anyio import to_thread
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
+from ramet.linux.plain_file import create_plain, open_plain
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.cloud_hypervisor.build import (
     AGENT_SOCKET,
@@ -159,9 +160,9 @@ class CloudHypervisorDriver(LiveFork):
         try:
             for left in (API_SOCKET, API_LOCK, AGENT_SOCKET):  # Of an earlier run: it takes no used name.
                 (folder / left).unlink(missing_ok=True)
-            (folder / EVENTS).write_bytes(b"")
+            os.close(create_plain(folder / EVENTS))
             if self._jail is not None:
-                (folder / CONSOLE).touch()
+                os.close(open_plain(folder / CONSOLE, os.O_WRONLY | os.O_CREAT, 0o666))
                 own = [folder / name for name in (EVENTS, CONSOLE)]
                 cell = await to_thread.run_sync(self._jail.admit, machine, own, passed)
                 argv = self._jail.command(cell, machine, argv)

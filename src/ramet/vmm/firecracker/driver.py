@@ -18,6 +18,7 @@ from anyio import to_thread
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import Runtime
+from ramet.linux.plain_file import open_plain
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.vmm.firecracker.backend import Choice, choose_backend
 from ramet.vmm.firecracker.build import (
@@ -201,8 +202,8 @@ class FirecrackerDriver(LiveFork):
         try:
             for left in (API_SOCKET, AGENT_SOCKET):  # Of an earlier run: Firecracker takes no used name.
                 (folder / left).unlink(missing_ok=True)
-            for name in (LOG, METRICS):
-                (folder / name).touch()  # Before 1.14 they must be there.
+            for name in (LOG, METRICS):  # Before 1.14 they must be there.
+                os.close(open_plain(folder / name, os.O_WRONLY | os.O_CREAT, 0o666))
             if self._jail is not None:
                 own = [folder / name for name in (LOG, METRICS)]
                 cell = await to_thread.run_sync(self._jail.admit, machine, own, passed)

@@ -31,6 +31,7 @@ from ramet.core.spec import Runtime
 from ramet.linux import kvm
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.pagemap import PageRuns
+from ramet.linux.plain_file import open_plain
 from ramet.linux.process import HeldProcess, list_command_lines, read_boot_id, read_start_ticks
 from ramet.linux.processor import read_processor
 from ramet.linux.writewatch import prepared
@@ -378,7 +379,7 @@ class QemuVm(LiveCapture, Restored, Ballooned):
     def last_words(self) -> str:
         log = self._folder / "vmm.log"
         try:
-            with log.open("rb") as file:
+            with open(open_plain(log, os.O_RDONLY), "rb") as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - LOG_TAIL_BYTES))
                 return file.read().decode(errors="replace").strip()
         except FileNotFoundError:
