@@ -76,3 +76,13 @@ def test_folders_without_logs_and_files_between_them_are_passed_over(tmp_path: P
     (tmp_path / "empty").mkdir()
     (tmp_path / "stray").write_text("")
     assert sweep(tmp_path, BOUNDS) == 0
+
+
+def test_a_log_that_leads_elsewhere_is_left_alone_and_the_others_are_bounded(log: Path) -> None:
+    elsewhere = log.parents[1] / "elsewhere"
+    elsewhere.write_bytes(b"x" * 5000)
+    log.with_name("console.log").symlink_to(elsewhere)
+    log.write_bytes(b"x" * 1001)
+    sweep(log.parents[1], BOUNDS)
+    assert len(elsewhere.read_bytes()) == 5000
+    assert log.read_bytes() == b""

@@ -12,6 +12,7 @@ nobody reads a log that is half moved; and whoever removes the folder holds it a
 import fcntl
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,7 +66,10 @@ def sweep(instances: Path, bounds: LogBounds) -> int:
         for name in LOG_FILES:
             log = Path(entry.path, name)
             try:
-                size = log.stat().st_size
+                facts = log.lstat()
+                if not stat.S_ISREG(facts.st_mode):
+                    continue  # A jailed VMM has led it elsewhere; other logs grow on.
+                size = facts.st_size
                 if size > bounds.file_bytes_max:
                     with held(log.parent, alone=True):
                         rotate(log, bounds)
