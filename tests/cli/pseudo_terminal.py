@@ -85,7 +85,9 @@ class PseudoTerminal:
 
 # The terminal becomes that of the new session, so that it sends its signals there.
 _BEGIN = (
-    "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    "import fcntl, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);"
+    # Whoever starts the tests in the background has it ignored.
+    " signal.signal(signal.SIGINT, signal.default_int_handler);"
     " from ramet.cli.main import run; sys.exit(run(sys.argv[1:]))"
 )
 

@@ -201,10 +201,11 @@ async def test_what_is_armed_on_a_bridge_that_had_no_port_hears_the_very_next(
 ) -> None:
     """Each time, the only port goes and another comes: the bridge carries nothing in between."""
     for _ in range(20):
-        await armed(network)
+        _, calls = await armed(network)
         with socket.socket() as client:
             client.setblocking(False)
             ask(client)
+        await calls.wait()  # The client is gone, and asks no second time.
         assert len(network._armed[A].read()) == 1
         await network.disarm(A)
 

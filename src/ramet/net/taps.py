@@ -20,6 +20,7 @@ import anyio.to_thread
 
 from ramet.linux import netlink, tun
 from ramet.linux.bpf import DROP
+from ramet.linux.ethtool import has_link
 from ramet.net.bridge import BridgeFacts, has_ipv6
 from ramet.net.errors import NetworkFailed, TapHeld
 from ramet.net.rates import UNLIMITED, RateLimits
@@ -176,13 +177,16 @@ class Taps:
         """Return when what the host sends to `endpoint` comes to its TAP: somebody waits for it there.
 
         A bridge without ports carries nothing, and drops what is sent for as long as the kernel takes, in a
-        worker of its own, to see that it has one again.
+        worker of its own, to see that it has one again; or it seems to carry, as the worker has not seen yet
+        that the last port went. So the kernel is asked for both links, which has it look.
 
         Raises:
             NetworkFailed: it takes too long.
         """
         assert self._bridge is not None, "open() comes first"
         bridge = netlink.interface_name(self._bridge.index)
+        for name in (endpoint.tap_name, bridge):
+            has_link(name)
         until = time.monotonic() + RUNNING_TIMEOUT_S
         while not netlink.is_running(bridge):
             if time.monotonic() > until:
