@@ -84,6 +84,11 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("registries:\n  mirrors: {docker.io: 'm.example/path'}\n", "registries.mirrors"),
         ("registries:\n  mirrors: {'*': m.example}\n", "registries.mirrors"),
         ("registries:\n  cache_bytes_max: -1\n", "registries.cache_bytes_max"),
+        ("limits:\n  max_image_storage: much\n", "limits.max_image_storage"),
+        ("limits:\n  max_image_storage: 0\n", "limits.max_image_storage"),
+        ("limits:\n  max_image_storage: -1\n", "limits.max_image_storage"),
+        ("limits:\n  max_image_storage: .nan\n", "limits.max_image_storage"),
+        ("limits:\n  max_images: 1\n", "limits.max_images"),
         ("capacity:\n  memory: much\n", "capacity.memory"),
         ("capacity:\n  network: 100MB\n", "capacity.network"),
         ("capacity:\n  cpu: 0\n", "capacity.cpu"),
@@ -102,6 +107,26 @@ def test_what_cannot_be_is_named(tmp_path: Path, text: str, named: str) -> None:
     file.write_text(text)
     with pytest.raises(SettingsInvalid, match=named):
         load_settings({}, file)
+
+
+@pytest.mark.parametrize(
+    ("text", "bytes_max"),
+    [("0.5", 500), ("1", 1000), ("300", 300), ("2KB", 2048), ('""', None), ('"0.25"', 250), ("null", None)],
+)
+def test_images_may_take_a_share_of_the_disk_or_so_many_bytes(
+    tmp_path: Path, text: str, bytes_max: int | None
+) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text(f"limits:\n  max_image_storage: {text}\n")
+    assert load_settings({}, file).limits.images(1000).storage_bytes_max == bytes_max
+
+
+def test_images_may_take_a_fifth_of_the_disk_if_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert load_settings({}).limits.images(1000).storage_bytes_max == 200
+    monkeypatch.setenv("RAMET_LIMITS__MAX_IMAGE_STORAGE", "0.5")
+    assert load_settings({}).limits.images(1000).storage_bytes_max == 500
+    monkeypatch.setenv("RAMET_LIMITS__MAX_IMAGE_STORAGE", "")
+    assert load_settings({}).limits.images(1000).storage_bytes_max is None
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ from ramet.core.compression import Compression
 from ramet.core.errors import Invalid
 from ramet.core.spec import FORK_POOL_IDLE_S, RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
 from ramet.core.units import parse_duration, parse_rate, parse_size
+from ramet.images.limits import ImageLimits
 from ramet.images.reference import is_authority
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
 from ramet.logs.rotation import LogBounds
@@ -57,6 +58,7 @@ PLACE_LENGTH_MAX: Final = 80
 LINE_LENGTH_MAX: Final = 250
 LOG_BYTES_MIN: Final = 64 << 10
 RATIO_MAX: Final = 10_000.0
+MAX_IMAGE_STORAGE: Final = 0.2  # As in the API that we are compatible with.
 
 _FILE_REMEDY: Final = "name a file of settings with --config, or leave it out; `ramet setup` makes one"
 
@@ -103,6 +105,18 @@ def _or_auto(parse: Callable[[object], object] = lambda value: value) -> BeforeV
     return BeforeValidator(lambda value: None if value == "auto" else parse(value))
 
 
+def _parse_share(value: object) -> object:
+    """Return a share such as "0.2" as a number, a size in bytes, and "" as None: no limit."""
+    if not isinstance(value, str):
+        return value
+    if not value:
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return _parse_bytes(value)
+
+
 Duration = Annotated[PositiveFloat, BeforeValidator(_parse_duration)]
 Rate = Annotated[int, BeforeValidator(_parse_rate), Field(ge=RATE_BYTES_PER_S_MIN, le=RATE_BYTES_PER_S_MAX)]
 
@@ -113,6 +127,9 @@ def _check_registry(text: str) -> str:
     return text
 
 
+Finite = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+DiskShare = Annotated[Finite | None, BeforeValidator(_parse_share)]
+"""Up to 1 a share of the disk, beyond that bytes."""
 Percent = Annotated[int, Field(ge=0, le=100)]
 RegistryHost = Annotated[str, AfterValidator(_check_registry)]
 
@@ -171,6 +188,19 @@ class RegistrySettings(BaseModel, extra="forbid"):
             docker_config=self.docker_config or Path(named or Path.home() / ".docker"),
             cache_bytes_max=self.cache_bytes_max,
         )
+
+
+class LimitSettings(BaseModel, extra="forbid"):
+    """What may be had at most. `max_image_storage`: what images and downloaded layers take of the disk."""
+
+    max_image_storage: DiskShare = MAX_IMAGE_STORAGE
+
+    def images(self, disk_bytes: int | None) -> ImageLimits:
+        """Return the part `ramet.images` understands; `disk_bytes` are what the disk has; None: no end."""
+        most = self.max_image_storage
+        if most is not None and most <= 1:
+            most = None if disk_bytes is None else most * disk_bytes
+        return ImageLimits(storage_bytes_max=None if most is None else int(most))
 
 
 class GraduationSettings(BaseModel, extra="forbid"):
@@ -363,6 +393,7 @@ class Settings(BaseSettings):
     hypervisor: HypervisorSettings = HypervisorSettings()
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
+    limits: LimitSettings = LimitSettings()
     forks: ForkSettings = ForkSettings()
     auto_standby: AutoStandbySettings = AutoStandbySettings()
     health: HealthSettings = HealthSettings()

@@ -13,6 +13,7 @@ from anyio import to_thread
 
 from ramet.admission.admission import Admission
 from ramet.admission.capacity import host_limits, host_memory, network_limit
+from ramet.admission.demand import Resource
 from ramet.boot.kit import BootKit, prepare_kit
 from ramet.boot.locate import GUEST_PROGRAM, PAGER_PROGRAM, WRITEWATCH_LIBRARY, native_program
 from ramet.core.errors import Broken
@@ -31,7 +32,6 @@ from ramet.effects.snapshots import NamedSnapshots
 from ramet.effects.stages import Stages
 from ramet.effects.volumes import SiteVolumes
 from ramet.images.catalog import Catalog
-from ramet.images.limits import ImageLimits
 from ramet.instance.events import HealthFound
 from ramet.instance.fleet import Fleet
 from ramet.linux import kvm
@@ -101,7 +101,9 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
         default: str = settings.hypervisor.default or next(iter(drivers))
         capacity = settings.capacity_config()
         admission = Admission(host_limits(capacity, folder.root))
-        images = Catalog(folder.images, ImageLimits(), registries=settings.registries.config())
+        disk_bytes = admission.ledger.limit_of(Resource.DISK).capacity
+        limits = settings.limits.images(disk_bytes)
+        images = Catalog(folder.images, limits, registries=settings.registries.config())
         await images.open()
         kit = await to_thread.run_sync(lambda: _prepare_kit(settings, folder))
         network = Network(settings.network.bridge())

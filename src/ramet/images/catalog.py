@@ -13,7 +13,7 @@ import asyncio
 import os
 import re
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -38,6 +38,7 @@ from ramet.images.errors import (
 from ramet.images.limits import ImageLimits
 from ramet.images.offload import run_stoppable
 from ramet.images.pulls import Pulls
+from ramet.images.quota import StorageQuota
 from ramet.images.record import (
     Content,
     Image,
@@ -61,6 +62,7 @@ DIGEST_PREFIX_LENGTH_MIN: Final = 12  # What docker prints as an image's id.
 IMAGE_FILE: Final = "image.json"
 ROOTFS_FILE: Final = "rootfs.erofs"
 
+_RESULT: Final = "content"
 _PREFIX: Final = re.compile(rf"(?:sha256:|sha512:)?[0-9a-f]{{{DIGEST_PREFIX_LENGTH_MIN},128}}")
 
 
@@ -94,7 +96,8 @@ class Catalog:
         self._busy: dict[Digest, tuple[anyio.Lock, int]] = {}
         self._conversions = anyio.Semaphore(CONVERSION_COUNT_MAX)
         self._names_lock = anyio.Lock()
-        self.pulls = Pulls(self, folder, limits, registries or RegistryConfig(), platform)
+        quota = StorageQuota(limits.storage_bytes_max, self._image_bytes)
+        self.pulls = Pulls(self, folder, limits, registries or RegistryConfig(), platform, quota)
 
     async def open(self) -> None:
         """Read what is there, and remove what an interrupted import or removal left behind.
@@ -125,7 +128,7 @@ class Catalog:
             InvalidReference: `name` is none.
             ImageSourceNotFound, NotAnImage, AmbiguousImage, NoMatchingPlatform, UnsupportedMediaType,
             InvalidManifest, BlobMissing, DigestMismatch, LayerCorrupt, UnsafePath, ImageTooLarge,
-            StorageFull, ConversionFailed: see there.
+            StorageFull, ImageQuotaReached, ConversionFailed: see there.
         """
         wanted = parse_reference(name) if name is not None else None
         async with self._scratch() as scratch:
@@ -141,6 +144,7 @@ class Catalog:
         stem: str = "",
         platform: Platform | None = None,
         labels: Mapping[str, str] | None = None,
+        fetched: Collection[Digest] = (),
         progress: Callable[[ImportProgress], None] | None = None,
     ) -> Image:
         """Add an image from `source`, as `import_path`.
@@ -149,6 +153,7 @@ class Catalog:
             stem: names the image where nothing else does.
             platform: of the image to choose, if not the catalog's.
             labels: key-value pairs of the name; None leaves those it has.
+            fetched: layers that were downloaded for this alone.
         """
         chosen = platform or self._platform
         selection = await run_stoppable(lambda _: select(source, wanted, chosen, self._limits))
@@ -156,7 +161,7 @@ class Catalog:
         async with self._alone(selection.digest):
             if selection.digest not in self._contents:
                 async with self._conversions:
-                    await self._convert(source, selection, progress)
+                    await self._convert(source, selection, fetched, progress)
 
             def add(found: Names) -> None:
                 found.tags.update(dict.fromkeys(names, selection.digest))
@@ -275,14 +280,27 @@ class Catalog:
     # Importing
 
     async def _convert(
-        self, source: Source, selection: Selection, progress: Callable[[ImportProgress], None] | None
+        self,
+        source: Source,
+        selection: Selection,
+        fetched: Collection[Digest],
+        progress: Callable[[ImportProgress], None] | None,
     ) -> None:
         report = _on_loop(progress)
+        self.pulls.make_room(1, fetched)  # Else it cannot fit, however small it turns out to be.
         if self._features is None:
             self._features = await detect_features()
         async with self._scratch() as scratch:
             with _storage_errors():
-                await self._build(source, selection, scratch, self._features, report)
+                content = await self._build(source, selection, scratch, self._features, report)
+                # No await among these: what fits is there, and what is on disk is in memory, even if we are
+                # cancelled.
+                self.pulls.make_room(content.size_bytes, fetched)
+                (scratch / _RESULT).rename(self._place(selection.digest))
+                self._contents[selection.digest] = content
+                with anyio.CancelScope(shield=True):  # As for its names: see `import_source`.
+                    await run_stoppable(lambda _: sync(self._content))
+                steps.reached(PullStep.PUBLISHED)
 
     async def _build(
         self,
@@ -291,8 +309,9 @@ class Catalog:
         scratch: Path,
         features: ErofsFeatures,
         report: Callable[[ImportProgress], None],
-    ) -> None:
-        staging, result = scratch / "staging", scratch / "content"
+    ) -> Content:
+        """Make all of an image in `scratch`, durably."""
+        staging, result = scratch / "staging", scratch / _RESULT
         staging.mkdir()
         staging.chmod(0o755)  # Of the image's root folder, unless a layer says otherwise.
         result.mkdir()
@@ -313,12 +332,7 @@ class Catalog:
         )
         await run_stoppable(lambda _: _seal(result, content))
         steps.reached(PullStep.SEALED)
-        # No await between these two: what is on disk is in memory, even if we are cancelled.
-        result.rename(self._place(selection.digest))
-        self._contents[selection.digest] = content
-        with anyio.CancelScope(shield=True):  # As for its names: see `import_source`.
-            await run_stoppable(lambda _: sync(self._content))
-        steps.reached(PullStep.PUBLISHED)
+        return content
 
     def _guarded(self, check: Callable[[], None]) -> Callable[[], None]:
         """Return `check`, which also refuses to use up the disk's reserve."""
@@ -416,6 +430,9 @@ class Catalog:
             return self._contents[Digest(digest)]
         except KeyError:
             raise _not_found(digest) from None
+
+    def _image_bytes(self) -> int:
+        return sum(content.size_bytes for content in self._contents.values())
 
     def _image(self, digest: Digest, name: str | None) -> Image:
         content = self._contents[digest]

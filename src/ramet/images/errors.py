@@ -119,6 +119,12 @@ class StorageFull(Exhausted):
     code = "storage_full"
 
 
+class ImageQuotaReached(Exhausted):
+    """Images and their layers would take more of the disk than they may."""
+
+    code = "image_quota_reached"
+
+
 class InvalidPlatform(Invalid):
     """The text is no platform that images are made for."""
 

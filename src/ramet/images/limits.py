@@ -24,7 +24,7 @@ FREE_BYTES_MIN: Final = GIB  # Guests write to the same disk, and a full one fai
 
 @dataclass(frozen=True, slots=True)
 class ImageLimits:
-    """Bounds on one image.
+    """Bounds on one image, and on what all of them take.
 
     Attributes:
         layer_bytes_max: length of one layer's uncompressed tar stream, and of a compressed archive.
@@ -33,6 +33,7 @@ class ImageLimits:
         layer_count_max: layers in the manifest.
         document_bytes_max: length of one index, manifest or config.
         free_bytes_min: of the disk, left alone by whatever is pulled or unpacked.
+        storage_bytes_max: of all images and downloaded layers together; None: as the disk allows.
     """
 
     layer_bytes_max: int = LAYER_BYTES_MAX
@@ -41,3 +42,4 @@ class ImageLimits:
     layer_count_max: int = LAYER_COUNT_MAX
     document_bytes_max: int = DOCUMENT_BYTES_MAX
     free_bytes_min: int = FREE_BYTES_MIN
+    storage_bytes_max: int | None = None

@@ -5,7 +5,7 @@ dies with the daemon goes on with the next. Its credentials are not written down
 failed and must be asked for again. Nothing of an image is visible before all of it is.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -32,6 +32,7 @@ from ramet.images.errors import (
 from ramet.images.limits import ImageLimits
 from ramet.images.offload import run_stoppable
 from ramet.images.pull_records import PullRecord, PullRecords
+from ramet.images.quota import StorageQuota
 from ramet.images.record import Image
 from ramet.images.reference import Digest, Reference, parse_reference
 from ramet.images.registry.cache import BlobCache
@@ -128,6 +129,7 @@ class Pulls:
     Args:
         folder: of the catalog.
         platform: of images whose pull names none.
+        quota: of images and layers together.
     """
 
     def __init__(
@@ -137,13 +139,14 @@ class Pulls:
         limits: ImageLimits,
         config: RegistryConfig,
         platform: Platform,
+        quota: StorageQuota,
     ) -> None:
         self._catalog = catalog
         self._limits = limits
         self._config = config
         self._platform = platform
         self._records = PullRecords(folder / "pulls", folder / "tmp")
-        self._cache = BlobCache(folder / "blobs", config.cache_bytes_max, limits.free_bytes_min)
+        self._cache = BlobCache(folder / "blobs", config.cache_bytes_max, limits.free_bytes_min, quota)
         self._left: list[PullRecord] = []
         self._pulls: dict[tuple[str, str], _Pull] = {}
         self._slots = anyio.Semaphore(config.pull_count_max)
@@ -250,6 +253,14 @@ class Pulls:
         self._drop(pull)
         return True
 
+    def make_room(self, image_bytes: int, made_of: Collection[Digest] = ()) -> None:
+        """Make sure that an image fits beside the layers of other pulls, see `BlobCache.make_room`.
+
+        Raises:
+            ImageQuotaReached: it does not.
+        """
+        self._cache.make_room(image_bytes, made_of)
+
     # One pull
 
     def _begin(
@@ -345,8 +356,8 @@ class Pulls:
             async with self._slots:
                 pull.waits_for_slot = False
                 pull.status = PullStatus.PULLING
-                self._cache.require(self._cache.missing_bytes(pull.layers.values()))
-                await self._fetch_side_by_side(pull, remote)
+                with self._cache.room_for(pull.layers):
+                    await self._fetch_side_by_side(pull, remote)
         finally:
             pull.waits_for_slot = False
         steps.reached(PullStep.LAYERS_FETCHED)
@@ -384,6 +395,7 @@ class Pulls:
                 wanted=pull.record.reference,
                 platform=pull.record.platform,
                 labels=pull.record.labels,
+                fetched=pull.layers,
                 progress=on_progress,
             )
         except (DigestMismatch, LayerCorrupt):

@@ -11,8 +11,8 @@ What no pull uses is bounded: the longest unused goes first.
 import hashlib
 import os
 import stat
-from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, Final
 
@@ -23,6 +23,7 @@ from ramet.images.blobs import CHUNK_BYTES
 from ramet.images.documents import Descriptor
 from ramet.images.errors import DigestMismatch, StorageFull, storage_error
 from ramet.images.offload import run_stoppable
+from ramet.images.quota import StorageQuota
 from ramet.images.reference import Digest
 
 PART: Final = ".part"
@@ -36,12 +37,17 @@ class BlobCache:
         folder: made if it is missing.
         bytes_max: of what no pull uses.
         free_bytes_min: of the disk, which are left alone.
+        quota: that of the images, of which blobs take a part.
     """
 
-    def __init__(self, folder: Path, bytes_max: int, free_bytes_min: int) -> None:
+    def __init__(
+        self, folder: Path, bytes_max: int, free_bytes_min: int, quota: StorageQuota | None = None
+    ) -> None:
         self._folder = folder
         self._bytes_max = bytes_max
         self._free_bytes_min = free_bytes_min
+        self._quota = quota or StorageQuota(None, lambda: 0)
+        self._promised: list[Mapping[Digest, Descriptor]] = []
         self._held: dict[Digest, int] = {}
         self._locks: dict[Digest, anyio.Lock] = {}
         self._verified: set[Digest] = set()
@@ -68,7 +74,7 @@ class BlobCache:
                 if not self._held[digest]:
                     del self._held[digest]
                     self._locks.pop(digest, None)
-            self.trim(self._bytes_max)
+            self._trim_beside(self._taken_bytes())
 
     @asynccontextmanager
     async def alone(self, digest: Digest) -> AsyncIterator[None]:
@@ -133,6 +139,34 @@ class BlobCache:
                 needed_bytes=size_bytes,
             )
 
+    @contextmanager
+    def room_for(self, layers: Mapping[Digest, Descriptor]) -> Iterator[None]:
+        """Keep room for layers, which are held, while they are downloaded inside; unused blobs make way.
+
+        Raises:
+            StorageFull: the disk has not enough.
+            ImageQuotaReached: images and layers may not take as much.
+        """
+        self.require(self.missing_bytes(layers.values()))
+        self._promised.append(layers)
+        try:
+            self.make_room(0)
+            yield
+        finally:
+            self._promised.remove(layers)
+
+    def make_room(self, image_bytes: int, made_of: Collection[Digest] = ()) -> None:
+        """Make sure that an image fits into the quota, by letting go of unused blobs.
+
+        The blobs it was `made_of` are held by its pull, and need no room once there is the image.
+
+        Raises:
+            ImageQuotaReached: it does not.
+        """
+        needed_bytes = image_bytes + self._taken_bytes(made_of)
+        self._quota.demand(needed_bytes)
+        self._trim_beside(needed_bytes)
+
     def trim(self, bytes_max: int) -> None:
         """Let go of the longest unused blobs until the rest of the unused has at most `bytes_max` bytes.
 
@@ -172,6 +206,21 @@ class BlobCache:
             found = [other.stat().st_size for other in (path, _part_of(path)) if other.exists()]
             total_bytes += max(0, descriptor.size_bytes - max(found, default=0))
         return total_bytes
+
+    def _taken_bytes(self, made_of: Collection[Digest] = ()) -> int:
+        """Return what the blobs in use take, or will; without those that only the pull of one image holds."""
+        sizes = {digest: layer.size_bytes for layers in self._promised for digest, layer in layers.items()}
+        for digest in self._held.keys() - sizes.keys():
+            path = self.path(digest)
+            sizes[digest] = sum(found.stat().st_size for found in (path, _part_of(path)) if found.exists())
+        own = {digest for digest in made_of if self._held.get(digest) == 1}
+        return sum(size_bytes for digest, size_bytes in sizes.items() if digest not in own)
+
+    def _trim_beside(self, needed_bytes: int) -> None:
+        """Let go of unused blobs until their bound holds, and the quota beside so many bytes."""
+        left_bytes = self._quota.left_bytes()
+        bound = self._bytes_max if left_bytes is None else max(0, left_bytes - needed_bytes)
+        self.trim(min(self._bytes_max, bound))
 
     def _spare_bytes(self) -> int:
         found = os.statvfs(self._folder)
