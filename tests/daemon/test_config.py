@@ -7,6 +7,7 @@ import pytest
 
 from ramet.admission.capacity import DISK_RATIO
 from ramet.daemon.config import SettingsInvalid, load_settings
+from ramet.policies.retention import LayerConfig, RetentionConfig
 
 
 @pytest.fixture(autouse=True)
@@ -89,6 +90,15 @@ def test_tcp_without_a_secret_is_refused() -> None:
         ("limits:\n  max_image_storage: -1\n", "limits.max_image_storage"),
         ("limits:\n  max_image_storage: .nan\n", "limits.max_image_storage"),
         ("limits:\n  max_images: 1\n", "limits.max_images"),
+        ("images:\n  auto_delete: {unused_for: soon}\n", "images.auto_delete.unused_for"),
+        ("images:\n  auto_delete: {unused_for: 0s}\n", "images.auto_delete.unused_for"),
+        ("images:\n  auto_delete: {allowed: [Debian]}\n", "images.auto_delete.allowed"),
+        ("images:\n  auto_delete: {allowed: ['debian:12']}\n", "not a repository"),
+        ("images:\n  auto_delete: {allowed: ['debian:latest']}\n", "not a repository"),
+        ("images:\n  auto_delete: {allowed: ['deb*']}\n", "images.auto_delete.allowed"),
+        ("images:\n  auto_delete: {allowed: ['']}\n", "images.auto_delete.allowed"),
+        ("images:\n  oci_cache_gc: {interval: 0}\n", "images.oci_cache_gc.interval"),
+        ("images:\n  oci_cache_gc: {min_blob_age: -1}\n", "images.oci_cache_gc.min_blob_age"),
         ("capacity:\n  memory: much\n", "capacity.memory"),
         ("capacity:\n  network: 100MB\n", "capacity.network"),
         ("capacity:\n  cpu: 0\n", "capacity.cpu"),
@@ -127,6 +137,35 @@ def test_images_may_take_a_fifth_of_the_disk_if_nothing_is_said(monkeypatch: pyt
     assert load_settings({}).limits.images(1000).storage_bytes_max == 500
     monkeypatch.setenv("RAMET_LIMITS__MAX_IMAGE_STORAGE", "")
     assert load_settings({}).limits.images(1000).storage_bytes_max is None
+
+
+def test_no_image_goes_by_itself_if_nothing_is_said() -> None:
+    images = load_settings({}).images
+    assert (images.auto_delete.config(), images.oci_cache_gc.config()) == (None, None)
+
+
+def test_repositories_are_listed_as_images_are_named(tmp_path: Path) -> None:
+    asked = ("debian", "team/app", "localhost:5000/app", "registry.example/*", "docker.io/*", "team/*", "*")
+    file = tmp_path / "ramet.yaml"
+    file.write_text(
+        "images:\n  auto_delete: {enabled: true, unused_for: 36h, allowed: ["
+        + ", ".join(f"'{each}'" for each in asked)
+        + "]}\n  oci_cache_gc: {enabled: true, min_blob_age: 30m}\n"
+    )
+    images = load_settings({}, file).images
+    assert images.oci_cache_gc.config() == LayerConfig(3600.0, 1800.0)
+    assert images.auto_delete.config() == RetentionConfig(
+        36 * 3600.0,
+        (
+            "docker.io/library/debian",
+            "docker.io/team/app",
+            "localhost:5000/app",
+            "registry.example/*",
+            "docker.io/*",
+            "docker.io/team/*",
+            "*",
+        ),
+    )
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

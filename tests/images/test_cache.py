@@ -169,3 +169,21 @@ async def test_a_folder_in_the_place_of_a_blob_is_an_error_with_a_name(tmp_path:
 async def test_a_full_disk_is_told_as_that(code: int) -> None:
     assert isinstance(storage_error(OSError(code, "full")), StorageFull)
     assert isinstance(storage_error(OSError(errno.EIO, "bad")), ConversionFailed)
+
+
+async def test_what_was_not_used_for_a_while_is_collected(tmp_path: Path) -> None:
+    cache = open_cache(tmp_path)
+    for number, age_s in enumerate((5000, 5000, 5000, 10)):
+        await put(cache, number, age_s)
+    half = tmp_path / "blobs" / f"{cache.path(blob(4).digest).name}.part"
+    half.write_bytes(b"half")
+    now = half.stat().st_mtime
+    os.utime(half, (now - 5000,) * 2)
+    async with cache.holding([blob(0).digest]):
+        assert await cache.has(blob(1))  # Which is a use.
+        assert cache.collect(now - 3600) == 2
+        assert await kept(cache, *range(4)) == [0, 1, 3]
+        assert not half.exists()
+    assert cache.collect(now - 3600) == 1
+    assert await kept(cache, *range(4)) == [1, 3]
+    assert cache.collect(now - 3600) == 0

@@ -12,6 +12,7 @@ import tarfile
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 
 from examples.make_image import busybox_files, make_oci_layout
@@ -477,3 +478,46 @@ async def test_the_example_makes_an_image_that_can_be_imported(tmp_path: Path) -
     assert stat.S_IMODE(tree["/bin/busybox"].mode) == 0o755
     assert stat.S_IMODE(tree["/tmp"].mode) == 0o1777
     assert tree["/srv/index.html"].size_bytes == 5
+
+
+async def test_an_image_is_discarded_with_all_of_its_names_unless_it_is_wanted_by_then(
+    tmp_path: Path,
+) -> None:
+    catalog = await open_catalog(tmp_path)
+    place, _ = write_layout(tmp_path / "app", [LAYER])
+    used: list[str] = []
+    catalog.watch(used.append)
+    image = await catalog.import_path(place)
+    await catalog.tag("app:1", "second")
+    assert used == [image.digest] * 2
+    assert not await catalog.discard(image.digest, is_wanted=lambda: True)
+    assert catalog.resolve("second").digest == image.digest
+
+    assert await catalog.discard(image.digest, is_wanted=lambda: False)
+    assert catalog.list() == []
+    for name in ("app:1", "second"):
+        with pytest.raises(ImageNotFound):
+            catalog.resolve(name)
+    assert not await catalog.discard(image.digest, is_wanted=lambda: False)
+    assert (await open_catalog(tmp_path)).list() == []
+    assert (await catalog.import_path(place)).tags == image.tags
+
+
+async def test_an_image_that_is_being_named_when_it_would_go_is_used(tmp_path: Path) -> None:
+    catalog = await open_catalog(tmp_path)
+    place, _ = write_layout(tmp_path / "app", [LAYER])
+    image = await catalog.import_path(place)
+    used: list[str] = []
+    catalog.watch(used.append)
+    gone: list[bool] = []
+
+    async def discard() -> None:
+        gone.append(await catalog.discard(image.digest, is_wanted=lambda: bool(used)))
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(catalog.import_path, place)
+        while not catalog._busy:  # Until the import has the image for itself.
+            await anyio.lowlevel.checkpoint()
+        group.start_soon(discard)
+    assert gone == [False]
+    assert catalog.list() == [image]

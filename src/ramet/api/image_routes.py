@@ -148,7 +148,9 @@ async def find_or_pull(catalog: CatalogPort, ref: str, platform: Platform) -> Im
         except InvalidReference:
             raise absent from None  # The beginning of a digest, which no registry would know.
     with anyio.move_on_after(PULL_WAIT_S):
-        return await catalog.pulls.fetch(reference)
+        pulled = await catalog.pulls.fetch(reference)
+        catalog.resolve(pulled.digest)  # It may be gone again by now; from here on nobody else has a turn.
+        return pulled
     raise _not_ready(reference)
 
 

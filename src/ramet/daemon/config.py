@@ -42,7 +42,7 @@ from ramet.core.errors import Invalid
 from ramet.core.spec import FORK_POOL_IDLE_S, RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
 from ramet.core.units import parse_duration, parse_rate, parse_size
 from ramet.images.limits import ImageLimits
-from ramet.images.reference import is_authority
+from ramet.images.reference import is_authority, parse_reference
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
 from ramet.logs.rotation import LogBounds
 from ramet.net.bridge import DNS_DEFAULT, SUBNET_DEFAULT, BridgeConfig
@@ -52,6 +52,8 @@ from ramet.policies.checks import MAX_CONCURRENT as HEALTH_MAX_CONCURRENT
 from ramet.policies.idle import MAX_CONCURRENT as IDLE_MAX_CONCURRENT
 from ramet.policies.idle import IdleConfig
 from ramet.policies.reclaim import ReclaimConfig
+from ramet.policies.retention import ANY as ANY_IMAGE
+from ramet.policies.retention import LayerConfig, RetentionConfig
 
 FILE_BYTES_MAX: Final = 1 << 20
 PLACE_LENGTH_MAX: Final = 80
@@ -60,6 +62,7 @@ LOG_BYTES_MIN: Final = 64 << 10
 RATIO_MAX: Final = 10_000.0
 MAX_IMAGE_STORAGE: Final = 0.2  # As in the API that we are compatible with.
 
+_BELOW: Final = "/any/any"  # Of one component alone, as in docker.io/any, Docker makes library/any.
 _FILE_REMEDY: Final = "name a file of settings with --config, or leave it out; `ramet setup` makes one"
 
 
@@ -201,6 +204,55 @@ class LimitSettings(BaseModel, extra="forbid"):
         if most is not None and most <= 1:
             most = None if disk_bytes is None else most * disk_bytes
         return ImageLimits(storage_bytes_max=None if most is None else int(most))
+
+
+def _check_repository(text: str) -> str:
+    """Return a repository in full; "*" and what ends in "/*" stand for several."""
+    if text == ANY_IMAGE:
+        return text
+    part = text.removesuffix("/*")
+    if part == text and ("@" in text or ":" in text.rpartition("/")[2]):
+        raise ValueError(f"{text!r} names an image, not a repository")
+    below = "" if part == text else _BELOW
+    try:
+        found = parse_reference(part + below)
+    except Invalid as error:
+        raise ValueError(str(error)) from error
+    full = f"{found.registry}/{found.repository}"
+    return f"{full.removesuffix(below)}/*" if below else full
+
+
+class AutoDeleteSettings(BaseModel, extra="forbid"):
+    """Whether images go that nobody has used for `unused_for`: those all of whose names are `allowed`, as
+    repositories such as `debian`, `registry.example/team/*`, or `*`.
+    """
+
+    enabled: bool = False
+    unused_for: Duration = 720 * 3600.0
+    allowed: tuple[Annotated[str, AfterValidator(_check_repository)], ...] = ()
+
+    def config(self) -> RetentionConfig | None:
+        """Return the part `ramet.policies` understands; None if it is off."""
+        return RetentionConfig(self.unused_for, self.allowed) if self.enabled else None
+
+
+class CacheCollectionSettings(BaseModel, extra="forbid"):
+    """Whether and how often downloaded layers go that no pull has used for `min_blob_age`."""
+
+    enabled: bool = False
+    interval: Duration = 3600.0
+    min_blob_age: Duration = 3600.0
+
+    def config(self) -> LayerConfig | None:
+        """Return the part `ramet.policies` understands; None if it is off."""
+        return LayerConfig(self.interval, self.min_blob_age) if self.enabled else None
+
+
+class ImageSettings(BaseModel, extra="forbid"):
+    """What goes by itself of images and of the layers they were made of."""
+
+    auto_delete: AutoDeleteSettings = AutoDeleteSettings()
+    oci_cache_gc: CacheCollectionSettings = CacheCollectionSettings()
 
 
 class GraduationSettings(BaseModel, extra="forbid"):
@@ -394,6 +446,7 @@ class Settings(BaseSettings):
     network: NetworkSettings = NetworkSettings()
     registries: RegistrySettings = RegistrySettings()
     limits: LimitSettings = LimitSettings()
+    images: ImageSettings = ImageSettings()
     forks: ForkSettings = ForkSettings()
     auto_standby: AutoStandbySettings = AutoStandbySettings()
     health: HealthSettings = HealthSettings()

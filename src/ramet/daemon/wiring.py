@@ -45,6 +45,7 @@ from ramet.policies.idle import IdleKeeper
 from ramet.policies.keepers import Keepers
 from ramet.policies.reclaiming import ReclaimKeeper
 from ramet.policies.restarts import RestartKeeper
+from ramet.policies.retention import LayerKeeper, RetentionKeeper
 from ramet.policies.schedules import ScheduleKeeper
 from ramet.policies.traffic import TrafficKeeper
 from ramet.snapshots.catalog import SnapshotCatalog
@@ -54,6 +55,7 @@ from ramet.store.answers import AnswerStore
 from ramet.store.database import Database
 from ramet.store.holds import HoldFile
 from ramet.store.paths import DataFolder
+from ramet.store.unused import UnusedFile
 from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
 from ramet.vmm.firecracker.driver import FirecrackerDriver
 from ramet.vmm.jail import JailConfig, JailMode
@@ -146,6 +148,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(site.captures.run)
             group.start_soon(catalog.run)
             await group.start(images.pulls.run)
+            group.start_soon(LayerKeeper(images.pulls, settings.images.oci_cache_gc.config()).run)
             volumes, resources = SiteVolumes(site), SiteResources(site)
             yield Running(
                 fleet, images, snapshots, volumes, drivers, default, network, resources, keepers, answers
@@ -184,7 +187,16 @@ def make_keepers(
     guests = SiteGuests(site, lambda: (view.record for view in fleet.list()))
     memory = settings.hypervisor.memory.config()
     reclaims = ReclaimKeeper(guests, HoldFile(site.folder.reclaim), host_memory, memory)
-    keepers = Keepers(idle, traffic, ExpiryKeeper(fleet), schedules, reclaims, health, RestartKeeper(fleet))
+
+    def used_images() -> set[str]:
+        specs = [*(view.record.spec for view in fleet.list()), *(found.spec for found in snapshots.list())]
+        return {spec.image_digest for spec in specs}
+
+    unused = UnusedFile(site.folder.unused_images)
+    retention = RetentionKeeper(site.images, unused, used_images, settings.images.auto_delete.config())
+    site.images.watch(retention.see_used)
+    expiry, restarts = ExpiryKeeper(fleet), RestartKeeper(fleet)
+    keepers = Keepers(idle, traffic, expiry, schedules, reclaims, health, restarts, retention)
     performer.ask_health(health.health)
     performer.watch(keepers.see)
     performer.watch_execs(idle.execs_changed)

@@ -96,6 +96,7 @@ class Catalog:
         self._busy: dict[Digest, tuple[anyio.Lock, int]] = {}
         self._conversions = anyio.Semaphore(CONVERSION_COUNT_MAX)
         self._names_lock = anyio.Lock()
+        self._on_use: Callable[[str], None] = lambda _: None
         quota = StorageQuota(limits.storage_bytes_max, self._image_bytes)
         self.pulls = Pulls(self, folder, limits, registries or RegistryConfig(), platform, quota)
 
@@ -171,6 +172,7 @@ class Catalog:
 
             # A pull that is cancelled here is cancelled by the removal of its name. Content without one would
             # not go with it, and nobody would know what it is.
+            self._on_use(selection.digest)
             with anyio.CancelScope(shield=True):
                 await self._change_names(add)
             image = self._image(selection.digest, names[0] if names else None)
@@ -227,6 +229,7 @@ class Catalog:
         async with self._alone(digest):
             if digest not in self._contents:
                 raise _not_found(ref)
+            self._on_use(digest)
             await self._change_names(lambda found: found.tags.update({target.name: digest}))
             return self._image(digest, target.name)
 
@@ -268,14 +271,38 @@ class Catalog:
                     remedy="remove those first",
                     digest=digest,
                 )
-            grave = self._tmp / mint_id()
-            with _storage_errors():
-                self._place(digest).rename(grave)
-                del self._contents[digest]
-                self._names = self._names.of(self._contents)
-                # Before the names are written, which a full disk may refuse; they count for nothing now.
-                await run_stoppable(lambda _: shutil.rmtree(grave))
-            await self._change_names(lambda _: None)
+            await self._bury(digest)
+
+    async def discard(self, digest: str, *, is_wanted: Callable[[], bool]) -> bool:
+        """Remove an image with all of its names, and return whether it went; not one that a pull is about.
+
+        Args:
+            is_wanted: tells whether it is to stay; asked at the last moment.
+
+        Raises:
+            StorageFull, ConversionFailed: it, or its names, cannot be removed from the disk.
+        """
+        found = Digest(digest)
+        async with self._alone(found):
+            if found not in self._contents or self.pulls.wants(found) or is_wanted():
+                return False
+            await self._bury(found)
+            return True
+
+    def watch(self, on_use: Callable[[str], None]) -> None:
+        """Have it be called with the digest of each image that is asked for or gets a name."""
+        self._on_use = on_use
+
+    async def _bury(self, digest: Digest) -> None:
+        """Remove the content of an image that is ours alone; no await before it is gone for all others."""
+        grave = self._tmp / mint_id()
+        with _storage_errors():
+            self._place(digest).rename(grave)
+            del self._contents[digest]
+            self._names = self._names.of(self._contents)
+            # Before the names are written, which a full disk may refuse; they count for nothing now.
+            await run_stoppable(lambda _: shutil.rmtree(grave))
+        await self._change_names(lambda _: None)
 
     # Importing
 

@@ -261,6 +261,14 @@ class Pulls:
         """
         self._cache.make_room(image_bytes, made_of)
 
+    def collect_layers(self, before_s: float) -> int:
+        """Let go of downloaded layers that no pull uses, see `BlobCache.collect`."""
+        return self._cache.collect(before_s)
+
+    def wants(self, digest: Digest) -> bool:
+        """Tell whether a pull is under way that makes, or is about to name, the image of this manifest."""
+        return any(pull.has_digest(digest) for pull in self._pulls.values() if not pull.ended.is_set())
+
     # One pull
 
     def _begin(

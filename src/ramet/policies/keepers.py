@@ -11,6 +11,7 @@ from ramet.policies.expiry import ExpiryKeeper
 from ramet.policies.idle import IdleKeeper
 from ramet.policies.reclaiming import ReclaimKeeper
 from ramet.policies.restarts import RestartKeeper
+from ramet.policies.retention import RetentionKeeper
 from ramet.policies.schedules import ScheduleKeeper
 from ramet.policies.traffic import TrafficKeeper
 
@@ -18,7 +19,7 @@ from ramet.policies.traffic import TrafficKeeper
 @dataclass(frozen=True, slots=True)
 class Keepers:
     """Who has instances sleep, wake, go, be kept in snapshots, give memory back, be asked how they do and be
-    started again.
+    started again; and who removes images that none of them use.
     """
 
     idle: IdleKeeper
@@ -28,6 +29,7 @@ class Keepers:
     reclaims: ReclaimKeeper
     health: HealthKeeper
     restarts: RestartKeeper
+    retention: RetentionKeeper
 
     def see(self, record: InstanceRecord) -> None:
         """Take note of what an instance is now. Never fails."""
@@ -38,6 +40,7 @@ class Keepers:
         self.reclaims.see(record)
         self.health.see(record)
         self.restarts.see(record)
+        self.retention.see(record)
 
     async def run(self, found: Callable[[], Iterable[InstanceRecord]] = tuple) -> None:
         """Keep them to their rules, until cancelled. `found` tells which instances there are already."""
@@ -50,6 +53,7 @@ class Keepers:
                 self.reclaims,
                 self.health,
                 self.restarts,
+                self.retention,
             ):
                 group.start_soon(keeper.run, _as_they_are(found))
 

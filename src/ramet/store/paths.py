@@ -14,6 +14,7 @@ DATA/
   volumes/                 see ramet.volumes.catalog
   pagers/                  see ramet.pager.supervisor; not there without
   reclaim.json             see ramet.store.holds
+  unused-images.json       see ramet.store.unused; not there if images stay
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
 """
@@ -62,6 +63,7 @@ class DataFolder:
         self.volumes = self.root / "volumes"
         self.pagers = self.root / "pagers"
         self.reclaim = self.root / "reclaim.json"
+        self.unused_images = self.root / "unused-images.json"
         self.instances = self.root / "instances"
         for folder in (
             self.images,

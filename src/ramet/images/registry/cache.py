@@ -173,21 +173,24 @@ class BlobCache:
         Raises:
             ConversionFailed: one cannot be removed.
         """
-        held = {self.path(digest).name for digest in self._held}
-        idle = []
-        for path in self._folder.iterdir():
-            found = path.lstat()
-            if path.name.removesuffix(PART) not in held and stat.S_ISREG(found.st_mode):
-                idle.append((found.st_mtime_ns, found.st_size, path))
+        idle = self._idle()
         total_bytes = sum(size_bytes for _, size_bytes, _ in idle)
         for _, size_bytes, path in sorted(idle):
             if total_bytes <= bytes_max:
                 break
-            try:
-                path.unlink()
-            except OSError as error:
-                raise storage_error(error) from error
+            _remove(path)
             total_bytes -= size_bytes
+
+    def collect(self, before_s: float) -> int:
+        """Let go of the blobs that were last used before then, in Unix seconds, and return how many.
+
+        Raises:
+            ConversionFailed: one cannot be removed.
+        """
+        old = [path for used_at, _, path in self._idle() if used_at < before_s]
+        for path in old:
+            _remove(path)
+        return len(old)
 
     def take(self, path: Path, digest: Digest) -> None:
         """Make the half file `path`, which is whole and right, the blob."""
@@ -206,6 +209,16 @@ class BlobCache:
             found = [other.stat().st_size for other in (path, _part_of(path)) if other.exists()]
             total_bytes += max(0, descriptor.size_bytes - max(found, default=0))
         return total_bytes
+
+    def _idle(self) -> list[tuple[float, int, Path]]:
+        """Return the blobs that no pull uses, whole or half: last use (Unix seconds), bytes, place."""
+        held = {self.path(digest).name for digest in self._held}
+        idle = []
+        for path in self._folder.iterdir():
+            found = path.lstat()
+            if path.name.removesuffix(PART) not in held and stat.S_ISREG(found.st_mode):
+                idle.append((found.st_mtime, found.st_size, path))
+        return idle
 
     def _taken_bytes(self, made_of: Collection[Digest] = ()) -> int:
         """Return what the blobs in use take, or will; without those that only the pull of one image holds."""
@@ -325,6 +338,13 @@ async def hash_file(file: BinaryIO, descriptor: Descriptor) -> "hashlib._Hash":
 
     await run_stoppable(read)
     return hashed
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except OSError as error:
+        raise storage_error(error) from error
 
 
 def _new_hash(descriptor: Descriptor) -> "hashlib._Hash":
