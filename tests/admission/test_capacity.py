@@ -17,21 +17,25 @@ from ramet.admission.ledger import Limit
 
 
 def test_the_host_is_asked_for_what_is_not_configured(tmp_path: Path) -> None:
-    cpu, memory, disk = host_limits(CapacityConfig(), tmp_path)
+    cpu, memory, disk, disk_io = host_limits(CapacityConfig(), tmp_path)
     page_count, page_bytes = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
     assert (cpu.capacity, cpu.source) == (len(os.sched_getaffinity(0)), "detected")
     assert memory.capacity is not None
     assert abs(memory.capacity - page_count * page_bytes) < 1 << 20
     facts = os.statvfs(tmp_path)
     assert disk.capacity == facts.f_blocks * facts.f_frsize
+    assert (disk_io.capacity, disk_io.effective, disk_io.source) == (None, None, "unknown")
 
 
 def test_what_is_configured_is_not_looked_for() -> None:
-    config = CapacityConfig(cpu_count=3, memory_bytes=10, disk_bytes=20, cpu_ratio=2.0, memory_ratio=0.5)
+    config = CapacityConfig(
+        cpu_count=3, memory_bytes=10, disk_bytes=20, disk_io_bytes_per_s=30, cpu_ratio=2.0, memory_ratio=0.5
+    )
     assert host_limits(config, Path("/nowhere")) == (
         Limit(Resource.CPU, 3, 2.0, "configured"),
         Limit(Resource.MEMORY, 10, 0.5, "configured"),
         Limit(Resource.DISK, 20, config.disk_ratio, "configured"),
+        Limit(Resource.DISK_IO, 30, config.disk_io_ratio, "configured"),
     )
 
 
@@ -66,7 +70,7 @@ def test_without_an_uplink_only_the_settings_know_a_rate() -> None:
 def test_two_cores_and_eight_gigabytes_have_room_for_a_hundred_forks_of_a_small_guest() -> None:
     """What the defaults are for: a 1-vCPU guest of 256 MB with the default disk, and a capture of it."""
     config = CapacityConfig(cpu_count=2, memory_bytes=8 << 30, disk_bytes=64 << 30)
-    cpu, memory, disk = (limit.effective for limit in host_limits(config, Path("/")))
+    cpu, memory, disk, _ = (limit.effective for limit in host_limits(config, Path("/")))
     assert cpu is not None
     assert memory is not None
     assert disk is not None

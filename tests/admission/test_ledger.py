@@ -41,6 +41,7 @@ def test_a_refusal_names_the_resource_what_was_asked_and_what_is_free() -> None:
         (Resource.CPU, Demand(cpu_count=3), "3 vCPUs asked, 2 of 2 vCPUs free"),
         (Resource.DISK, Demand(disk_bytes=(3 << 20) + 1), "4 MiB asked, 0 of 0 MiB free"),
         (Resource.NETWORK, Demand(network_bytes_per_s=125_000_000), "1000 Mbit/s asked, 0 of 0 Mbit/s free"),
+        (Resource.DISK_IO, Demand(disk_io_bytes_per_s=50_000_000), "50 MB/s asked, 0 of 0 MB/s free"),
     ],
 )
 def test_each_resource_is_told_in_its_unit(resource: Resource, demand: Demand, shown: str) -> None:

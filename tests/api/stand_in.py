@@ -22,6 +22,7 @@ from ramet.admission.admission import Admission
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
 from ramet.api import HostFacts, HttpServer, KeptAnswers, Parts, RuntimeFacts, TokenAuth, create_app
+from ramet.api.facts import runtime_features
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted
 from ramet.core.ids import CaptureId, InstanceId, LayerId
@@ -55,7 +56,8 @@ from tests.api.stand_in_snapshots import StandInSnapshots
 from tests.api.stand_in_volumes import StandInVolumes
 
 SECRET = "a secret that is long enough for tests only"
-RUNTIMES = (RuntimeFacts("qemu", True), RuntimeFacts("qemu-microvm", True))
+FEATURES = runtime_features(limits_disks=True)
+RUNTIMES = (RuntimeFacts("qemu", True, FEATURES), RuntimeFacts("qemu-microvm", True, FEATURES))
 FACTS = HostFacts("0.1.0", "qemu", RUNTIMES, "10.100.0.1", "10.100.0.0/16")
 INSTANCE_COUNT_MAX = 1200
 

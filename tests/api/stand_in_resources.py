@@ -40,6 +40,7 @@ class StandInResources:
             memory=line(Resource.MEMORY),
             disk=line(Resource.DISK),
             network=line(Resource.NETWORK),
+            disk_io=line(Resource.DISK_IO),
             endpoints=endpoints,
             capture_count=1,
             capture_memory_bytes=1 << 28,

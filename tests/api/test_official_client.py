@@ -72,30 +72,39 @@ def test_it_reads_how_full_the_host_is(client: Hypeman, served: Served) -> None:
         Limit(Resource.CPU, 2, 4.0),
         Limit(Resource.MEMORY, 8 << 30, 1.5, "configured"),
         Limit(Resource.DISK, 100 << 30),
+        Limit(Resource.DISK_IO, 10**9, 2.0, "configured"),
     )
-    web = client.instances.create(name="web", image=IMAGE, size="512MB", vcpus=1, overlay_size="2GB")
-    client.instances.create(name="idle", image=IMAGE, size="1GB", vcpus=2, overlay_size="3GB")
+    web = client.instances.create(
+        name="web", image=IMAGE, size="512MB", vcpus=1, overlay_size="2GB", disk_io_bps="100MB/s"
+    )
+    client.instances.create(
+        name="idle", image=IMAGE, size="1GB", vcpus=2, overlay_size="3GB", disk_io_bps="200MB/s"
+    )
     client.instances.stop("idle")
     found = client.resources.get()
-    shown = [found.cpu, found.memory, found.disk, found.network]
+    assert found.disk_io is not None
+    shown = [found.cpu, found.memory, found.disk, found.network, found.disk_io]
     assert [(each.type, each.capacity, each.effective_limit, each.source) for each in shown] == [
         ("cpu", 2, 8, "detected"),
         ("memory", 8 << 30, 12 << 30, "configured"),
         ("disk", 100 << 30, 100 << 30, "detected"),
         ("network", 0, 0, "unknown"),
+        ("disk_io", 10**9, 2 * 10**9, "configured"),
     ]
     assert [(each.allocated, each.available) for each in shown] == [
         (1, 7),
         (512 << 20, (12 << 30) - (512 << 20)),
         (5 << 30, 95 << 30),
         (0, 0),
+        (10**8, 19 * 10**8),
     ]
     held = {each.instance_name: (each.cpu, each.memory_bytes, each.disk_bytes) for each in found.allocations}
     assert held == {"web": (1, 512 << 20, 2 << 30), "idle": (0, 0, 3 << 30)}
     assert found.allocations[0].instance_id == web.id
+    assert [each.disk_io_bps for each in found.allocations] == [10**8, 0]
     assert found.disk_breakdown is not None
     assert (found.disk_breakdown.images_bytes, found.disk_breakdown.overlays_bytes) == (5 << 20, 1 << 20)
-    assert (found.gpu, found.disk_io) == (None, None)
+    assert found.gpu is None
 
 
 def test_what_there_is_no_room_for_is_a_conflict_with_its_code(client: Hypeman, served: Served) -> None:

@@ -39,7 +39,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
     [
         ({"skip_guest_agent": True}, "skip_guest_agent"),
         ({"hotplug_size": "3GB"}, "hotplug_size"),
-        ({"disk_io_bps": "100MB/s"}, "disk_io_bps"),
         ({"credentials": {"KEY": {}}}, "credentials"),
         ({"devices": ["gpu0"]}, "devices"),
         ({"gpu": {"profile": "L40S-2Q"}}, "gpu"),

@@ -49,7 +49,6 @@ METHODS: Final[Mapping[str, Method]] = {
                 "KEY": {"source": {"env": "KEY"}, "inject": [{"as": {"header": "A", "format": "${value}"}}]}
             },
             "devices": ["gpu0"],
-            "disk_io_bps": "100MB/s",
             "gpu": {"profile": "L40S-2Q"},
             "hotplug_size": "1GB",  # Of QEMU; Cloud Hypervisor takes it.
             "network.egress": {"enabled": True},
@@ -122,11 +121,9 @@ METHODS: Final[Mapping[str, Method]] = {
 UNTOLD: Final[Mapping[str, frozenset[str]]] = {
     "Instance": frozenset(
         {
-            "disk_io_bps",
             "gpu",
         }
     ),
-    "ResourceAllocation": frozenset({"disk_io_bps"}),
-    "Resources": frozenset({"disk_io", "gpu"}),
+    "Resources": frozenset({"gpu"}),
 }
 """Fields of the client's models that no answer has yet, by the model's name."""

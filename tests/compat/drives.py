@@ -84,13 +84,14 @@ async def get_capabilities(at: Place) -> None:
 
 @drives("resources.get")
 async def get_resources(at: Place) -> None:
-    made = await at.boot()
+    made = await at.boot(disk_io_bps="100MB/s")
     found = await at.call("resources.get")
-    for status in (found.cpu, found.memory, found.disk, found.network):
+    for status in (found.cpu, found.memory, found.disk, found.network, found.disk_io):
         assert status.available == max(0, status.effective_limit - status.allocated)
     (own,) = [each for each in found.allocations if each.instance_id == made.id]
     assert (own.instance_name, own.cpu, own.disk_bytes) == (made.name, 1, at.bytes_of("overlay_size"))
     assert own.memory_bytes >= at.bytes_of("size")
+    assert own.disk_io_bps == 100_000_000
     assert found.disk_breakdown.overlays_bytes > 0
 
 
@@ -195,6 +196,7 @@ async def create_instance(at: Place) -> None:
             "ignore_destination_ports": [22],
         },
         cmd=["forever"],
+        disk_io_bps="100MB/s",
         entrypoint=["sleep"],
         env={"KEY": "value"},
         hypervisor=at.hypervisor,
@@ -222,6 +224,7 @@ async def create_instance(at: Place) -> None:
     assert made.network.ip
     assert made.network.mac
     assert (made.network.bandwidth_download, made.network.bandwidth_upload) == ("1Gbps", "80Mbps")
+    assert made.disk_io_bps == "100MB/s"
     assert made.snapshot_policy.compression.algorithm == "lz4"
     assert made.created_at <= made.started_at
     moment = datetime(datetime.now(UTC).year + 1, 2, 3, tzinfo=UTC)

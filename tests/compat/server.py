@@ -16,6 +16,7 @@ from pathlib import Path
 import anyio
 
 from ramet.api import HostFacts, HttpServer, KeptAnswers, Parts, RuntimeFacts, TokenAuth, create_app
+from ramet.api.facts import runtime_features
 from ramet.daemon.config import Settings
 from ramet.daemon.wiring import make_keepers
 from ramet.effects.counting import SiteResources
@@ -100,7 +101,8 @@ async def _serve(
             idle = keepers.idle
             group.start_soon(daemon.site.network.flows.run, idle.connections_changed, idle.all_changed)
             group.start_soon(keepers.run)
-            facts = HostFacts("0.1.0", QemuStandIn.name, (RuntimeFacts(QemuStandIn.name, True),))
+            runtime = RuntimeFacts(QemuStandIn.name, True, runtime_features(limits_disks=True))
+            facts = HostFacts("0.1.0", QemuStandIn.name, (runtime,))
             app = create_app(parts_of(daemon, keepers, facts), auth=TokenAuth(SECRET))
             server = HttpServer(app, listener)
             started.set_result((authority, server.stop))

@@ -6,6 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -68,6 +69,10 @@ class Bench(ABC):
     def reset(self) -> tuple[str, ...]: ...
 
     @abstractmethod
+    async def disk_rates(self, vm: Vm) -> set[int | None]:
+        """Return what the VMM says its disks let through, in bytes per second, each value once."""
+
+    @abstractmethod
     def workload(self) -> tuple[str, ...]:
         """Return a workload that goes on until it is told to stop."""
 
@@ -99,9 +104,12 @@ class Bench(ABC):
             nic=None,
         )
 
-    async def boot(self, argv: tuple[str, ...] | None = None) -> LiveVm:
+    async def boot(
+        self, argv: tuple[str, ...] | None = None, disk_io_bytes_per_s: int | None = None
+    ) -> LiveVm:
         layer = self.layers.create(self.overlay_bytes)
-        return self.keep(await self.driver.boot(self.machine(layer, argv)), layer)
+        machine = replace(self.machine(layer, argv), disk_io_bytes_per_s=disk_io_bytes_per_s)
+        return self.keep(await self.driver.boot(machine), layer)
 
     async def capture(self, vm: LiveVm, target: Capture | None = None) -> Capture:
         """Capture `vm` as the port says it is to be done; its disk goes on in a new layer."""
@@ -130,9 +138,12 @@ class Bench(ABC):
         memory = SealableFile("ramet-memory", self.memory_bytes)
         return Capture(memory, SealableFile("ramet-devices"), base=base)
 
-    async def start_waiting(self, capture: Capture, frozen: LayerId) -> LiveVm:
+    async def start_waiting(
+        self, capture: Capture, frozen: LayerId, disk_io_bytes_per_s: int | None = None
+    ) -> LiveVm:
         layer = self.layers.create_on(frozen, self.overlay_bytes)
-        return self.keep(await self.driver.start_waiting(self.machine(layer), capture), layer)
+        machine = replace(self.machine(layer), disk_io_bytes_per_s=disk_io_bytes_per_s)
+        return self.keep(await self.driver.start_waiting(machine, capture), layer)
 
     async def fork(self, vm: LiveVm, hostname: str = "child") -> LiveVm:
         """Make a child that is itself and runs."""

@@ -18,6 +18,7 @@ from ramet.vmm.port import ExitReason, SnapshotIncompatible, VmmFailed, VmmSilen
 from tests.vmm.bench import Bench, LiveVm, digest, open_files
 
 CHILD_COUNT = 5
+RATE_BYTES_PER_S = 50_000_000
 
 
 class ForkContract:
@@ -62,6 +63,24 @@ class ForkContract:
         assert await bench.run(grandchild, bench.recall("second")) == "2"
         assert await bench.run(grandchild, bench.fetch("second")) == "2"
         await bench.end(grandchild)
+
+    async def test_disks_let_no_more_through_than_was_said_from_the_start_and_after_a_load(
+        self, bench: Bench, source: LiveVm
+    ) -> None:
+        assert bench.driver.limits_disks
+        assert await bench.disk_rates(source) == {None}
+        limited = await bench.boot(disk_io_bytes_per_s=RATE_BYTES_PER_S)
+        assert await bench.disk_rates(limited) == {RATE_BYTES_PER_S}
+        frozen = bench.tops[limited.runtime.pid]
+        capture = await bench.capture(limited)
+        assert await bench.disk_rates(limited) == {RATE_BYTES_PER_S}  # It writes to another layer now.
+        for rate in (RATE_BYTES_PER_S, 2 * RATE_BYTES_PER_S):
+            child = await bench.start_waiting(capture, frozen, disk_io_bytes_per_s=rate)
+            await bench.wake(child, capture, "limited")
+            assert await bench.disk_rates(child) == {rate}
+            await bench.end(child)
+        capture.close()
+        await bench.end(limited)
 
     async def test_many_children_load_one_capture_at_once(self, bench: Bench, source: LiveVm) -> None:
         await bench.run(source, bench.remember("mark", "same"))

@@ -5,10 +5,10 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ramet.vmm.jail import JailConfig, JailMode
-from ramet.vmm.port import LiveFork
+from ramet.vmm.port import LiveFork, Vm
 from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import Bench
 from tests.vmm.raw_layers import RawLayerStore
@@ -34,6 +34,7 @@ class FakeRestBench(Bench):
     program_variable: ClassVar[str]
     version_variable: ClassVar[str]
     faults_variable: ClassVar[str]
+    limiter: ClassVar[str]
 
     def __init__(self, folder: Path, version: str) -> None:
         self.kernel = self.initramfs = self.root = folder / "nothing"
@@ -84,6 +85,14 @@ class FakeRestBench(Bench):
 
     def reset(self) -> tuple[str, ...]:
         return ("reset",)
+
+    async def disk_rates(self, vm: Vm) -> set[int | None]:
+        buckets = [(drive.get(self.limiter) or {}).get("bandwidth") for drive in await self.drives(vm)]
+        return {bucket and round(bucket["size"] * 1000 / bucket["refill_time"]) for bucket in buckets}
+
+    @abstractmethod
+    async def drives(self, vm: Vm) -> list[dict[str, Any]]:
+        """Return what the VMM says of its disks."""
 
     def workload(self) -> tuple[str, ...]:
         return ("sleep",)

@@ -2,12 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from ramet.guest.channel import Channel
 from ramet.vmm.firecracker.backend import Backend, Choice, MemoryFacts
 from ramet.vmm.firecracker.driver import PROGRAM_VARIABLE, RESTORE_COUNT_MAX, FirecrackerDriver
-from ramet.vmm.firecracker.vm import Pager
+from ramet.vmm.firecracker.vm import FirecrackerVm, Pager
 from ramet.vmm.jail import JailMode
+from ramet.vmm.port import Vm
 from ramet.vmm.rest_vm import Timeouts
 from tests.vmm.bench import LiveVm
 from tests.vmm.fake_firecracker.faults import VARIABLE
@@ -27,6 +29,7 @@ class FirecrackerBench(FakeRestBench):
     program_variable = PROGRAM_VARIABLE
     version_variable = VERSION_VARIABLE
     faults_variable = VARIABLE
+    limiter = "rate_limiter"
 
     def __init__(
         self,
@@ -51,6 +54,11 @@ class FirecrackerBench(FakeRestBench):
             choose=self.choose,
             restore_count_max=self.restore_count_max,
         )
+
+    async def drives(self, vm: Vm) -> list[dict[str, Any]]:
+        assert isinstance(vm, FirecrackerVm)
+        config: Any = await vm._api.get("/vm/config")
+        return list(config["drives"])
 
     async def thaw(self, vm: LiveVm, channel: Channel) -> None:
         # A snapshot ends the guest's connections.

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver
+from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver, FakeVm
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call
-from ramet.vmm.port import VmmFailed
+from ramet.vmm.port import Vm, VmmFailed
 from tests.vmm.bench import Bench, LiveVm
 from tests.vmm.contract import ForkContract
 
@@ -37,6 +37,10 @@ class FakeBench(Bench):
 
     def reset(self) -> tuple[str, ...]:
         return ("reset",)
+
+    async def disk_rates(self, vm: Vm) -> set[int | None]:
+        assert isinstance(vm, FakeVm)
+        return {(await vm._do("query"))["disk_io_bytes_per_s"]}
 
     def workload(self) -> tuple[str, ...]:
         return ("sleep",)

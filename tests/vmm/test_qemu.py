@@ -25,7 +25,7 @@ from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.linux import writewatch
 from ramet.linux.pagemap import PAGE_BYTES
-from ramet.vmm.port import DiskImage, Machine, SnapshotIncompatible, VmmFailed, VmmUnsupported
+from ramet.vmm.port import DiskImage, Machine, SnapshotIncompatible, Vm, VmmFailed, VmmUnsupported
 from ramet.vmm.qemu.board import BOARDS, Board
 from ramet.vmm.qemu.command import node_name
 from ramet.vmm.qemu.driver import QemuDriver, QemuVm, Timeouts
@@ -70,6 +70,12 @@ class QemuBench(Bench):
 
     def reset(self) -> tuple[str, ...]:
         return ("sh", "-c", "echo b > /proc/sysrq-trigger")
+
+    async def disk_rates(self, vm: Vm) -> set[int | None]:
+        assert isinstance(vm, QemuVm)
+        blocks = await vm._blocks()
+        assert len({block["inserted"].get("group") for block in blocks}) == 1  # They share it.
+        return {block["inserted"]["bps"] or None for block in blocks}
 
     def workload(self) -> tuple[str, ...]:
         return ("/bin/sleep", "1000000")

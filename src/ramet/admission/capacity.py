@@ -17,6 +17,7 @@ CPU_RATIO: Final = 128.0
 MEMORY_RATIO: Final = 4.0
 DISK_RATIO: Final = 20.0
 NETWORK_RATIO: Final = 20.0
+DISK_IO_RATIO: Final = 20.0
 
 BYTES_PER_S_OF_MBIT: Final = 125_000
 
@@ -29,20 +30,22 @@ class CapacityUnknown(Broken):
 
 @dataclass(frozen=True, slots=True)
 class CapacityConfig:
-    """What the settings say; None is found out."""
+    """What the settings say; None is found out. How fast disks are nobody tells: there is no limit then."""
 
     cpu_count: int | None = None
     memory_bytes: int | None = None
     disk_bytes: int | None = None
     network_bytes_per_s: int | None = None
+    disk_io_bytes_per_s: int | None = None
     cpu_ratio: float = CPU_RATIO
     memory_ratio: float = MEMORY_RATIO
     disk_ratio: float = DISK_RATIO
     network_ratio: float = NETWORK_RATIO
+    disk_io_ratio: float = DISK_IO_RATIO
 
 
 def host_limits(config: CapacityConfig, data_folder: Path) -> tuple[Limit, ...]:
-    """Return the limits of processors, memory and disk; that of the network is known when it is open.
+    """Return the limits of all but the network; that is known when it is open.
 
     Raises:
         CapacityUnknown: one is neither configured nor told by the kernel.
@@ -50,10 +53,12 @@ def host_limits(config: CapacityConfig, data_folder: Path) -> tuple[Limit, ...]:
     cpu = len(os.sched_getaffinity(0)) if config.cpu_count is None else config.cpu_count
     memory = _memory_bytes(Path("/proc/meminfo")) if config.memory_bytes is None else config.memory_bytes
     disk = _disk_bytes(data_folder) if config.disk_bytes is None else config.disk_bytes
+    disk_io = config.disk_io_bytes_per_s
     return (
         _limit(Resource.CPU, cpu, config.cpu_ratio, config.cpu_count),
         _limit(Resource.MEMORY, memory, config.memory_ratio, config.memory_bytes),
         _limit(Resource.DISK, disk, config.disk_ratio, config.disk_bytes),
+        _limit(Resource.DISK_IO, disk_io, config.disk_io_ratio, disk_io),
     )
 
 

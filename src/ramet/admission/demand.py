@@ -17,6 +17,7 @@ class Resource(StrEnum):
     MEMORY = "memory"
     DISK = "disk"
     NETWORK = "network"
+    DISK_IO = "disk_io"
 
 
 class Demand(NamedTuple):
@@ -26,6 +27,7 @@ class Demand(NamedTuple):
     memory_bytes: int = 0
     disk_bytes: int = 0
     network_bytes_per_s: int = 0
+    disk_io_bytes_per_s: int = 0
 
     def larger(self, other: "Demand") -> Self:
         """Return the larger of both amounts for each resource."""
@@ -51,7 +53,8 @@ def demand_of(record: InstanceRecord) -> Demand:
     """Return what an instance with this record holds.
 
     With a VMM it holds processors, memory and disk, without one its disk; asleep, that has its memory, too.
-    Unknown holds all that it may have. Of the network it holds the higher of the two rates it asked for.
+    Unknown holds all that it may have. Of the network it holds the higher of the two rates it asked for, of
+    what disks let through the rate it asked for.
     """
     spec = record.spec
     stores_memory = record.capture is not None or record.state in _MAY_STORE_MEMORY
@@ -59,4 +62,5 @@ def demand_of(record: InstanceRecord) -> Demand:
     if not has_vmm(record):
         return Demand(disk_bytes=disk_bytes)
     rates = (spec.download_bytes_per_s or 0, spec.upload_bytes_per_s or 0)
-    return Demand(spec.vcpu_count, spec.memory_bytes_max, disk_bytes, max(rates))
+    disk_io = spec.disk_io_bytes_per_s or 0
+    return Demand(spec.vcpu_count, spec.memory_bytes_max, disk_bytes, max(rates), disk_io)

@@ -19,12 +19,14 @@ _UNIT: Final = {
     Resource.MEMORY: ("MiB", 1 << 20),
     Resource.DISK: ("MiB", 1 << 20),
     Resource.NETWORK: ("Mbit/s", 125_000),
+    Resource.DISK_IO: ("MB/s", 1_000_000),
 }
 _REMEDY: Final = {
     Resource.CPU: "stop or delete an instance, or raise oversubscription.cpu",
     Resource.MEMORY: "stop or delete an instance, or raise oversubscription.memory",
     Resource.DISK: "delete an instance, or raise oversubscription.disk",
     Resource.NETWORK: "stop an instance, ask for a lower rate, or raise oversubscription.network",
+    Resource.DISK_IO: "stop an instance, ask for a lower disk_io_bps, or raise oversubscription.disk_io",
 }
 
 

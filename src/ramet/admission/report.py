@@ -35,6 +35,7 @@ class HostReport:
     memory: Line
     disk: Line
     network: Line
+    disk_io: Line
     endpoints: Line
     capture_count: int
     capture_memory_bytes: int

@@ -12,6 +12,7 @@ from typing import Final
 from fastapi import Request
 
 from ramet.api.auto_standby import to_auto_standby
+from ramet.api.disk_io import to_disk_io
 from ramet.api.expiry import is_said, to_expiry
 from ramet.api.facts import HostFacts
 from ramet.api.health import to_health_check
@@ -92,7 +93,6 @@ def _is_disabled(value: object) -> bool:
 
 _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
     "skip_guest_agent": _is_falsy,
-    "disk_io_bps": _is_falsy,
     "credentials": _is_falsy,
     "devices": _is_falsy,
     "gpu": _is_falsy,
@@ -130,6 +130,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
         _refuse(body.network, _UNSUPPORTED_NETWORK, "network.")
     _check_platform(body.platform, facts)
     _hotplug_bytes(body, facts)
+    to_disk_io(body, facts)
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
     to_auto_standby(body.auto_standby)
@@ -214,6 +215,7 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         restart_policy=to_restart_policy(body.restart_policy),
         expires_at=to_expiry(body.ttl, body.expires_at, time.time()),
         hotplug_bytes=_hotplug_bytes(body, facts),
+        disk_io_bytes_per_s=to_disk_io(body, facts),
     )
 
 

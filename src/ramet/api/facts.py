@@ -4,12 +4,14 @@ from dataclasses import dataclass
 from typing import Final
 
 HOTPLUG_MEMORY: Final = "hotplug-memory"
+DISK_IO_LIMIT: Final = "disk-io-limit"
 _FEATURES: Final = ("snapshots", "standby", "fork")
 
 
-def runtime_features(*, plugs_memory: bool = False) -> tuple[str, ...]:
+def runtime_features(*, plugs_memory: bool = False, limits_disks: bool = False) -> tuple[str, ...]:
     """Return what a hypervisor can do, in the words of `GET /capabilities`."""
-    return (*_FEATURES, HOTPLUG_MEMORY) if plugs_memory else _FEATURES
+    more = ((HOTPLUG_MEMORY, plugs_memory), (DISK_IO_LIMIT, limits_disks))
+    return (*_FEATURES, *(name for name, can in more if can))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from ramet.api.facts import HOTPLUG_MEMORY, HostFacts
+from ramet.api.facts import DISK_IO_LIMIT, HOTPLUG_MEMORY, HostFacts
 from ramet.core.errors import Invalid, Unsupported
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.instance.fleet_types import HypervisorUnavailable
@@ -39,12 +39,25 @@ def demand_hotplug(hypervisor: str, facts: HostFacts) -> None:
     Raises:
         Unsupported: it cannot; the error names those of this host that can.
     """
-    able = [each.name for each in facts.runtimes if each.is_available and HOTPLUG_MEMORY in each.features]
+    _demand(HOTPLUG_MEMORY, hypervisor, facts, "plugs no memory into a guest that runs", "hotplug_size")
+
+
+def demand_disk_limit(hypervisor: str, facts: HostFacts) -> None:
+    """Check that `hypervisor` limits what a guest's disks let through.
+
+    Raises:
+        Unsupported: it does not; the error names those of this host that do.
+    """
+    _demand(DISK_IO_LIMIT, hypervisor, facts, "has no limit of what disks let through", "disk_io_bps")
+
+
+def _demand(feature: str, hypervisor: str, facts: HostFacts, failing: str, field: str) -> None:
+    able = [each.name for each in facts.runtimes if each.is_available and feature in each.features]
     if hypervisor not in able:
         raise Unsupported(
-            f"{hypervisor} plugs no memory into a guest that runs",
-            remedy=f"use hypervisor {' or '.join(able)}" if able else "leave out hotplug_size",
-            field="hotplug_size",
+            f"{hypervisor} {failing}",
+            remedy=f"use hypervisor {' or '.join(able)}" if able else f"leave out {field}",
+            field=field,
         )
 
 

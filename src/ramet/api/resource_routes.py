@@ -30,6 +30,7 @@ def router(fleet: FleetPort, resources: ResourcesPort) -> APIRouter:
             memory=_to_status("memory", report.memory),
             disk=_to_status("disk", report.disk),
             network=_to_status("network", report.network),
+            disk_io=_to_status("disk_io", report.disk_io),
             disk_breakdown=wire.DiskBreakdown(
                 use.image_bytes, use.oci_cache_bytes, use.volume_bytes, use.overlay_bytes
             ),
@@ -91,4 +92,5 @@ def _to_allocation(record: InstanceRecord, resources: ResourcesPort) -> wire.Res
         disk_bytes=held.disk_bytes,
         network_download_bps=(record.spec.download_bytes_per_s or 0) if holds_network else 0,
         network_upload_bps=(record.spec.upload_bytes_per_s or 0) if holds_network else 0,
+        disk_io_bps=held.disk_io_bytes_per_s,
     )

@@ -14,7 +14,7 @@ from ramet.api.times import format_time, shown_time
 from ramet.core.compression import NOT_SAID, Compression, CompressionAsk, MemoryState
 from ramet.core.phases import Phases
 from ramet.core.snapshot import SnapshotRecord
-from ramet.core.units import format_duration, format_rate, format_size
+from ramet.core.units import format_byte_rate, format_duration, format_rate, format_size
 from ramet.core.verification import CHUNK_BYTES, Verification
 from ramet.images import Image
 from ramet.instance.fleet_types import ForkOutcome, ForkPoolStatus, InstanceView, shell_exit_code
@@ -60,6 +60,7 @@ def to_instance(
         size=format_size(spec.memory_bytes),
         hotplug_size=format_size(spec.hotplug_bytes) if spec.hotplug_bytes else None,
         overlay_size=format_size(spec.overlay_bytes),
+        disk_io_bps=_format_disk_io(spec.disk_io_bytes_per_s),
         vcpus=spec.vcpu_count,
         env=spec.env,
         tags=spec.tags,
@@ -195,3 +196,7 @@ def _shown_compression(how: Compression | None) -> SnapshotCompression | None:
 
 def _format_rate(rate_bytes_per_s: int | None) -> str | None:
     return None if rate_bytes_per_s is None else format_rate(rate_bytes_per_s)
+
+
+def _format_disk_io(rate_bytes_per_s: int | None) -> str | None:
+    return None if rate_bytes_per_s is None else format_byte_rate(rate_bytes_per_s)

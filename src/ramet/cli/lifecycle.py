@@ -65,6 +65,7 @@ class OtherState(Broken):
 @click.option(
     "--network/--no-network", "has_network", default=True, show_default=True, help="Give it a network."
 )
+@click.option("--disk-io", help="How much its disks let through, such as 100MB/s.")
 @click.option("--bandwidth-down", help="How much may come to it, such as 20Mbps or 125MB/s.")
 @click.option("--bandwidth-up", help="How much it may send.")
 @click.option("--hypervisor", help="What runs it; the server has a default.")
@@ -98,6 +99,7 @@ def run_command(
     volumes: tuple[VolumeMount, ...],
     entrypoint: str | None,
     has_network: bool,
+    disk_io: str | None,
     bandwidth_down: str | None,
     bandwidth_up: str | None,
     hypervisor: str | None,
@@ -127,6 +129,7 @@ def run_command(
         size=memory,
         hotplug_size=hotplug_memory,
         overlay_size=overlay_size,
+        disk_io_bps=disk_io,
         vcpus=cpus,
         env=env or None,
         volumes=volumes or None,

@@ -19,7 +19,7 @@ def resources_command(context: click.Context, show_instances: bool, as_json: boo
     if as_json:
         print_json(found)
         return
-    lines = (found.cpu, found.memory, found.disk, found.network, found.endpoints)
+    lines = (found.cpu, found.memory, found.disk, found.network, found.disk_io, found.endpoints)
     print_table(_HEADS, [_row(line) for line in lines])
     use = found.disk_breakdown
     click.echo()
@@ -73,5 +73,7 @@ def _amount(kind: str, amount: int) -> str:
             return str(amount)
         case "network":
             return f"{amount * 8 / 1e6:g}Mbit/s"
+        case "disk_io":
+            return f"{amount / 1e6:g}MB/s"
         case _:
             return human_size(amount)

@@ -31,6 +31,9 @@ FORK_POOL_IDLE_S: Final = 600.0
 RATE_BYTES_PER_S_MIN: Final = 8_000
 """64 Kbps: below it, a full frame takes longer than TCP likes to wait."""
 RATE_BYTES_PER_S_MAX: Final = 125_000_000_000
+DISK_IO_BYTES_PER_S_MIN: Final = 1_000_000
+"""Below it, a guest does not boot in any time that somebody waits for."""
+DISK_IO_BYTES_PER_S_MAX: Final = 125_000_000_000
 
 ForkRule = Literal["copied", "cleared", "copied or refused"]
 
@@ -59,7 +62,8 @@ class InstanceSpec:
     itself; None: not at all. At `expires_at`, in Unix seconds, it is removed; None: never.
     `volumes` are mounted at its next boot, in
     their order; `overlay_parts` are the sizes of what its disk has room for behind the root's overlay.
-    `hotplug_bytes` more memory come once it has booted.
+    `hotplug_bytes` more memory come once it has booted. Its disks let no more through than
+    `disk_io_bytes_per_s`, read and written together; None: all they can.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -86,6 +90,7 @@ class InstanceSpec:
     volumes: tuple[VolumeMount, ...] = ()
     overlay_parts: tuple[int, ...] = ()
     hotplug_bytes: int = 0
+    disk_io_bytes_per_s: int | None = None
 
     @property
     def disk_bytes(self) -> int:
@@ -172,6 +177,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "volumes": "copied or refused",
     "overlay_parts": "copied",
     "hotplug_bytes": "copied",
+    "disk_io_bytes_per_s": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

@@ -76,6 +76,14 @@ def format_rate(rate_bytes_per_s: int) -> str:
     return f"{rate}bps"
 
 
+def format_byte_rate(rate_bytes_per_s: int) -> str:
+    """Write a rate in bytes, in the largest unit that keeps it whole: 100000000 -> "100MB/s"."""
+    for power, prefix in ((4, "T"), (3, "G"), (2, "M"), (1, "K")):
+        if rate_bytes_per_s and rate_bytes_per_s % 1000**power == 0:
+            return f"{rate_bytes_per_s // 1000**power}{prefix}B/s"
+    return f"{rate_bytes_per_s}B/s"
+
+
 def format_duration(duration_s: float) -> str:
     """Write seconds as a Go duration, to the millisecond: 5400.25 -> "1h30m0.25s"."""
     milliseconds = round(duration_s * 1000)

@@ -32,6 +32,7 @@ from pydantic_settings import (
 
 from ramet.admission.capacity import (
     CPU_RATIO,
+    DISK_IO_RATIO,
     DISK_RATIO,
     MEMORY_RATIO,
     NETWORK_RATIO,
@@ -408,12 +409,16 @@ Ratio = Annotated[float, Field(gt=0, le=RATIO_MAX, allow_inf_nan=False)]
 
 
 class CapacitySettings(BaseModel, extra="forbid"):
-    """How much there is of each resource; "auto" is found out. `network` is each way."""
+    """How much there is of each resource; "auto" is found out. `network` is each way.
+
+    `disk_io` is what disks let through; "auto" is without limit there, since nobody tells it.
+    """
 
     cpu: Annotated[PositiveInt | None, _or_auto()] = None
     memory: Annotated[PositiveInt | None, _or_auto(_parse_bytes)] = None
     disk: Annotated[PositiveInt | None, _or_auto(_parse_bytes)] = None
     network: Annotated[PositiveInt | None, _or_auto(_parse_rate)] = None
+    disk_io: Annotated[PositiveInt | None, _or_auto(_parse_rate)] = None
 
 
 class OversubscriptionSettings(BaseModel, extra="forbid"):
@@ -423,6 +428,7 @@ class OversubscriptionSettings(BaseModel, extra="forbid"):
     memory: Ratio = MEMORY_RATIO
     disk: Ratio = DISK_RATIO
     network: Ratio = NETWORK_RATIO
+    disk_io: Ratio = DISK_IO_RATIO
 
 
 class Settings(BaseSettings):
@@ -466,10 +472,12 @@ class Settings(BaseSettings):
             memory_bytes=found.memory,
             disk_bytes=found.disk,
             network_bytes_per_s=found.network,
+            disk_io_bytes_per_s=found.disk_io,
             cpu_ratio=ratios.cpu,
             memory_ratio=ratios.memory,
             disk_ratio=ratios.disk,
             network_ratio=ratios.network,
+            disk_io_ratio=ratios.disk_io,
         )
 
     @classmethod

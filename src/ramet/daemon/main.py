@@ -148,7 +148,11 @@ def _host_facts(parts: Running) -> HostFacts:
         version=ramet.__version__,
         default_hypervisor=parts.default_hypervisor,
         runtimes=tuple(
-            RuntimeFacts(name, True, runtime_features(plugs_memory=driver.plugs_memory))
+            RuntimeFacts(
+                name,
+                True,
+                runtime_features(plugs_memory=driver.plugs_memory, limits_disks=driver.limits_disks),
+            )
             for name, driver in parts.drivers.items()
         ),
         gateway=str(network.facts.gateway),

@@ -48,6 +48,7 @@ class SiteResources:
             memory=self._line(Resource.MEMORY),
             disk=self._line(Resource.DISK),
             network=self._line(Resource.NETWORK),
+            disk_io=self._line(Resource.DISK_IO),
             endpoints=Line(endpoint_count, endpoint_count, network.held_count, 1.0, "configured"),
             capture_count=admission.captures.count,
             capture_memory_bytes=admission.captures.memory_bytes,

@@ -109,6 +109,7 @@ def make_machine(site: Site, record: InstanceRecord, layer: LayerId, tap: Tap | 
             for mount in record.spec.volumes
         ),
         plug_bytes=record.spec.hotplug_bytes,
+        disk_io_bytes_per_s=record.spec.disk_io_bytes_per_s,
     )
 
 

@@ -11,6 +11,8 @@ from ramet.core.errors import Invalid
 from ramet.core.ids import ID_LENGTH, is_name
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
+    DISK_IO_BYTES_PER_S_MAX,
+    DISK_IO_BYTES_PER_S_MIN,
     MEMORY_BYTES_MAX,
     OVERLAY_BYTES_MAX,
     RATE_BYTES_PER_S_MAX,
@@ -98,6 +100,8 @@ def _facts_of_spec(spec: InstanceSpec) -> Mapping[str, bool]:
         "spec.download_bytes_per_s or upload_bytes_per_s": all(
             rate is None or RATE_BYTES_PER_S_MIN <= rate <= RATE_BYTES_PER_S_MAX for rate in rates
         ),
+        "spec.disk_io_bytes_per_s": spec.disk_io_bytes_per_s is None
+        or DISK_IO_BYTES_PER_S_MIN <= spec.disk_io_bytes_per_s <= DISK_IO_BYTES_PER_S_MAX,
     }
 
 

@@ -125,6 +125,8 @@ class Machine:
     `folder` belongs to this VM alone: sockets and logs (`console.log`, `output.log`, `vmm.log`) lie there.
     `vcpu_count_max`, `plug_bytes`: room for processors (in all; None: for no more) and memory (beside what it
     boots with) to be plugged in while it runs, of a VMM whose Vms are `Resizable`; others refuse it.
+    `disk_io_bytes_per_s`: what its disks let through at most, read and written together, from the start and
+    after a load, of a driver that `limits_disks`; None: all they can.
     """
 
     instance: InstanceId
@@ -140,6 +142,7 @@ class Machine:
     volumes: tuple[DiskImage, ...] = ()
     vcpu_count_max: int | None = None
     plug_bytes: int = 0
+    disk_io_bytes_per_s: int | None = None
 
     @property
     def memory_bytes_max(self) -> int:
@@ -442,6 +445,8 @@ class Driver(ABC):
     """Whether its VMMs open their TAP themselves, by name: `Nic.tap_name`."""
     plugs_memory: bool = False
     """Whether its Vms are `Resizable`: `Machine.plug_bytes`."""
+    limits_disks: bool = False
+    """Whether it keeps to `Machine.disk_io_bytes_per_s`."""
 
     @property
     def takes_packed(self) -> bool:

@@ -63,6 +63,7 @@ class Instance:
     size: str | None = None
     hotplug_size: str | None = None
     overlay_size: str | None = None
+    disk_io_bps: str | None = None
     vcpus: int | None = None
     env: Mapping[str, str] | None = None
     tags: Mapping[str, str] | None = None

@@ -41,6 +41,7 @@ class ResourceAllocation:
     disk_bytes: int
     network_download_bps: int
     network_upload_bps: int
+    disk_io_bps: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,7 @@ class Resources:
     memory: ResourceStatus
     disk: ResourceStatus
     network: ResourceStatus
+    disk_io: ResourceStatus
     disk_breakdown: DiskBreakdown
     allocations: tuple[ResourceAllocation, ...]
     endpoints: ResourceStatus

@@ -68,6 +68,12 @@ _MEMORY: Final[Body] = {
     "zones": Field([_ZONE]),
     "reserve": Field(bool, since=(53, 0)),
 }
+_BUCKET: Final[Body] = {
+    "size": Field(int, True),
+    "one_time_burst": Field(int),
+    "refill_time": Field(int, True),
+}
+_LIMITER: Final[Body] = {"bandwidth": Field(_BUCKET), "ops": Field(_BUCKET)}
 _DISK: Final[Body] = {
     "id": Field(str),
     "path": Field(str),
@@ -81,15 +87,10 @@ _DISK: Final[Body] = {
     "pci_device_id": Field(int, since=(52, 0)),
     "backing_files": Field(bool),
     "sparse": Field(bool),
+    "rate_limiter_config": Field(_LIMITER),
     "image_type": Field(("FixedVhd", "Qcow2", "Raw", "Vhdx", "Unknown")),
     "lock_granularity": Field(("ByteRange", "Full"), since=(52, 0)),
 }
-_BUCKET: Final[Body] = {
-    "size": Field(int, True),
-    "one_time_burst": Field(int),
-    "refill_time": Field(int, True),
-}
-_LIMITER: Final[Body] = {"bandwidth": Field(_BUCKET), "ops": Field(_BUCKET)}
 NET: Final[Body] = {
     "id": Field(str),
     "tap": Field(str),

@@ -194,6 +194,8 @@ class Machine:
         drive = self._configured["drives"].get(body["drive_id"])
         if drive is None:
             raise Refused("Unable to patch the block device: Device manager error: not found")
+        if "rate_limiter" in body:
+            drive["rate_limiter"] = body["rate_limiter"]
         if "path_on_host" in body:
             fd = _open(body["path_on_host"], _flags(drive), "Unable to patch the block device")
             os.close(self._disks[body["drive_id"]])

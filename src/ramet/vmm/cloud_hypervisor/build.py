@@ -102,7 +102,7 @@ def config_of(machine: Machine) -> dict[str, Any]:
 
 def disks_of(machine: Machine) -> list[dict[str, Any]]:
     """Return its disks, in their order."""
-    return [
+    disks = [
         _disk("root", machine.root, is_read_only=True),
         _disk("overlay", Path(OVERLAY_LINK), is_read_only=False),
         _disk("config", _relative(machine.config, machine.folder), is_read_only=True),
@@ -111,6 +111,10 @@ def disks_of(machine: Machine) -> list[dict[str, Any]]:
             for index, volume in enumerate(machine.volumes)
         ),
     ]
+    rate = machine.disk_io_bytes_per_s
+    if rate is not None:
+        disks = [disk | {LIMITER: {"bandwidth": bucket_of(rate)}} for disk in disks]
+    return disks
 
 
 def payload_of(machine: Machine) -> dict[str, str]:

@@ -53,6 +53,7 @@ class CloudHypervisorDriver(LiveFork):
     name = NAME
     accelerator = ACCELERATOR
     disk_form = "raw"
+    limits_disks = True
     plugs_memory = True
 
     def __init__(

@@ -138,9 +138,17 @@ class Snapshot:
         config["payload"] = config["payload"] | payload_of(machine)  # Opened, though not read.
         # A child gives no memory back: not even what its source was asked for and had not given yet.
         config["balloon"] = config["balloon"] | {"size": self._taken_pages * _BALLOON_PAGE_BYTES}
-        disks = [(disk["id"], disk["readonly"]) for disk in config["disks"]]
-        if disks != [(disk["id"], disk["readonly"]) for disk in disks_of(machine)]:
+        found, wanted = config["disks"], disks_of(machine)
+        if [(disk["id"], disk["readonly"]) for disk in found] != [
+            (disk["id"], disk["readonly"]) for disk in wanted
+        ]:
             raise ValueError("its disks")
+        # Its limit is its own: that of its source may have been stored elsewhere.
+        config["disks"] = [
+            {name: value for name, value in disk.items() if name != LIMITER}
+            | {name: value for name, value in own.items() if name == LIMITER}
+            for disk, own in zip(found, wanted, strict=True)
+        ]
         cards = config.get("net") or []
         if [card["id"] for card in cards] != ([] if machine.nic is None else [NIC]):
             raise ValueError("its network card")

@@ -289,6 +289,7 @@ class FakeDriver(LiveFork):
     name = _FORMAT.hypervisor
     version = _FORMAT.version
     accelerator = _FORMAT.accelerator
+    limits_disks = True
 
     def __init__(
         self,
@@ -377,6 +378,7 @@ class FakeDriver(LiveFork):
             "agent_fd": listeners[1].fileno(),
             "memory_fd": memory_fd,
             "changes": capture.memory.path if capture is not None and capture.changes else None,
+            "disk_io_bytes_per_s": machine.disk_io_bytes_per_s,
             "runs": () if capture is None else capture.changes or (),
         }
         argv = [sys.executable, "-I", "-S", "-c", _START, MARK, json.dumps(options)]

@@ -170,6 +170,7 @@ class FakeVmm:
             "prepared": [str(layer) for layer in self._prepared],
             "memory": self._guest.memory,
             "balloon_bytes": self._balloon_bytes,
+            "disk_io_bytes_per_s": self._options["disk_io_bytes_per_s"],
         }
 
     def do_prepare_disk(self, layer: str) -> None:

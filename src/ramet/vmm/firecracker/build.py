@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from ramet.vmm.firecracker.limiters import limiters_of
+from ramet.vmm.firecracker.limiters import disk_limiter_of, limiters_of
 from ramet.vmm.port import Machine, VmmUnsupported
 from ramet.vmm.raw_overlay import OVERLAY_LINK, volume_link
 from ramet.wire.vsock import SOCKET_SUFFIX
@@ -77,11 +77,7 @@ def requests_of(machine: Machine) -> Iterator[Request]:
             "boot_args": KERNEL_ARGUMENTS,
         },
     )
-    yield _drive("root", machine.root, is_read_only=True)
-    yield _drive(OVERLAY_DRIVE, Path(OVERLAY_LINK), is_read_only=False)
-    yield _drive("config", _relative(machine.config, machine.folder), is_read_only=True)
-    for index, volume in enumerate(machine.volumes):  # Behind the others: the guest counts them.
-        yield _drive(f"volume{index}", Path(volume_link(index)), is_read_only=volume.is_read_only)
+    yield from _drives(machine)
     if machine.nic is not None:
         nic: dict[str, object] = {
             "iface_id": NIC,
@@ -94,6 +90,27 @@ def requests_of(machine: Machine) -> Iterator[Request]:
     yield "/vsock", {"guest_cid": GUEST_CID, "uds_path": AGENT_SOCKET}
     yield "/entropy", {}
     yield "/balloon", {"amount_mib": 0, "deflate_on_oom": True}
+
+
+def disk_limits_of(machine: Machine) -> Iterator[Request]:
+    """Yield what a Firecracker that has loaded `machine` is to be told of its disks, as bodies of a PATCH."""
+    if machine.disk_io_bytes_per_s is not None:
+        for path, drive in _drives(machine):
+            yield path, {name: drive[name] for name in ("drive_id", "rate_limiter")}
+
+
+def _drives(machine: Machine) -> Iterator[Request]:
+    drives = [
+        _drive("root", machine.root, is_read_only=True),
+        _drive(OVERLAY_DRIVE, Path(OVERLAY_LINK), is_read_only=False),
+        _drive("config", _relative(machine.config, machine.folder), is_read_only=True),
+    ]
+    for index, volume in enumerate(machine.volumes):  # Behind the others: the guest counts them.
+        drives.append(_drive(f"volume{index}", Path(volume_link(index)), is_read_only=volume.is_read_only))
+    rate = machine.disk_io_bytes_per_s
+    limiter = {} if rate is None else disk_limiter_of(rate)
+    for path, drive in drives:
+        yield path, drive | limiter
 
 
 def _drive(name: str, path: Path, *, is_read_only: bool) -> Request:

@@ -63,6 +63,7 @@ class FirecrackerDriver(LiveFork):
     name = NAME
     accelerator = ACCELERATOR
     disk_form = "raw"
+    limits_disks = True
     opens_taps = True
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A network card's limits as Firecracker's token buckets, one for each direction."""
+"""Limits as Firecracker's token buckets: of a network card one for each direction, of a disk one for both."""
 
 from typing import Final
 
@@ -15,6 +15,11 @@ def limiters_of(limits: NicLimits) -> dict[str, object]:
         "rx_rate_limiter": {"bandwidth": _bucket(limits.download_bytes_per_s)},
         "tx_rate_limiter": {"bandwidth": _bucket(limits.upload_bytes_per_s)},
     }
+
+
+def disk_limiter_of(rate_bytes_per_s: int) -> dict[str, object]:
+    """Return the member of a request that holds a disk to a rate."""
+    return {"rate_limiter": {"bandwidth": bucket_of(rate_bytes_per_s)}}
 
 
 def _bucket(rate_bytes_per_s: int | None) -> dict[str, int]:

@@ -32,6 +32,7 @@ from ramet.vmm.firecracker.build import (
     METRICS,
     NIC,
     OVERLAY_DRIVE,
+    disk_limits_of,
     requests_of,
 )
 from ramet.vmm.firecracker.features import TRACK_DIRTY_PAGES, Release
@@ -345,6 +346,8 @@ class FirecrackerVm(RestVm, Ballooned):
         if nic is not None and nic.limits is not None:
             # Until here it had its source's, who may have had others: a guest that runs is quarantined still.
             await self._api.patch(f"/network-interfaces/{NIC}", {"iface_id": NIC, **limiters_of(nic.limits)})
+        for path, limit in disk_limits_of(waiting.machine):
+            await self._api.patch(path, limit)
         if waiting.runs:
             await self._in_thread(lambda: waiting.lay_over(self._process.pid))
         if stands_still:

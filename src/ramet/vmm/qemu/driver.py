@@ -60,6 +60,7 @@ from ramet.vmm.qemu.command import (
     file_node,
     node_name,
 )
+from ramet.vmm.qemu.disk_limit import limit_disks
 from ramet.vmm.qemu.memory import Copier, find_guest_memory, lay_over
 from ramet.vmm.qemu.monitor import COMMAND_TIMEOUT_S, Monitor
 
@@ -177,7 +178,11 @@ class QemuVm(LiveCapture, Restored, Ballooned):
     async def set_balloon(self, balloon_bytes: int) -> None:
         await self._balloon.ask(balloon_bytes)
 
-    # Capture
+    # Capture and disks
+
+    async def limit_disks(self, rate_bytes_per_s: int) -> None:
+        """Hold its disks together to so much; raises VmmFailed."""
+        await limit_disks(self._monitor, rate_bytes_per_s)
 
     async def prepare_disk(self, new_top: Path) -> None:
         self._top_node = node_name(await self.top_layer())  # Asked here: the pause is no time for questions.
@@ -396,6 +401,8 @@ class QemuDriver(LiveFork):
             without, their pause is longer.
     """
 
+    limits_disks = True
+
     def __init__(
         self,
         program: Path,
@@ -539,6 +546,8 @@ class QemuDriver(LiveFork):
         vm = QemuVm(process, self._board, folder, built, self._timeouts)
         try:
             await vm.connect(self._timeouts.start_s)
+            if machine.disk_io_bytes_per_s is not None:
+                await vm.limit_disks(machine.disk_io_bytes_per_s)
             if capture is not None and capture.changes:
                 # At once: who loads later may have the same memory in another form, without changes.
                 await vm.lay_over(capture.memory, capture.changes)
