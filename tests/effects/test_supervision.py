@@ -88,6 +88,15 @@ async def test_one_that_is_stopped_stays_so_also_while_it_waits_to_be_started_ag
         assert judge_restart(daemon.fleet.get("web").record, 1e12).blocked is Block.MANUAL_STOP
 
 
+async def test_where_all_are_stopped_none_is_started_again_behind_our_back(world: World) -> None:
+    async with kept(world) as daemon:
+        await daemon.fleet.create("web", replace(daemon.spec, restart_policy=LATER))
+        kill(daemon)
+        await until(daemon, lambda record: record.state is State.STOPPED)
+        await daemon.fleet.stop_all()
+        assert judge_restart(daemon.fleet.get("web").record, 1e12).blocked is Block.MANUAL_STOP
+
+
 async def test_a_back_off_goes_on_where_it_was_when_the_daemon_comes_back(world: World) -> None:
     async with kept(world) as daemon:
         await daemon.fleet.create("web", replace(daemon.spec, restart_policy=LATER))

@@ -408,10 +408,10 @@ class Fleet:
     # Inside
 
     async def _stop_at_last(self, actor: Actor) -> None:
-        """Stop an instance, also one that is just being made or started."""
+        """Stop an instance, also one that is just being made or started, or is to be started again."""
         await actor.wait_until(lambda record: record.state is not State.CREATED and not is_starting(record))
         try:
-            if actor.record.state in _STOPPABLE:
+            if actor.record.state in _STOPPABLE or is_about_to_restart(actor.record):
                 await actor.ask(StopAsked())
         except RametError as error:
             log.warning("instance_not_stopped", instance=actor.record.id, error=str(error))
