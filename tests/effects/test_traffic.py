@@ -95,6 +95,23 @@ async def test_who_restores_what_traffic_wakes_waits_for_the_same_wake(world: Wo
         await settled(world, processes=1, taps=1)
 
 
+async def test_one_that_is_to_be_called_no_more_keeps_the_tap_that_it_is_just_waking_on(world: World) -> None:
+    async with world.daemon() as daemon, kept(daemon) as keeper:
+        instance = (await daemon.fleet.create("src", woken(daemon))).record.id
+        await daemon.fleet.standby("src")
+        await armed(daemon, keeper)
+        hold = daemon.faults.hold("load")
+        async with anyio.create_task_group() as group:
+            group.start_soon(daemon.fleet.restore, "src")
+            await hold.wait_reached()
+            group.start_soon(performer_of(daemon.fleet).disarm, instance)
+            await anyio.wait_all_tasks_blocked()
+            assert daemon.site.network.is_armed(instance)
+            hold.release()
+        await awake(daemon)
+        await settled(world, processes=1, taps=1, admissions=1)
+
+
 async def test_a_wake_that_fails_is_told_of_and_the_next_call_tries_again(world: World) -> None:
     async with world.daemon() as daemon, kept(daemon) as keeper:
         await daemon.fleet.create("src", woken(daemon))

@@ -278,7 +278,12 @@ class SitePerformer:
         Raises:
             RametError: it is, or what made it so is still there.
         """
-        await self._site.network.disarm(instance)
+        async with self._turns[instance]:  # One that just wakes does so on the TAP at which it was called.
+            await self._site.network.disarm(instance)
+            try:
+                self._look(instance)
+            except InstanceNotFound:
+                self._turns.pop(instance, None)
 
     def is_armed(self, instance: InstanceId) -> bool:
         """Tell whether the next who asks an instance for a connection is noticed."""
