@@ -1,7 +1,9 @@
 """Volumes of a daemon on a real disk: kept, counted, lent to instances, and never shared by two who write."""
 
 import io
+import shutil
 import tarfile
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -127,6 +129,24 @@ async def test_of_one_whose_sender_goes_away_nothing_is_left(world: World) -> No
             group.cancel_scope.cancel()
         assert world.leftovers() == before
         assert held_bytes(daemon) == 0
+
+
+async def test_what_is_left_of_one_is_removed_beside_the_loop(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing = list[threading.Thread]()
+    remove = shutil.rmtree
+
+    def noted(folder: Path, ignore_errors: bool = False) -> None:
+        removing.append(threading.current_thread())
+        remove(folder, ignore_errors=ignore_errors)
+
+    async with world.daemon() as daemon:
+        monkeypatch.setattr(shutil, "rmtree", noted)
+        with pytest.raises(ArchiveTooLarge):
+            await daemon.volumes.create("data", 2 * MIB, {}, archive=in_pieces(b"x" * (3 * MIB)))
+        assert removing
+        assert threading.main_thread() not in removing
 
 
 async def test_there_must_be_room_for_all_that_it_may_come_to_hold(world: World) -> None:

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
+import anyio
 from anyio import to_thread
 
 from ramet.admission.demand import Demand
@@ -87,6 +88,8 @@ class SiteVolumes:
                 self._catalog.add(record)
             except BaseException:
                 ledger.release(_owner(record.id))
+                with anyio.CancelScope(shield=True):  # An archive takes its time to go.
+                    await to_thread.run_sync(self._catalog.remove_files, record.id)
                 raise
         return record
 
