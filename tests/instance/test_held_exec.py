@@ -6,7 +6,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ramet.core.errors import Invalid
+from ramet.core.errors import Broken, Invalid
 from ramet.core.ids import InstanceId
 from ramet.instance import held_exec
 from ramet.instance.fleet_types import ExecCommand, ExecEnd, WindowSize
@@ -188,3 +188,16 @@ async def test_nothing_is_written_to_a_stdin_that_another_client_has_ended() -> 
         await first.close_stdin()
         with pytest.raises(Invalid):
             await second.write(b"more")
+
+
+async def test_one_whose_guest_is_gone_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Abandoned(Writer):
+        async def wait(self) -> ExecEnd:
+            raise Broken("the guest went away")
+
+    monkeypatch.setattr(held_exec, "SESSION_COUNT_MAX", 1)
+    held = HeldExecs()
+    async with held.running():
+        await over(await start(held, Abandoned(1)))
+        second = await start(held, Writer(1))
+        assert held.list(WEB) == [second]

@@ -29,7 +29,10 @@ OUTPUT_BYTES_MAX: Final = 1 << 20
 PIECE_BYTES: Final = 128
 """What a piece of it takes besides its bytes, about."""
 SESSION_COUNT_MAX: Final = 512
-"""How many sessions there are at most, of all instances; one whose end was told makes room."""
+"""How many sessions there are at most, of all instances.
+
+One whose end was told makes room, or else one that broke.
+"""
 
 log = structlog.get_logger(__name__)
 
@@ -304,11 +307,13 @@ class HeldExecs:
     def _make_room(self) -> None:
         if len(self._sessions) < SESSION_COUNT_MAX:
             return
-        told = next((one for one in self._sessions.values() if one.is_told and one.current is None), None)
-        if told is None:
+        left = [one for one in self._sessions.values() if one.current is None]
+        # Whose guest is gone, nobody may be able to come back to.
+        over = [one for one in left if one.is_told] or [one for one in left if one.failure is not None]
+        if not over:
             raise TooManyExecs(f"there are {SESSION_COUNT_MAX} exec sessions")
-        del self._sessions[told.id]
-        told.drop()
+        del self._sessions[over[0].id]
+        over[0].drop()
 
     async def _run(self, held: HeldExec) -> None:
         try:
