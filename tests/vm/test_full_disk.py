@@ -41,8 +41,15 @@ class Disk:
 
     def fill(self, *, but_bytes: int = 0) -> None:
         """Leave room for `but_bytes` and not a page more."""
-        found = os.statvfs(self.folder)
-        self._resize((found.f_blocks - found.f_bfree) * found.f_frsize + but_bytes)
+        until = time.monotonic() + SETTLE_TIMEOUT_S
+        while True:
+            found = os.statvfs(self.folder)
+            try:
+                self._resize((found.f_blocks - found.f_bfree) * found.f_frsize + but_bytes)
+            except subprocess.CalledProcessError:  # Somebody has written meanwhile: it is too small.
+                assert time.monotonic() < until
+            else:
+                return
 
     def empty(self) -> None:
         self._resize(DISK_BYTES)
