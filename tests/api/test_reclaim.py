@@ -8,7 +8,7 @@ import pytest
 from hypeman import Hypeman
 
 from tests.api.stand_in import Served, token
-from tests.cli.test_commands import Ramet, ramet
+from tests.cli.conftest import Ramet, ramet
 
 __all__ = ("ramet",)
 

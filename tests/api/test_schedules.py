@@ -11,7 +11,7 @@ from hypeman import Hypeman
 from ramet.core.snapshot_schedule import Retention, SnapshotSchedule
 from ramet.policies.schedule import PREFIX_DEFAULT
 from tests.api.stand_in import Served, token
-from tests.cli.test_commands import Ramet, ramet
+from tests.cli.conftest import Ramet, ramet
 
 __all__ = ("ramet",)
 

@@ -1,27 +1,16 @@
 """Commands that are left running, and come back to, on the command line."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from ramet.cli.main import run
 from tests.api.stand_in import Served
+from tests.cli.conftest import Ramet
 
-Ramet = Callable[..., tuple[int, str, str]]
 
-
-@pytest.fixture
-def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
-    monkeypatch.setenv("RAMET_HOST", served.unix_url)
+@pytest.fixture(autouse=True)
+def web(served: Served) -> None:
     served.fleet.put("web")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        exit_code = run(arguments)
-        out, err = capfd.readouterr()
-        return exit_code, out, err
-
-    return call
 
 
 def test_a_command_is_left_and_come_back_to(ramet: Ramet, served: Served) -> None:

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,24 +14,11 @@ import pytest
 
 from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
-from ramet.cli.main import run
 from ramet.core.spec import Exit, State
 from tests.api.stand_in import SECRET, Served
+from tests.cli.conftest import Ramet
 
 IMAGE = "docker.io/library/alpine:latest"
-Ramet = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
-    monkeypatch.setenv("RAMET_HOST", served.unix_url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        exit_code = run(arguments)
-        out, err = capfd.readouterr()
-        return exit_code, out, err
-
-    return call
 
 
 @contextmanager

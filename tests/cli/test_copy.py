@@ -6,29 +6,14 @@ import stat
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from ramet.cli.main import run
 from ramet.core.spec import State
 from tests.api.stand_in import Served
+from tests.cli.conftest import Ramet
 from tests.cli.pseudo_terminal import at_terminal
-
-Ramet = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
-    monkeypatch.setenv("RAMET_HOST", served.unix_url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        exit_code = run(arguments)
-        out, err = capfd.readouterr()
-        return exit_code, out, err
-
-    return call
 
 
 @pytest.fixture

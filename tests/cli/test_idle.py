@@ -1,29 +1,15 @@
 """Instances that sleep by themselves, on the command line; and what instances use."""
 
 import json
-from collections.abc import Callable
 
 import pytest
 
-from ramet.cli.main import run
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.spec import State
 from tests.api.stand_in import Served
+from tests.cli.conftest import Ramet
 
 IMAGE = "docker.io/library/alpine:latest"
-Ramet = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
-    monkeypatch.setenv("RAMET_HOST", served.unix_url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        exit_code = run(arguments)
-        out, err = capfd.readouterr()
-        return exit_code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,8 @@ import json
 
 from ramet.core.compression import Compression, CompressionAsk
 from tests.api.stand_in import Served
-from tests.cli.test_commands import IMAGE, Ramet, ramet
-
-__all__ = ("ramet",)
+from tests.cli.conftest import Ramet
+from tests.cli.test_commands import IMAGE
 
 
 def test_a_snapshot_is_verified(ramet: Ramet, served: Served) -> None:

@@ -1,32 +1,18 @@
 """Health checks and restarts on the command line."""
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
-from ramet.cli.main import run
 from ramet.core.health import ExecProbe, HealthCheck, HealthStatus, HttpProbe, TcpProbe
 from ramet.core.restart import RestartPolicy, RestartWhen
 from ramet.core.spec import State
 from tests.api.stand_in import Served
+from tests.cli.conftest import Ramet
 
 IMAGE = "docker.io/library/alpine:latest"
-Ramet = Callable[..., tuple[int, str, str]]
 ALWAYS = RestartPolicy(RestartWhen.ALWAYS, 5.0, 0, 600.0)
-
-
-@pytest.fixture
-def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
-    monkeypatch.setenv("RAMET_HOST", served.unix_url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        exit_code = run(arguments)
-        out, err = capfd.readouterr()
-        return exit_code, out, err
-
-    return call
 
 
 @pytest.mark.parametrize(

@@ -3,30 +3,14 @@
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
-from ramet.cli.main import run
 from ramet.core.spec import State
 from ramet.core.volumes import VolumeMount
 from tests.api.stand_in import Served
+from tests.cli.conftest import Ramet
 
 IMAGE = "docker.io/library/alpine:latest"
-Ramet = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def ramet(served: Served, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Ramet:
-    monkeypatch.setenv("RAMET_HOST", served.unix_url)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        exit_code = run(arguments)
-        out, err = capfd.readouterr()
-        return exit_code, out, err
-
-    return call
 
 
 def test_volumes_are_made_listed_and_removed(ramet: Ramet, served: Served) -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 import anyio
 import anyio.lowlevel
@@ -17,16 +16,11 @@ from ramet.instance.fleet_types import ForkPoolStatus
 from ramet.vmm.port import VmmFailed
 from tests.effects.test_sharing import Forks
 from tests.effects.world import MEMORY_BYTES, Daemon, World
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 
 TIMEOUT_S = 20.0
-
-
-async def until(condition: Callable[[], object]) -> None:
-    with anyio.fail_after(TIMEOUT_S):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 def status(daemon: Daemon, name: str = "src") -> ForkPoolStatus:

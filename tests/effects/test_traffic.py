@@ -1,7 +1,7 @@
 """Sleepers that traffic wakes: called, woken once, armed again, and gone without trace."""
 
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from ramet.policies.traffic import TrafficKeeper
 from ramet.vmm.port import VmmFailed
 from tests.effects.test_standby import settled
 from tests.effects.world import Daemon, World, performer_of
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 PORT = 80
@@ -36,12 +37,6 @@ async def kept(daemon: Daemon) -> AsyncIterator[TrafficKeeper]:
 def woken(daemon: Daemon) -> InstanceSpec:
     """Return the spec of an instance that traffic wakes."""
     return replace(daemon.spec, auto_standby=AutoStandby(False, 60.0, wakes_on_traffic=True))
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT_S):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def armed(daemon: Daemon, keeper: TrafficKeeper, ref: str = "src") -> None:

@@ -12,7 +12,7 @@ from ramet.core.verification import CHUNK_BYTES, Part, Proof
 from ramet.snapshots import catalog, verifier
 from ramet.snapshots.catalog import SnapshotNotFound
 from tests.effects.world import Daemon, World
-from tests.snapshots.test_compressor import until
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 

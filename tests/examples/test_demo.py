@@ -41,6 +41,19 @@ def run_session(folder: Path, commands: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
 
 
+def run_examples(
+    page: str, folders: pytest.TempPathFactory, *, with_box: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """Run the one example of a page, which must succeed; `with_box`: the image box:1 is there already."""
+    [commands] = EXAMPLE.findall((PROJECT / page).read_text())
+    folder = folders.mktemp("s")  # A short path: sockets lie in it.
+    (folder / "examples").symlink_to(PROJECT / "examples")
+    made = "python examples/make_image.py box; ramet image import box --name box:1\n" if with_box else ""
+    done = run_session(folder, made + commands)
+    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    return done
+
+
 def test_the_demo_forks_and_every_child_is_itself() -> None:
     command = [sys.executable, str(PROJECT / "examples/demo.py"), "--count", "3", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200)
@@ -54,43 +67,26 @@ def test_the_demo_forks_and_every_child_is_itself() -> None:
 
 @pytest.mark.parametrize("page", ["README.md"])
 def test_the_examples_of_a_page_work(page: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / page).read_text())
-    folder = tmp_path_factory.mktemp("s")  # A short path: sockets lie in it.
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    done = run_session(folder, commands)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples(page, tmp_path_factory)
     assert done.stdout.count("warm\n") == 2, done.stdout  # The source's state, and the child's.
     assert "web-copy\n" in done.stdout
     assert "hello\n" in done.stdout
 
 
 def test_the_examples_of_logs_work(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/logs.md").read_text())
-    folder = tmp_path_factory.mktemp("l")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    done = run_session(folder, commands)  # Each `grep` of them has to find something.
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples("docs/logs.md", tmp_path_factory)  # Each `grep` of them has to find something.
     assert "line 2\nline 3\n" in done.stdout
 
 
 def test_the_examples_of_standby_and_snapshots_work(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/standby-and-snapshots.md").read_text())
-    folder = tmp_path_factory.mktemp("n")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    done = run_session(folder, commands)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples("docs/standby-and-snapshots.md", tmp_path_factory)
     assert done.stdout.count("warm\n") >= 5, done.stdout  # Fork, waker, put back, last, of the file.
     assert "warm\nawake\n" in done.stdout
     assert "spoilt" not in done.stdout
 
 
 def test_the_examples_of_reclaim_work(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/resources.md").read_text())
-    folder = tmp_path_factory.mktemp("r")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    made = "python examples/make_image.py box; ramet image import box --name box:1\n"
-    done = run_session(folder, made + commands)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples("docs/resources.md", tmp_path_factory, with_box=True)
     assert [line.split()[-2:] for line in done.stdout.splitlines() if line.startswith("big ")] == [
         ["1.0GB", "planned"],
         ["768.0MB", "applied"],
@@ -99,31 +95,20 @@ def test_the_examples_of_reclaim_work(tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_the_examples_of_volumes_work(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/volumes.md").read_text())
-    folder = tmp_path_factory.mktemp("v")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    done = run_session(folder, commands)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples("docs/volumes.md", tmp_path_factory)
     assert "mine\n" in done.stdout
     assert "weights\n" in done.stdout
 
 
 def test_the_example_of_hypervisors_works(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/hypervisors.md").read_text())
-    folder = tmp_path_factory.mktemp("h")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    made = "python examples/make_image.py box; ramet image import box --name box:1\n"
-    done = run_session(folder, made + commands)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples("docs/hypervisors.md", tmp_path_factory, with_box=True)
     assert "virtio0\n" in done.stdout
 
 
 def test_the_example_of_health_and_restarts_works(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/health-and-restarts.md").read_text())
-    folder = tmp_path_factory.mktemp("a")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    done = run_session(folder, commands)  # Each `grep` of them has to find something.
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples(
+        "docs/health-and-restarts.md", tmp_path_factory
+    )  # Each `grep` of them has to find something.
     assert done.stdout.count("Running (healthy)") >= 2, done.stdout
 
 
@@ -195,9 +180,5 @@ def test_the_examples_of_the_guide_to_the_api_work(
 
 
 def test_the_examples_of_pools_work(tmp_path_factory: pytest.TempPathFactory) -> None:
-    [commands] = EXAMPLE.findall((PROJECT / "docs/forking.md").read_text())
-    folder = tmp_path_factory.mktemp("p")
-    (folder / "examples").symlink_to(PROJECT / "examples")
-    done = run_session(folder, commands)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "daemon.log").read_text()
+    done = run_examples("docs/forking.md", tmp_path_factory)
     assert "warm\n" in done.stdout

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from ipaddress import IPv4Address
 
@@ -18,6 +18,7 @@ from ramet.net.firewall import Firewall
 from ramet.net.flows import Flows
 from ramet.net.slots import Endpoint
 from tests.net.test_reach import Guest, Make, Run, bound
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 GATEWAY = IPv4Address("10.100.0.1")
@@ -47,13 +48,6 @@ class Watched:
         server = bound(self.guest.namespace.socket(socket.SOCK_STREAM), str(self.ip), PORT)
         server.listen()
         return server
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture

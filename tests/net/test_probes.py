@@ -23,7 +23,8 @@ from ramet.net.flows import Flows
 from ramet.net.network import Network
 from ramet.net.slots import Endpoint
 from tests.net import test_flows
-from tests.net.test_flows import GATEWAY, PORT, Watched, connect, until
+from tests.net.test_flows import GATEWAY, PORT, Watched, connect
+from tests.waiting import until
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
 watched = test_flows.watched

@@ -2,7 +2,7 @@
 
 import os
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,7 @@ from ramet.pager import (
 from ramet.pager.graduation import GraduationConfig
 from tests.pager.conftest import NewVmm, VmmProcess
 from tests.pager.test_faults import PAGE_BYTES, make_base, page_content
+from tests.waiting import until
 
 pytestmark = [
     pytest.mark.anyio,
@@ -73,12 +74,6 @@ async def daemon(folder: Path, program: Path) -> AsyncIterator[Daemon]:
     yield daemon
     if daemon.folder.is_dir():
         await daemon.kill()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def load(

@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from ramet.core.health import HealthCheck, HealthStatus, TcpProbe
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, State
 from ramet.policies.checks import HealthKeeper
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 OFTEN = HealthCheck("tcp", TcpProbe(80), 0.01, 20.0, 0.0, failure_threshold=2, success_threshold=1)
@@ -70,12 +71,6 @@ async def ward(max_concurrent: int = 256) -> AsyncIterator[Ward]:
         group.start_soon(there.keeper.run)
         yield there
         group.cancel_scope.cancel()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def test_what_checks_find_is_told_once_and_the_unhealthy_each_time() -> None:

@@ -1,7 +1,7 @@
 """Who is removed when, by a keeper of instances that go at once, later, or not yet."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -15,6 +15,7 @@ from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, Stat
 from ramet.instance.fleet_types import InstanceNotFound
 from ramet.policies.due import DueTimes
 from ramet.policies.expiry import ExpiryKeeper
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,12 +51,6 @@ async def keeping(fleet: Fleet, *found: InstanceRecord) -> AsyncIterator[ExpiryK
         await anyio.lowlevel.checkpoint()
         yield keeper
         group.cancel_scope.cancel()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def test_each_goes_when_its_time_is_up_and_once() -> None:

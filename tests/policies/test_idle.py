@@ -1,7 +1,7 @@
 """Who is put to sleep when, by a keeper whose observer says what it is told to."""
 
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
@@ -18,6 +18,7 @@ from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, Stat
 from ramet.instance.fleet_types import InstanceNotFound, InstanceView
 from ramet.policies.auto_standby import Reason, Status
 from ramet.policies.idle import IdleConfig, IdleKeeper, InstanceInStandby
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 SOON = AutoStandby(True, 0.02)
@@ -110,12 +111,6 @@ async def house(config: IdleConfig | None = None) -> AsyncIterator[House]:
         group.start_soon(there.keeper.run)
         yield there
         group.cancel_scope.cancel()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def test_who_is_idle_for_long_enough_sleeps_and_others_do_not() -> None:

@@ -1,7 +1,7 @@
 """Who is started again when, by a keeper of instances whose runs have ended."""
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, cast
@@ -16,6 +16,7 @@ from ramet.core.restart import RestartPolicy, Restarts, RestartWhen, RunEnd
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, State
 from ramet.instance.fleet_types import InstanceView, WrongState
 from ramet.policies.restarts import MAX_CONCURRENT, RestartKeeper
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 SOON = RestartPolicy(RestartWhen.ALWAYS, 0.02, 3, 600.0)
@@ -73,12 +74,6 @@ async def house() -> AsyncIterator[House]:
         group.start_soon(there.keeper.run)
         yield there
         group.cancel_scope.cancel()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def test_each_is_started_when_its_time_has_come_and_once() -> None:

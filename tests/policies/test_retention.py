@@ -23,6 +23,7 @@ from ramet.policies.retention import (
     unused_since,
 )
 from ramet.store.unused import UnusedFile, UnusedUnwritable
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -74,12 +75,6 @@ class Host:
 def record(image: str) -> InstanceRecord:
     spec = InstanceSpec("i", image, "fake", 1, 1, 1)
     return InstanceRecord(spec, InstanceIdentity(InstanceId("x"), "x", None, "0" * 32, 0.0), State.RUNNING)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.mark.parametrize(

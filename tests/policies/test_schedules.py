@@ -1,7 +1,7 @@
 """Scheduled snapshots, by a keeper whose clock is turned by hand: each run once, whatever happens between."""
 
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -18,6 +18,7 @@ from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, Rest
 from ramet.instance.fleet_types import InstanceNotFound, InstanceView, WrongState
 from ramet.policies.schedules import BeingDeleted, ScheduleKeeper, ScheduleNotFound
 from tests.api.stand_in_schedules import MemorySchedules
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -124,12 +125,6 @@ async def settle() -> None:
     """Let everybody do what there is to do now."""
     for _ in range(50):
         await anyio.lowlevel.checkpoint()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(20):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture

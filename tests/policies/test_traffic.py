@@ -16,6 +16,7 @@ from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, Stat
 from ramet.instance.fleet_types import InstanceView
 from ramet.net.errors import NetworkFailed
 from ramet.policies.traffic import TrafficKeeper
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 ID = InstanceId("a")
@@ -81,12 +82,6 @@ async def kept(host: Host, *, by_default: bool = False) -> AsyncIterator[Traffic
         group.start_soon(keeper.run, [host.record])
         yield keeper
         group.cancel_scope.cancel()
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT_S):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def rested() -> None:

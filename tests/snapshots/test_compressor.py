@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ramet.snapshots.compression import Compressed, decompress
 from ramet.snapshots.manifest import Manifest
 from ramet.snapshots.store import CaptureBroken, CaptureStore
 from ramet.vmm.port import MEMORY_FILE_NAME, CaptureFormat
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -50,12 +51,6 @@ async def running(store: CaptureStore) -> AsyncIterator[None]:
         group.start_soon(store.run)
         yield
         group.cancel_scope.cancel()
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(30):
-        while not condition():
-            await anyio.lowlevel.checkpoint()
 
 
 def state(store: CaptureStore) -> str:

@@ -11,8 +11,9 @@ from ramet.linux.pagemap import PAGE_BYTES, PageRuns
 from ramet.snapshots.export_file import runs_of_memory
 from ramet.snapshots.store import CaptureBroken, CaptureStore
 from ramet.vmm.port import MEMORY_FILE_NAME, CaptureFormat
-from tests.snapshots.test_compressor import HOW, is_compressed_alone, running, until
+from tests.snapshots.test_compressor import HOW, is_compressed_alone, running
 from tests.snapshots.test_verifier import damaged, flip
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

@@ -21,8 +21,9 @@ from ramet.snapshots.catalog import SnapshotCatalog, SnapshotNotFound
 from ramet.snapshots.checksums import Found, first_difference, look_at_disk
 from ramet.snapshots.store import CaptureStore
 from tests.disks.test_whole_disk import command, copied
-from tests.snapshots.test_compressor import Killed, until
+from tests.snapshots.test_compressor import Killed
 from tests.snapshots.test_verifier import flip, killing
+from tests.waiting import until
 
 SNAPSHOT = SnapshotId("snapshot")
 SIZE_BYTES = (8 << 20) + 512

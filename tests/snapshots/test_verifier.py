@@ -24,8 +24,8 @@ from tests.snapshots.test_compressor import (
     restarted,
     running,
     stored,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.anyio
 

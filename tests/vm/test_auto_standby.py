@@ -2,7 +2,6 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
 from dataclasses import replace
 
 import anyio
@@ -15,17 +14,12 @@ from ramet.instance.fleet_types import ExecCommand
 from ramet.policies.auto_standby import Status
 from tests.vm.images import HTTP_PORT
 from tests.vm.site import Children, Site
+from tests.waiting import until
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 NAME = "dozing"
 TIMEOUT_S = 60.0
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT_S):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 async def connected(ip: str) -> socket.socket:

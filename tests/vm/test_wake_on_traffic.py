@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,18 +17,13 @@ from tests.vm.daemon import own_daemon
 from tests.vm.images import HTTP_PORT, IMAGE
 from tests.vm.site import Children, Site, http_get
 from tests.vm.wire import nft
+from tests.waiting import until
 
 pytestmark = [pytest.mark.vm, pytest.mark.anyio]
 
 NAME = "napping"
 TIMEOUT_S = 60.0
 ONCE_PORT = 40_123
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    with anyio.fail_after(TIMEOUT_S):
-        while not is_so():
-            await anyio.lowlevel.checkpoint()
 
 
 @pytest.fixture

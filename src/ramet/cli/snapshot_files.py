@@ -4,17 +4,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final
 
 import click
 
 from ramet.cli.options import connect, json_option
 from ramet.cli.output import print_json, write_bytes
-from ramet.cli.transfer import shown
-from ramet.client.host_files import about, printable
-
-STREAM: Final = "-"
-_CHUNK_BYTES: Final = 256 << 10
+from ramet.cli.transfer import STREAM, sent, shown
+from ramet.client.host_files import about
 
 
 @click.command("export")
@@ -58,28 +54,12 @@ def import_command(context: click.Context, file: str, name: str | None, quiet: b
 
     Its image must be here. Import only what you trust: the hypervisor loads it.
     """
-    if file == STREAM and sys.stdin.isatty():
-        raise click.UsageError("A snapshot does not come from a terminal; redirect stdin: <FILE")
-    client = connect(context)
-    with about(file):
-        fd = sys.stdin.fileno() if file == STREAM else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        total_bytes = None if file == STREAM else os.fstat(fd).st_size
-        with shown(_read(fd, file), printable(file), total_bytes, quiet=quiet) as stream:
-            made = client.import_snapshot(stream, name)
-    finally:
-        if file != STREAM:
-            os.close(fd)
+    with sent(file, "a snapshot", quiet=quiet) as stream:
+        made = connect(context).import_snapshot(stream, name)
     if as_json:
         print_json(made)
     else:
         click.echo(made.id)
-
-
-def _read(fd: int, file: str) -> Iterator[bytes]:
-    with about(file):
-        while data := os.read(fd, _CHUNK_BYTES):
-            yield data
 
 
 def _write_whole(file: str, chunks: Iterator[bytes]) -> None:

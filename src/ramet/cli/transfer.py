@@ -1,8 +1,18 @@
-"""How far a copy is: a bar on a terminal, nothing elsewhere."""
+"""What goes to the server or comes from it, and how far it is: a bar on a terminal, nothing elsewhere."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
+
+import click
+
+from ramet.client.host_files import about, printable
+
+STREAM: Final = "-"
+"""What stands for stdin or stdout where a file is named."""
+_CHUNK_BYTES: Final = 256 << 10
 
 
 @contextmanager
@@ -33,3 +43,25 @@ def shown(
 
         yield counted()
         progress.update(task, total=progress.tasks[0].completed)  # A bar that is full, whatever was expected.
+
+
+@contextmanager
+def sent(file: str, what: str, *, quiet: bool) -> Iterator[Iterator[bytes]]:
+    """Give the bytes of `file` out, or of stdin, and show how far they are. `what` they are: "a snapshot"."""
+    if file == STREAM and sys.stdin.isatty():
+        raise click.UsageError(f"{what.capitalize()} does not come from a terminal; redirect stdin: <FILE")
+    with about(file):
+        fd = sys.stdin.fileno() if file == STREAM else os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        total_bytes = None if file == STREAM else os.fstat(fd).st_size
+        with shown(_read(fd, file), printable(file), total_bytes, quiet=quiet) as stream:
+            yield stream
+    finally:
+        if file != STREAM:
+            os.close(fd)
+
+
+def _read(fd: int, file: str) -> Iterator[bytes]:
+    with about(file):
+        while data := os.read(fd, _CHUNK_BYTES):
+            yield data

@@ -1,21 +1,12 @@
 """The volume commands."""
 
-import os
-import sys
-from collections.abc import Iterator
-from typing import Final
-
 import click
 
 from ramet.cli.options import connect, json_option, tag_option
 from ramet.cli.output import SHORT_ID_LENGTH, age, for_each, print_json, print_table
-from ramet.cli.transfer import shown
-from ramet.client.host_files import about, printable
+from ramet.cli.transfer import sent
 from ramet.core.volumes import VOLUME_GIB_MAX
 from ramet.wire_api.volumes import AttachVolume, CreateVolume, Volume
-
-STREAM: Final = "-"
-_CHUNK_BYTES: Final = 256 << 10
 
 
 @click.group("volume")
@@ -63,17 +54,8 @@ def create_command(
     if archive is None:
         made = client.create_volume(body)
     else:
-        if archive == STREAM and sys.stdin.isatty():
-            raise click.UsageError("An archive does not come from a terminal; redirect stdin: <FILE")
-        with about(archive):
-            fd = sys.stdin.fileno() if archive == STREAM else os.open(archive, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            total_bytes = None if archive == STREAM else os.fstat(fd).st_size
-            with shown(_read(fd, archive), printable(archive), total_bytes, quiet=quiet) as stream:
-                made = client.create_volume_from_archive(body, stream)
-        finally:
-            if archive != STREAM:
-                os.close(fd)
+        with sent(archive, "an archive", quiet=quiet) as stream:
+            made = client.create_volume_from_archive(body, stream)
     if as_json:
         print_json(made)
     else:
@@ -138,12 +120,6 @@ def rm_command(context: click.Context, volumes: tuple[str, ...]) -> int:
         click.echo(ref)
 
     return for_each(volumes, remove)
-
-
-def _read(fd: int, file: str) -> Iterator[bytes]:
-    with about(file):
-        while data := os.read(fd, _CHUNK_BYTES):
-            yield data
 
 
 def _row(volume: Volume) -> tuple[str, ...]:
