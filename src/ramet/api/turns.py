@@ -22,7 +22,7 @@ async def dump_in_turns(
     pieces, between = [b"["], b""
     left = iter(items)
     while some := tuple(islice(left, PER_TURN)):
-        pieces += between, adapter.dump_json(tuple(map(show, some)))[1:-1]
+        pieces.append(between + adapter.dump_json(tuple(map(show, some)))[1:-1])
         between = b","
         await anyio.lowlevel.checkpoint()
     return [*pieces, b"]"]
@@ -41,3 +41,4 @@ class JsonPieces(StreamingResponse):
 async def _one_by_one(pieces: Sequence[bytes]) -> AsyncIterator[bytes]:
     for piece in pieces:
         yield piece
+        await anyio.lowlevel.checkpoint()  # As long as a socket takes them, nothing else gives others a turn.
