@@ -37,7 +37,6 @@ def create(http: httpx.Client, **fields: Any) -> httpx.Response:
 @pytest.mark.parametrize(
     ("fields", "field"),
     [
-        ({"skip_guest_agent": True}, "skip_guest_agent"),
         ({"hotplug_size": "3GB"}, "hotplug_size"),
         ({"credentials": {"KEY": {}}}, "credentials"),
         ({"devices": ["gpu0"]}, "devices"),

@@ -52,7 +52,6 @@ METHODS: Final[Mapping[str, Method]] = {
             "gpu": {"profile": "L40S-2Q"},
             "hotplug_size": "1GB",  # Of QEMU; Cloud Hypervisor takes it.
             "network.egress": {"enabled": True},
-            "skip_guest_agent": True,
         },
         missing="`hotplug_size` is taken by Cloud Hypervisor",
     ),

@@ -228,8 +228,10 @@ async def create_instance(at: Place) -> None:
     assert made.snapshot_policy.compression.algorithm == "lz4"
     assert made.created_at <= made.started_at
     moment = datetime(datetime.now(UTC).year + 1, 2, 3, tzinfo=UTC)
-    alone = await at.boot("-alone", network={"enabled": False}, expires_at=moment)
+    alone = await at.boot("-alone", network={"enabled": False}, expires_at=moment, skip_guest_agent=True)
     assert alone.expires_at == moment
+    with pytest.raises(hypeman.ConflictError, match="guest_agent_skipped"):
+        await at.call("instances.stat", id=alone.id, path="/")
     assert (alone.network.enabled, alone.network.ip) == (False, None)
     with pytest.raises(hypeman.ConflictError, match="name_taken"):
         await at.boot()

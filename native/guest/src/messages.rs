@@ -175,6 +175,8 @@ pub struct BootConfig {
     pub overlay_parts: Vec<u64>,
     #[serde(default)]
     pub volumes: Vec<Volume>,
+    #[serde(default)]
+    pub skip_agent: bool,
     #[serde(flatten)]
     pub identity: Identity,
 }
@@ -292,7 +294,7 @@ mod tests {
         let config: BootConfig = serde_json::from_str(
             r#"{"argv": ["/bin/sh"], "env": {"A": "b"}, "cwd": "/", "user": "", "hostname": "web",
                 "machine_id": "00", "clock_ns": 5, "entropy": "ff", "overlay": "disk", "later": [1],
-                "overlay_parts": [4096, 8192],
+                "overlay_parts": [4096, 8192], "skip_agent": true,
                 "volumes": [{"path": "/data", "read_only": true, "overlay_part": 1},
                             {"path": "/more", "read_only": false, "overlay_part": null}],
                 "network": {"mac": "52:54:00:00:00:01", "ip": "10.0.0.2", "prefix_length": 24,
@@ -301,6 +303,7 @@ mod tests {
         .unwrap();
         assert_eq!(config.identity.hostname, "web");
         assert_eq!(config.overlay_parts, [4096, 8192]);
+        assert!(config.skip_agent);
         let volumes: Vec<_> =
             config.volumes.iter().map(|one| (one.path.as_str(), one.overlay_part)).collect();
         assert_eq!(volumes, [("/data", Some(1)), ("/more", None)]);

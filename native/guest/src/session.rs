@@ -21,6 +21,8 @@ use crate::network;
 use crate::sys::{self, Ending, NANOS_PER_SECOND};
 
 const EXECS_MAX: usize = 256;
+/// What acts on the inside of the guest for somebody else; the rest is about the guest as a whole.
+const ENTERING: [&str; 4] = ["exec", "stat", "read_archive", "write_archive"];
 /// A frozen guest is wanted at once, but under emulation every process has to be scheduled to stand still.
 const FREEZE_TIMEOUT_S: u64 = 10;
 /// What a terminal is taken for where neither the image nor the request says.
@@ -162,6 +164,9 @@ impl Agent {
             return Err(Refused::new("stream_in_use", format!("stream {stream} has not ended")));
         }
         let Operation { op } = parse(payload)?;
+        if self.manner.skip_agent && ENTERING.contains(&op.as_str()) {
+            return Err(Refused::new("agent_skipped", format!("nobody enters this guest, so no {op}")));
+        }
         match op.as_str() {
             "health" => {
                 let uptime_s = sys::uptime_ns() as f64 / NANOS_PER_SECOND as f64;

@@ -18,6 +18,8 @@ pub struct Manner {
     pub cwd: String,
     pub user: String,
     pub hostname: String,
+    /// Commands and files of others are refused.
+    pub skip_agent: bool,
 }
 
 impl Manner {
@@ -27,6 +29,7 @@ impl Manner {
             cwd: config.cwd.clone(),
             user: config.user.clone(),
             hostname: config.identity.hostname.clone(),
+            skip_agent: config.skip_agent,
         }
     }
 

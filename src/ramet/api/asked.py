@@ -25,6 +25,7 @@ from ramet.core.compression import (
     CompressionAsk,
 )
 from ramet.core.errors import Invalid, Unsupported
+from ramet.core.health import HealthCheck
 from ramet.core.ids import NAME_LENGTH_MAX, is_name
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
@@ -92,7 +93,6 @@ def _is_disabled(value: object) -> bool:
 
 
 _UNSUPPORTED_CREATE: Final[Mapping[str, Callable[[object], bool]]] = {
-    "skip_guest_agent": _is_falsy,
     "credentials": _is_falsy,
     "devices": _is_falsy,
     "gpu": _is_falsy,
@@ -134,7 +134,7 @@ def check_create(body: wire.CreateInstance, facts: HostFacts) -> None:
     check_tags(body.tags or {})
     _policy(body.snapshot_policy)
     to_auto_standby(body.auto_standby)
-    to_health_check(body.health_check, has_network=_has_network(body.network))
+    _created_check(body)
     to_restart_policy(body.restart_policy)
     to_expiry(body.ttl, body.expires_at, time.time())
 
@@ -156,7 +156,10 @@ def to_changes(body: wire.UpdateInstance, record: InstanceRecord) -> SpecChanges
         changes["auto_standby"] = to_auto_standby(body.auto_standby, record.spec.auto_standby)
     if body.health_check is not None:
         changes["health_check"] = to_health_check(
-            body.health_check, record.spec.health_check, has_network=record.spec.has_network
+            body.health_check,
+            record.spec.health_check,
+            has_network=record.spec.has_network,
+            has_agent=not record.spec.skip_guest_agent,
         )
     if body.restart_policy is not None:
         changes["restart_policy"] = to_restart_policy(body.restart_policy, record.spec.restart_policy)
@@ -211,11 +214,20 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
         fork_pool=to_pool_size(body.fork_pool or 0, "fork_pool"),
         compression=_policy(body.snapshot_policy),
         auto_standby=to_auto_standby(body.auto_standby),
-        health_check=to_health_check(body.health_check, has_network=_has_network(body.network)),
+        health_check=_created_check(body),
         restart_policy=to_restart_policy(body.restart_policy),
         expires_at=to_expiry(body.ttl, body.expires_at, time.time()),
         hotplug_bytes=_hotplug_bytes(body, facts),
         disk_io_bytes_per_s=to_disk_io(body, facts),
+        skip_guest_agent=bool(body.skip_guest_agent),
+    )
+
+
+def _created_check(body: wire.CreateInstance) -> HealthCheck | None:
+    return to_health_check(
+        body.health_check,
+        has_network=_has_network(body.network),
+        has_agent=not body.skip_guest_agent,
     )
 
 

@@ -35,7 +35,11 @@ _NOBODY_ASKS: Final = wire.HealthStatus(HealthStatus.DISABLED.value, 0, 0)
 
 
 def to_health_check(
-    body: wire.HealthCheck | None, before: HealthCheck | None = None, *, has_network: bool
+    body: wire.HealthCheck | None,
+    before: HealthCheck | None = None,
+    *,
+    has_network: bool,
+    has_agent: bool = True,
 ) -> HealthCheck | None:
     """Return the check that a request gives; what it does not say is as `before`. None: none.
 
@@ -49,6 +53,8 @@ def to_health_check(
         return None
     if kind != "exec" and not has_network:
         raise _invalid("type", f"a check over {kind} needs a network", "use an exec check")
+    if kind == "exec" and not has_agent:
+        raise _invalid("type", "a check by exec needs the guest's agent", "use a check over http or tcp")
     base, at = before or _DEFAULTS, f"{_FIELD}."
     return HealthCheck(
         kind,

@@ -3,7 +3,7 @@
 from ramet.api.ports import FleetPort
 from ramet.core.spec import State
 from ramet.instance import remedies
-from ramet.instance.fleet_types import InstanceView, WrongState
+from ramet.instance.fleet_types import InstanceView, WrongState, demand_agent
 
 
 def require_running(fleet: FleetPort, ref: str, what: str) -> InstanceView:
@@ -11,9 +11,11 @@ def require_running(fleet: FleetPort, ref: str, what: str) -> InstanceView:
 
     Raises:
         InstanceNotFound, InstanceAmbiguous: as they say.
+        GuestAgentSkipped: nobody may enter its guest.
         WrongState: it does not run.
     """
     found = fleet.get(ref)
+    demand_agent(found.record)
     name, state = found.record.name, found.record.state
     if state is not State.RUNNING:
         raise WrongState(

@@ -61,6 +61,7 @@ def to_instance(
         hotplug_size=format_size(spec.hotplug_bytes) if spec.hotplug_bytes else None,
         overlay_size=format_size(spec.overlay_bytes),
         disk_io_bps=_format_disk_io(spec.disk_io_bytes_per_s),
+        skip_guest_agent=spec.skip_guest_agent,
         vcpus=spec.vcpu_count,
         env=spec.env,
         tags=spec.tags,

@@ -68,6 +68,7 @@ class OtherState(Broken):
 @click.option("--disk-io", help="How much its disks let through, such as 100MB/s.")
 @click.option("--bandwidth-down", help="How much may come to it, such as 20Mbps or 125MB/s.")
 @click.option("--bandwidth-up", help="How much it may send.")
+@click.option("--skip-guest-agent", is_flag=True, help="Let nobody run commands in it or copy its files.")
 @click.option("--hypervisor", help="What runs it; the server has a default.")
 @click.option(
     "--fork-pool", type=click.IntRange(0), help="Make so many children ahead of their fork, see ramet pool."
@@ -102,6 +103,7 @@ def run_command(
     disk_io: str | None,
     bandwidth_down: str | None,
     bandwidth_up: str | None,
+    skip_guest_agent: bool,
     hypervisor: str | None,
     fork_pool: int | None,
     auto_standby: str | None,
@@ -141,6 +143,7 @@ def run_command(
             bandwidth_download=bandwidth_down,
             bandwidth_upload=bandwidth_up,
         ),
+        skip_guest_agent=skip_guest_agent or None,
         hypervisor=hypervisor,
         fork_pool=fork_pool,
         auto_standby=_idle(auto_standby, wake_on_traffic=wake_on_traffic),

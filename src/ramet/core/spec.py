@@ -63,7 +63,8 @@ class InstanceSpec:
     `volumes` are mounted at its next boot, in
     their order; `overlay_parts` are the sizes of what its disk has room for behind the root's overlay.
     `hotplug_bytes` more memory come once it has booted. Its disks let no more through than
-    `disk_io_bytes_per_s`, read and written together; None: all they can.
+    `disk_io_bytes_per_s`, read and written together; None: all they can. With `skip_guest_agent` nobody gets
+    in: its guest runs no commands for others, and gives and takes no files.
 
     Every field names its rule for forks in `FORK_RULES`.
     """
@@ -91,6 +92,7 @@ class InstanceSpec:
     overlay_parts: tuple[int, ...] = ()
     hotplug_bytes: int = 0
     disk_io_bytes_per_s: int | None = None
+    skip_guest_agent: bool = False
 
     @property
     def disk_bytes(self) -> int:
@@ -178,6 +180,7 @@ FORK_RULES: Final[Mapping[str, ForkRule]] = {
     "overlay_parts": "copied",
     "hotplug_bytes": "copied",
     "disk_io_bytes_per_s": "copied",
+    "skip_guest_agent": "copied",
 }
 """What becomes of each field of a spec in a fork; a test demands that every field is here."""
 

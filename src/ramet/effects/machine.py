@@ -69,6 +69,7 @@ def write_config_disk(site: Site, record: InstanceRecord, path: Path) -> None:
         volumes=tuple(
             BootVolume(mount.path, mount.is_read_only, mount.overlay_part) for mount in record.spec.volumes
         ),
+        skip_agent=record.spec.skip_guest_agent,
     )
     content = config.to_disk()
     if len(content) > CONFIG_DISK_BYTES:

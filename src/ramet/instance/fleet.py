@@ -52,6 +52,7 @@ from ramet.instance.fleet_types import (
     PathStat,
     WaitOutcome,
     WrongState,
+    demand_agent,
 )
 from ramet.instance.host import Host, LogSource
 from ramet.instance.outcomes import Forked, Outcomes, outcomes_of
@@ -159,7 +160,7 @@ class Fleet:
 
         Raises:
             InstanceNotFound, InstanceAmbiguous
-            WrongState: it does not run.
+            GuestAgentSkipped, WrongState: nobody may enter it; it does not run.
             Invalid: the command cannot be run like that.
             Broken: the guest does not answer.
         """
@@ -169,7 +170,7 @@ class Fleet:
         """Tell what is at `path` of a guest; of a symbolic link itself, or of what it leads to.
 
         Raises:
-            InstanceNotFound, InstanceAmbiguous, WrongState: as `open_exec`.
+            InstanceNotFound, InstanceAmbiguous, GuestAgentSkipped, WrongState: as `open_exec`.
             Broken: the guest does not answer.
         """
         return await self._host.stat_path(self._running(ref), path, follow_links=follow_links)
@@ -184,7 +185,7 @@ class Fleet:
         Entering fails if there is nothing to read; leaving early ends the copy in the guest.
 
         Raises:
-            InstanceNotFound, InstanceAmbiguous, WrongState: as `open_exec`, before entering.
+            InstanceNotFound, InstanceAmbiguous, GuestAgentSkipped, WrongState: as `open_exec`, at once.
             NotFound: there is no such path (`path_not_found`).
             Broken: the guest does not answer, or could not read on.
         """
@@ -199,7 +200,7 @@ class Fleet:
         as in the archive, otherwise all is the workload's user's.
 
         Raises:
-            InstanceNotFound, InstanceAmbiguous, WrongState: as `open_exec`.
+            InstanceNotFound, InstanceAmbiguous, GuestAgentSkipped, WrongState: as `open_exec`.
             NotFound: there is no such path (`path_not_found`).
             Invalid: it is not a directory, or the stream is not an archive that may be unpacked there.
             Exhausted: the guest's disk is full (`guest_disk_full`).
@@ -581,6 +582,7 @@ class Fleet:
 
     def _running(self, ref: str) -> InstanceRecord:
         record = self._actor(ref).record
+        demand_agent(record)
         if record.state is not State.RUNNING:
             raise WrongState(f"instance {record.name} is {record.state}, not Running", state=record.state)
         return record

@@ -41,6 +41,19 @@ class WrongState(Conflict):
     code = "invalid_state"
 
 
+class GuestAgentSkipped(Conflict):
+    """The instance was made with `skip_guest_agent`: nobody runs commands in it or copies its files."""
+
+    code = "guest_agent_skipped"
+    remedy_default = "make an instance without skip_guest_agent"
+
+
+def demand_agent(record: InstanceRecord) -> None:
+    """Raise GuestAgentSkipped if nobody may enter the guest of `record`."""
+    if record.spec.skip_guest_agent:
+        raise GuestAgentSkipped(f"instance {record.name} was made with skip_guest_agent: nobody enters it")
+
+
 class DeleteIncomplete(Broken):
     """Part of an instance could not be removed; it stays held and visible."""
 

@@ -64,7 +64,7 @@ class BootConfig:
     """What a guest runs and who it is at first. `user` as in an OCI image config; `clock_ns` is Unix time.
 
     `overlay_parts` are the sizes in bytes of the file systems on the overlay's disk, the root's first, and
-    none where that is the only one.
+    none where that is the only one. With `skip_agent` the guest refuses commands and files of others.
     """
 
     argv: tuple[str, ...]
@@ -79,6 +79,7 @@ class BootConfig:
     overlay: Literal["disk"] = "disk"
     overlay_parts: tuple[int, ...] = ()
     volumes: tuple[BootVolume, ...] = ()
+    skip_agent: bool = False
 
     def to_disk(self) -> bytes:
         """Return the contents of the config disk, a whole number of sectors.
@@ -100,6 +101,7 @@ class BootConfig:
                 "overlay": self.overlay,
                 "overlay_parts": list(self.overlay_parts),
                 "volumes": [volume.to_json() for volume in self.volumes],
+                "skip_agent": self.skip_agent,
             }
         )
         if len(payload) > BOOT_CONFIG_BYTES_MAX:
@@ -122,6 +124,9 @@ class BootConfig:
         message = load(image[_HEAD_BYTES : _HEAD_BYTES + length])
         if message.get("overlay") != "disk":
             raise ProtocolError(f"overlay is {message.get('overlay')!r}")
+        skip_agent = message.get("skip_agent", False)
+        if not isinstance(skip_agent, bool):
+            raise ProtocolError(f"skip_agent is {skip_agent!r}")
         return cls(
             argv=parse_texts(message, "argv"),
             env=parse_text_map(message, "env"),
@@ -134,6 +139,7 @@ class BootConfig:
             network=parse_network(message),
             overlay_parts=_parse_sizes(message.get("overlay_parts", [])),
             volumes=tuple(BootVolume.from_json(raw) for raw in _parse_list(message.get("volumes", []))),
+            skip_agent=skip_agent,
         )
 
 

@@ -47,8 +47,8 @@ class InstanceNetwork:
 class Instance:
     """One instance. Sizes such as "1GB", times in RFC 3339 and UTC.
 
-    Additive: `image_digest`; `parent_id`, of the instance it was forked from; `fork_pool`, null without one;
-    `timings_ms` by phase, in the answer to its fork only.
+    Additive: `image_digest`; `skip_guest_agent`; `parent_id`, of what it was forked from; `fork_pool`, null
+    without one; `timings_ms` by phase, in the answer to its fork only.
     """
 
     id: str
@@ -84,6 +84,7 @@ class Instance:
     stopped_at: str | None = None
     expires_at: str | None = None
     volumes: tuple[VolumeMount, ...] = ()
+    skip_guest_agent: bool = False
     parent_id: str | None = None
     fork_pool: ForkPool | None = None
     timings_ms: Mapping[str, float] | None = None
