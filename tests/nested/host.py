@@ -4,6 +4,9 @@ The guests' kernel boots as that host's own, `kvm_amd` works in it, and it sees 
 read-only under a layer in memory, at the same paths. So the same checkout and programs run there with KVM,
 with control groups of version 2, and on a kernel without PAGEMAP_SCAN. What runs in it is emulated, some ten
 times slower than outside; guests within are no slower than it.
+
+Now and then an emulated processor loses its timer while a guest runs on it, and the whole host within stands
+still for good, whatever runs there. Its kernel notices and panics, and all begins anew: nothing is kept.
 """
 
 import os
@@ -12,6 +15,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,10 +34,22 @@ CPU: Final = "EPYC,+svm,+npt"
 FOLDERS: Final = ("bin", "dev", "proc", "sys", "outer", "memory", "root", MODULES_FOLDER)
 VARIABLES: Final = ("RAMET_KERNEL_PACKAGE", "RAMET_KITS_DIR", "RAMET_FIRECRACKER", "RAMET_CLOUD_HYPERVISOR")
 EXIT_STATUS: Final = "exit status within: "
+ATTEMPTS_MAX: Final = 3
+STALL_S: Final = 40
+"""For how long a processor may get nowhere; on the busiest of hosts a live one takes a tenth of that."""
+PANIC_WHEN_STALLED: Final = (
+    f"softlockup_panic=1 watchdog_thresh={STALL_S // 2} "
+    f"sysctl.kernel.panic_on_rcu_stall=1 rcupdate.rcu_cpu_stall_timeout={STALL_S}"
+)
+STALLS: Final = ("not syncing: softlockup", "not syncing: RCU Stall")
 
 
 class NestedFailed(Exception):
     """The host within ended without saying how the command did."""
+
+
+class HostStalled(NestedFailed):
+    """A processor of the host within stood still."""
 
 
 def run_within(
@@ -46,6 +62,8 @@ def run_within(
 ) -> int:
     """Run `command` in the project's folder in a host within; returns its exit status.
 
+    In a host that stood still it is run again from the start.
+
     Args:
         kernel_package: a .deb with the kernel of the host within.
         timeout_s: for all of it.
@@ -53,16 +71,24 @@ def run_within(
         variables: of its environment, beside those that say where ramet's parts are.
 
     Raises:
-        NestedFailed: the host within failed, or it took too long.
+        NestedFailed: the host within failed, stood still every time, or it took too long.
     """
+    until = time.monotonic() + timeout_s
     with tempfile.TemporaryDirectory(prefix="ramet-within-") as work:
         folder = Path(work)
         source = unpack_package(kernel_package, folder / "kernel")
         told = {name: os.environ[name] for name in VARIABLES if name in os.environ} | dict(variables or {})
         initramfs = folder / "initramfs"
         initramfs.write_bytes(_initramfs(source, command, told))
-        with _outer_files(folder) as files:
-            return _boot(source.vmlinuz, initramfs, files, folder, timeout_s, say)
+        for left in reversed(range(ATTEMPTS_MAX)):
+            try:
+                with _outer_files(folder) as files:
+                    return _boot(source.vmlinuz, initramfs, files, folder, until - time.monotonic(), say)
+            except HostStalled as stalled:
+                if left == 0:
+                    raise
+                say(f"once more: {stalled}")
+    raise AssertionError("unreachable")
 
 
 def _initramfs(source: KernelSource, command: Sequence[str], variables: Mapping[str, str]) -> bytes:
@@ -92,6 +118,7 @@ def _initramfs(source: KernelSource, command: Sequence[str], variables: Mapping[
 def _outer_files(folder: Path) -> Iterator[Path]:
     """Serve this host's files inside; yields the socket to be asked at."""
     path = folder / "files.sock"
+    path.unlink(missing_ok=True)
     options = ["-o", "source=/", "-o", "cache=always", "-o", "sandbox=chroot", "-f"]
     with socket.socket(socket.AF_UNIX) as listener, (folder / "virtiofsd.log").open("wb") as log:
         listener.bind(str(path))
@@ -122,7 +149,7 @@ def _boot(
         *("-nodefaults", "-display", "none", "-no-reboot"),
         *("-serial", f"file:{console}", "-serial", "stdio"),
         *("-kernel", str(kernel), "-initrd", str(initramfs)),
-        *("-append", "console=ttyS0 panic=-1 loglevel=4 mitigations=off"),
+        *("-append", f"console=ttyS0 panic=-1 loglevel=4 mitigations=off {PANIC_WHEN_STALLED}"),
     ]
     timed = ["timeout", "--kill-after=5", str(timeout_s), "qemu-system-x86_64", *machine]
     status: int | None = None
@@ -139,9 +166,10 @@ def _boot(
             else:
                 say(line)
     if status is None:
-        tail = console.read_text(errors="replace")[-4000:] if console.exists() else "no word"
-        raise NestedFailed(
-            f"the host within ended or took longer than {timeout_s:g} s; its last words:\n{tail}"
+        words = console.read_text(errors="replace") if console.exists() else "no word"
+        kind = HostStalled if any(stall in words for stall in STALLS) else NestedFailed
+        raise kind(
+            f"the host within ended or took longer than {timeout_s:.0f} s; its last words:\n{words[-4000:]}"
         )
     return status
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from tests.nested.host import NestedFailed, run_within, why_not
+from tests.nested import host
+from tests.nested.host import STALL_S, HostStalled, NestedFailed, run_within, why_not
 
 pytestmark = [
     pytest.mark.vm,
@@ -94,3 +95,19 @@ def test_the_exit_status_of_the_command_is_told() -> None:
     command = ["sh", "-c", "test -c /dev/kvm && cat /sys/fs/cgroup/cgroup.controllers; exit 7"]
     assert run_within(command, kernel_package=PACKAGE, timeout_s=TIMEOUT_S, say=lines.append) == 7
     assert {"cpu", "memory", "pids"} <= set(" ".join(lines).split())
+
+
+def test_a_host_within_that_stands_still_panics_and_all_begins_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = ("softlockup_panic", "watchdog_thresh", "panic_on_rcu_stall")
+    files = " ".join(f"/proc/sys/kernel/{name}" for name in limits)
+    rcu = "/sys/module/rcupdate/parameters/rcu_cpu_stall_timeout"
+    dies = f"echo '<0>{host.STALLS[0]}' >/dev/kmsg; echo b >/proc/sysrq-trigger"
+    command = ["sh", "-c", f"cat {files} {rcu}; {dies}"]
+    monkeypatch.setattr(host, "ATTEMPTS_MAX", 2)
+    lines: list[str] = []
+    with pytest.raises(HostStalled):
+        run_within(command, kernel_package=PACKAGE, timeout_s=TIMEOUT_S, say=lines.append)
+    told = ["1", str(STALL_S // 2), "1", str(STALL_S)]
+    assert lines[:4] == told
+    assert lines[4].startswith("once more: ")
+    assert lines[-4:] == told
