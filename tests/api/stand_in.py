@@ -23,6 +23,7 @@ from ramet.admission.demand import Resource
 from ramet.admission.ledger import Limit
 from ramet.api import HostFacts, HttpServer, KeptAnswers, Parts, RuntimeFacts, TokenAuth, create_app
 from ramet.api.facts import runtime_features
+from ramet.api.peers import PeerAuth
 from ramet.core.compression import NOT_SAID, CompressionAsk
 from ramet.core.errors import Broken, Exhausted
 from ramet.core.ids import CaptureId, InstanceId, LayerId
@@ -55,6 +56,8 @@ from tests.api.stand_in_schedules import StandInSchedules
 from tests.api.stand_in_snapshots import StandInSnapshots
 from tests.api.stand_in_volumes import StandInVolumes
 
+READER_UID = 65_533
+"""A user that the unix socket lets in, to read instances."""
 SECRET = "a secret that is long enough for tests only"
 FEATURES = runtime_features(limits_disks=True)
 RUNTIMES = (RuntimeFacts("qemu", True, FEATURES), RuntimeFacts("qemu-microvm", True, FEATURES))
@@ -350,13 +353,15 @@ def serve() -> Iterator[Served]:
         path = Path(folder) / "api.sock"
         unix = socket.socket(socket.AF_UNIX)
         unix.bind(str(path))
+        Path(folder).chmod(0o711)
+        path.chmod(0o666)  # As it is where others than root may ask.
         tcp = socket.create_server(("127.0.0.1", 0))
         fleet, catalog = StandInFleet(), StandInCatalog()
         snapshots, volumes = StandInSnapshots(fleet), StandInVolumes(fleet)
         schedules = StandInSchedules(fleet, snapshots)
         parts = stand_in_parts(fleet, catalog, snapshots, volumes, schedules)
         servers = [
-            HttpServer(create_app(parts, auth=None), unix),
+            HttpServer(create_app(parts, auth=PeerAuth({READER_UID: ("instance:read",)})), unix),
             HttpServer(create_app(parts, auth=TokenAuth(SECRET)), tcp),
         ]
         unix.listen()  # From here on clients wait in the backlog; nobody has to be told that it is ready.

@@ -1,6 +1,7 @@
 """Tokens: who is let in over TCP, and for what."""
 
 import time
+from contextlib import closing
 
 import httpx
 import jwt
@@ -8,9 +9,10 @@ import pytest
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from fuzz.api import Api
 from ramet.api.auth import TokenAuth, WeakSecret, scope_of
 from ramet.telemetry.timings import operation
-from ramet.wire_api.scopes import SCOPES
+from ramet.wire_api.scopes import EVERYTHING, SCOPES
 from tests.api.stand_in import SECRET, Served, token
 
 
@@ -93,6 +95,10 @@ def test_a_bad_token_is_refused(served: Served, bearer: str) -> None:
         (["volume:read"], "POST", "/volumes/from-archive", 403),
         (["volume:write"], "POST", "/volumes/from-archive", 400),
         (["volume:write"], "POST", "/instances/web/volumes/data", 403),
+        (["instance:write"], "DELETE", "/instances/web/volumes/data", 404),
+        (["instance:delete"], "DELETE", "/instances/web/volumes/data", 403),
+        (["resource:write"], "POST", "/resources/memory/reclaim", 400),
+        (["resource:read"], "POST", "/resources/memory/reclaim", 403),
         (["volume:write"], "DELETE", "/volumes/data", 403),
         (["volume:delete"], "DELETE", "/volumes/data", 404),
         (["bogus"], "GET", "/instances", 403),
@@ -139,6 +145,21 @@ def test_a_short_secret_is_no_secret() -> None:
 
 def test_the_secret_is_not_shown() -> None:
     assert SECRET not in repr(TokenAuth(SECRET))
+
+
+def test_every_call_needs_a_scope_that_a_token_can_have() -> None:
+    with closing(Api()) as api:
+        called = [operation.label.split(" ", 1) for operation in api.operations()]
+    assert len(called) > 50
+    for method, path in called:
+        assert scope_of("http", method, path) in {*SCOPES, None} - {EVERYTHING} or path == "/health"
+
+
+def test_who_may_not_is_told_what_is_missing_in_a_field_of_its_own(served: Served) -> None:
+    headers = {"Authorization": f"Bearer {token('instance:read')}"}
+    refused = httpx.post(f"{served.url}/resources/memory/reclaim", json={}, headers=headers).json()
+    assert (refused["code"], refused["fields"]) == ("forbidden", {"scope": "resource:write"})
+    assert get(served, "/instances", None).json()["fields"] is None
 
 
 def test_every_path_needs_a_scope_that_exists() -> None:

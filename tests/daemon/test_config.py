@@ -213,3 +213,20 @@ def test_registries_are_nested(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert (config.mirrors, config.docker_config) == ({"docker.io": "m.example:443"}, tmp_path)
     chosen = load_settings({"registries": {"docker_config": "/etc/docker"}}).registries.config()
     assert chosen.docker_config == Path("/etc/docker")
+
+
+def test_users_of_the_socket_are_named_with_what_they_may_do(tmp_path: Path) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text('socket_users:\n  root: [instance:read, instance:write]\n  1001: ["*"]\n')
+    assert load_settings({}, file).socket_scopes() == {0: ("instance:read", "instance:write"), 1001: ("*",)}
+    assert load_settings({}).socket_scopes() == {}
+
+
+@pytest.mark.parametrize(
+    ("users", "why"), [("{nobody-like-that: []}", "no user"), ("{root: [instances]}", "no scope")]
+)
+def test_users_and_scopes_that_there_are_not_are_refused(tmp_path: Path, users: str, why: str) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text(f"socket_users: {users}\n")
+    with pytest.raises(SettingsInvalid, match=why):
+        load_settings({}, file)

@@ -1,6 +1,7 @@
 """The application: every route, behind what every request must pass.
 
-The daemon makes it twice over the same fleet, once for TCP with `auth` and once for the unix socket without.
+The daemon makes it twice over the same fleet: once for TCP, where a token is asked for, and once for the unix
+socket, where it is the user that counts.
 """
 
 from collections.abc import MutableMapping
@@ -25,9 +26,9 @@ from ramet.api import (
     volume_routes,
 )
 from ramet.api.archives import is_archive
-from ramet.api.auth import RequireToken, TokenAuth
+from ramet.api.auth import Auth, Guard
 from ramet.api.description import Described
-from ramet.api.errors import install
+from ramet.api.errors import install, no_such_path
 from ramet.api.idempotency import Idempotency
 from ramet.api.parts import Parts
 from ramet.api.request_id import NameRequests
@@ -61,11 +62,11 @@ class LimitBody:
         await self._app(scope, receive_limited, send)
 
 
-def create_app(parts: Parts, *, auth: TokenAuth | None) -> FastAPI:
+def create_app(parts: Parts, *, auth: Auth | None) -> FastAPI:
     """Return the API over `parts`.
 
     Args:
-        auth: checks the token of every request; None trusts whoever can connect.
+        auth: knows who may ask for what; None trusts whoever can connect.
     """
     fleet, facts = parts.fleet, parts.facts
     app = Described(
@@ -79,6 +80,7 @@ def create_app(parts: Parts, *, auth: TokenAuth | None) -> FastAPI:
         responses={"default": {"model": Error, "description": "What went wrong"}},
     )
     install(app)
+    app.router.default = no_such_path(app.router.default)
     app.include_router(system_routes.router(app, facts))
     app.include_router(resource_routes.router(fleet, parts.resources))
     app.include_router(reclaim.router(parts.reclaims))
@@ -95,6 +97,6 @@ def create_app(parts: Parts, *, auth: TokenAuth | None) -> FastAPI:
     app.add_middleware(Idempotency, answers=parts.answers)  # Each goes around those before it.
     app.add_middleware(LimitBody)
     if auth is not None:
-        app.add_middleware(RequireToken, auth=auth)
+        app.add_middleware(Guard, auth=auth)
     app.add_middleware(NameRequests)
     return app

@@ -1,13 +1,13 @@
 """Who may ask: every request over TCP carries a token, and the token says for what.
 
 It stands in front of the whole application, so a route added tomorrow is closed before anybody thinks of it.
-The unix socket needs none of this: its file mode decides.
+On the unix socket, the user at its other end stands for the token: `ramet.api.peers`.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Protocol
 
 import jwt
 from starlette.datastructures import Headers
@@ -50,14 +50,30 @@ class WeakSecret(Invalid):
     code = "weak_secret"
 
 
-class TokenRefused(Exception):
-    """The request carries no token we accept. `status` is 401 or 403."""
+class Refused(Exception):
+    """Whoever asks is not let in. `status` is 401 or 403; `scope` is what would have to be allowed."""
 
-    def __init__(self, status: HTTPStatus, message: str, remedy: str) -> None:
+    def __init__(self, status: HTTPStatus, message: str, remedy: str, scope: str | None = None) -> None:
         super().__init__(message)
         self.status = status
         self.message = message
         self.remedy = remedy
+        self.scope = scope
+
+
+class Auth(Protocol):
+    """Knows who may ask for what."""
+
+    def admit(self, scope: Scope, needed: str | None) -> str:
+        """Return who sends a request, or opens a WebSocket.
+
+        Args:
+            needed: the scope that must be allowed; None if it is enough to be known.
+
+        Raises:
+            Refused: the request is not allowed.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +93,15 @@ class TokenAuth:
                 remedy="make one with: openssl rand -hex 32",
             )
 
-    def check(self, authorization: str | None, scope: str | None) -> str:
-        """Return the subject of a request, by its header `authorization`.
-
-        Args:
-            scope: what the token must allow; None if any valid token will do.
-
-        Raises:
-            TokenRefused: the request is not allowed.
-        """
-        kind, _, token = (authorization or "").partition(" ")
+    def admit(self, scope: Scope, needed: str | None) -> str:
+        """Return the subject of the token in the header `authorization`; see `Auth`."""
+        headers = Headers(scope=scope)
+        if scope["type"] == "websocket" and "origin" in headers:
+            # Browsers say it and nobody else does; a page must not reach a guest with a borrowed token.
+            raise Refused(HTTPStatus.FORBIDDEN, "Browsers may not open this", "use the API's client")
+        kind, _, token = headers.get("authorization", "").partition(" ")
         if kind.lower() != "bearer" or not token:
-            raise TokenRefused(
+            raise Refused(
                 HTTPStatus.UNAUTHORIZED,
                 "The request carries no token",
                 "send 'Authorization: Bearer TOKEN'; ramet token makes one",
@@ -102,14 +115,15 @@ class TokenAuth:
                 options={"require": ["sub", "exp"]},
             )
         except jwt.InvalidTokenError as error:
-            raise TokenRefused(
+            raise Refused(
                 HTTPStatus.UNAUTHORIZED, f"The token is not valid: {error}", "make a new one with ramet token"
             ) from error
-        if scope is not None and not _allows(claims.get("permissions", [EVERYTHING]), scope):
-            raise TokenRefused(
+        if needed is not None and not allows(claims.get("permissions", [EVERYTHING]), needed):
+            raise Refused(
                 HTTPStatus.FORBIDDEN,
-                f"The token does not allow {scope}",
-                f"make one that does with ramet token --scope {scope}",
+                f"The token does not allow {needed}",
+                f"make one that does with ramet token --scope '{needed}'",
+                needed,
             )
         return str(claims["sub"])
 
@@ -126,17 +140,17 @@ def scope_of(kind: str, method: str, path: str) -> str | None:
     resource = _RESOURCE_OF.get(first)
     if resource is None:
         return EVERYTHING
-    if resource == "instance":
-        resource = _RESOURCE_BELOW.get("".join(path.split("/", 4)[3:4]), resource)
-    if kind == "websocket" or (resource == "instance" and path.endswith("/archive")):
-        return f"{resource}:write"
+    below = "".join(path.split("/", 4)[3:4]) if resource == "instance" else ""
+    resource = _RESOURCE_BELOW.get(below, resource)
+    if kind == "websocket" or (resource == "instance" and (path.endswith("/archive") or below == "volumes")):
+        return f"{resource}:write"  # What is taken from an instance changes it, and deletes nothing.
     return f"{resource}:{_ACTION_OF.get(method, 'write')}"
 
 
-class RequireToken:
-    """ASGI middleware that lets a request through to `app` only with a token that allows it."""
+class Guard:
+    """ASGI middleware that lets a request through to `app` only if `auth` allows it."""
 
-    def __init__(self, app: ASGIApp, *, auth: TokenAuth) -> None:
+    def __init__(self, app: ASGIApp, *, auth: Auth) -> None:
         self._app = app
         self._auth = auth
 
@@ -145,18 +159,14 @@ class RequireToken:
         if kind not in ("http", "websocket") or (kind == "http" and scope["path"] in OPEN_PATHS):
             await self._app(scope, receive, send)
             return
-        headers = Headers(scope=scope)
         try:
-            if kind == "websocket" and "origin" in headers:
-                # Browsers say it and nobody else does; a page must not reach a guest with a borrowed token.
-                raise TokenRefused(HTTPStatus.FORBIDDEN, "Browsers may not open this", "use the API's client")
             needed = scope_of(kind, scope.get("method", "GET"), scope["path"])
-            scope[SUBJECT] = self._auth.check(headers.get("authorization"), needed)
-        except TokenRefused as refused:
+            scope[SUBJECT] = self._auth.admit(scope, needed)
+        except Refused as refused:
             realm = {"www-authenticate": "Bearer"} if refused.status == HTTPStatus.UNAUTHORIZED else {}
-            response = answer(
-                refused.status, refusal(refused.status, refused.message, refused.remedy), headers=realm
-            )
+            fields = None if refused.scope is None else {"scope": refused.scope}
+            told = refusal(refused.status, refused.message, refused.remedy, fields)
+            response = answer(refused.status, told, headers=realm)
             if kind == "websocket":
                 await WebSocket(scope, receive, send).send_denial_response(response)
             else:
@@ -165,7 +175,8 @@ class RequireToken:
         await self._app(scope, receive, send)
 
 
-def _allows(permissions: object, scope: str) -> bool:
+def allows(permissions: object, scope: str) -> bool:
+    """Tell whether a list of scopes allows one; what is no list allows nothing."""
     if not isinstance(permissions, Sequence) or isinstance(permissions, str):
         return False
     return EVERYTHING in permissions or scope in permissions

@@ -4,14 +4,18 @@ The owner of the loop binds the socket (and so sets a unix socket's mode) and ha
 neither.
 """
 
+import asyncio
 import logging
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+from ramet.api.peers import PEER, peer_of
 
 SHUTDOWN_TIMEOUT_S: Final = 5  # For requests under way; then they are cancelled.
 KEEP_ALIVE_S: Final = 30
@@ -32,7 +36,9 @@ class HttpServer:
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
         )
-        if listener.family != socket.AF_UNIX:
+        if listener.family == socket.AF_UNIX:
+            config.http = _WithPeer
+        else:
             # Its connections have it, too. asyncio sets it only where a socket names its protocol; without it
             # the body of an answer waits 40 ms for the client's word that it has the headers.
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -47,6 +53,16 @@ class HttpServer:
     def stop(self) -> None:
         """Ask `serve` to end."""
         self._server.should_exit = True
+
+
+class _WithPeer(AutoHTTPProtocol):  # type: ignore[misc, valid-type]  # One of two, by what is installed.
+    """Notes in each request's state who is at the other end; a WebSocket has it from the request it was."""
+
+    app_state: dict[str, Any]
+
+    def connection_made(self, transport: asyncio.Transport) -> None:
+        super().connection_made(transport)
+        self.app_state = {**self.app_state, PEER: peer_of(transport.get_extra_info("socket"))}
 
 
 def _is_no_false_alarm(record: logging.LogRecord) -> bool:

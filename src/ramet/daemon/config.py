@@ -42,6 +42,7 @@ from ramet.core.compression import Compression
 from ramet.core.errors import Invalid
 from ramet.core.spec import FORK_POOL_IDLE_S, RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
 from ramet.core.units import parse_duration, parse_rate, parse_size
+from ramet.daemon.socket_users import SocketUsers, uid_of
 from ramet.images.limits import ImageLimits
 from ramet.images.reference import is_authority, parse_reference
 from ramet.images.registry.config import CACHE_BYTES_MAX, RegistryConfig
@@ -445,6 +446,7 @@ class Settings(BaseSettings):
     data_dir: Path = Path("/var/lib/ramet")
     socket: Path = Path("/run/ramet/api.sock")
     listen: str | None = None
+    socket_users: SocketUsers = {}
     jwt_secret: str = ""
     kernel_package: Path | None = None
     kits_dir: Path | None = None
@@ -463,6 +465,10 @@ class Settings(BaseSettings):
     oversubscription: OversubscriptionSettings = OversubscriptionSettings()
     stop_all: bool = False
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    def socket_scopes(self) -> dict[int, tuple[str, ...]]:
+        """Return what users may do on the unix socket, by uid."""
+        return {uid_of(user): scopes for user, scopes in self.socket_users.items()}
 
     def capacity_config(self) -> CapacityConfig:
         """Return the part `ramet.admission` understands."""

@@ -19,6 +19,7 @@ from ramet.api.auth import TokenAuth
 from ramet.api.facts import HostFacts, RuntimeFacts, runtime_features
 from ramet.api.idempotency import KeptAnswers
 from ramet.api.parts import Parts
+from ramet.api.peers import PeerAuth
 from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
@@ -65,8 +66,9 @@ def serve(overrides: dict[str, object]) -> None:
 async def _serve(settings: Settings) -> None:
     notice = ServiceNotice.from_environment()
     _go_before_guests()
+    users = settings.socket_scopes()
     with (
-        _bound_unix(settings.socket) as unix,
+        bound_unix(settings.socket, for_others=bool(users)) as unix,
         anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
     ):
         tcp = _bind_tcp(settings.listen) if settings.listen else None
@@ -91,7 +93,7 @@ async def _serve(settings: Settings) -> None:
                 KeptAnswers(parts.answers),
                 execs,
             )
-            servers = [HttpServer(create_app(served, auth=None), unix)]
+            servers = [HttpServer(create_app(served, auth=PeerAuth(users)), unix)]
             if tcp is not None:
                 app = create_app(served, auth=TokenAuth(settings.jwt_secret))
                 servers.append(HttpServer(app, tcp))
@@ -161,14 +163,14 @@ def _host_facts(parts: Running) -> HostFacts:
 
 
 @contextmanager
-def _bound_unix(path: Path) -> Iterator[socket.socket]:
-    """Listen on the unix socket of the API, for root alone; gone with the daemon."""
+def bound_unix(path: Path, *, for_others: bool) -> Iterator[socket.socket]:
+    """Listen on the unix socket of the API, for root alone or for everybody; gone with the daemon."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and _is_served(path):
         raise SocketInUse(f"a daemon serves {path} already", remedy="stop it, or choose another --socket")
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
-    former = os.umask(0o177)
+    former = os.umask(0o111 if for_others else 0o177)
     try:
         listener.bind(str(path))
     except OSError as error:
