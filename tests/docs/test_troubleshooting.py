@@ -9,12 +9,13 @@ from pathlib import Path
 
 import ramet
 from ramet.api.errors import CODE
-from ramet.core.errors import Invalid, RametError
+from ramet.core.errors import Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs/troubleshooting.md"
 SOURCES = ROOT / "src/ramet"
 ROW = re.compile(r"^\| `(\w+)` \| (.*) \| (.*) \|$", re.MULTILINE)
+REFUSALS: tuple[type[RametError], ...] = (Invalid, NotFound, Conflict, Exhausted, Unsupported)
 WORDS_MIN = 2  # Of a remedy: less helps nobody.
 
 
@@ -68,6 +69,7 @@ def constructions() -> Iterator[tuple[str, str, bool]]:
 
 def test_whoever_sends_something_wrong_hears_what_to_do() -> None:
     codes()  # Imports all modules.
-    needy = {kind.__name__ for kind in kinds_below(Invalid) if not kind.remedy_default}
+    refusals = [kind for refusal in REFUSALS for kind in kinds_below(refusal)]
+    needy = {kind.__name__ for kind in refusals if not kind.remedy_default}
     silent = [f"{place} {name}" for place, name, has in constructions() if name in needy and not has]
     assert silent == [], "give them a remedy, or their class a remedy_default"

@@ -62,6 +62,7 @@ def test_a_name_has_one_full_form(text: str, full: str, display: str) -> None:
         "[:]/a",
         "x" * 260,
         HEX,
+        f"sha256:{HEX}",
     ],
 )
 def test_what_is_no_name_is_refused(text: str) -> None:

@@ -182,7 +182,11 @@ async def test_waiting_ends_in_the_state_or_when_it_cannot_be_reached_or_in_time
 
 
 async def test_waiting_for_an_instance_ends_when_it_is_deleted() -> None:
+    async def wait() -> None:
+        with pytest.raises(InstanceNotFound, match="web is gone"):
+            await fleet.wait("web", State.STANDBY, 60.0)
+
     async with running([named("web", "abc1")]) as fleet, anyio.create_task_group() as group:
-        group.start_soon(fleet.wait, "web", State.STANDBY, 60.0)
+        group.start_soon(wait)
         await anyio.wait_all_tasks_blocked()
         await fleet.delete("web")

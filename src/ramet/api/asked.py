@@ -12,6 +12,7 @@ from typing import Final
 from fastapi import Request
 
 from ramet.api.auto_standby import to_auto_standby
+from ramet.api.bounds import about
 from ramet.api.disk_io import to_disk_io
 from ramet.api.expiry import is_said, to_expiry
 from ramet.api.facts import HostFacts
@@ -42,7 +43,7 @@ from ramet.core.spec import (
     State,
 )
 from ramet.core.units import format_rate, format_size, parse_duration, parse_rate, parse_size
-from ramet.images import Image
+from ramet.images import Image, Platform, parse_platform
 from ramet.instance.fleet_types import (
     ExecCommand,
     WindowSize,
@@ -286,7 +287,8 @@ def to_state(text: str) -> State:
     try:
         return State(text)
     except ValueError as error:
-        raise Invalid(f"{text[:40]!r} is no state", remedy=f"use one of {', '.join(State)}") from error
+        remedy = f"use one of {', '.join(State)}"
+        raise Invalid(f"{text[:40]!r} is no state", remedy=remedy, field="state") from error
 
 
 def to_target(text: str | None) -> State | None:
@@ -321,7 +323,8 @@ def to_compression(compression: SnapshotCompression | None, delay: str | None = 
         Invalid: the delay is no duration, or there is no such algorithm or level. Where compression is off,
             these two are not looked at.
     """
-    delay_s = None if delay is None else parse_duration(delay)
+    with about("compression_delay"):
+        delay_s = None if delay is None else parse_duration(delay)
     if delay_s is not None and delay_s > COMPRESSION_DELAY_S_MAX:
         raise Invalid("the delay of compression is longer than a year", field="compression_delay")
     if compression is None:
@@ -344,7 +347,8 @@ def tag_filter(request: Request) -> dict[str, str]:
 
 def to_wait_s(text: str | None) -> float:
     """Return how long to wait at most; more than five minutes is five minutes."""
-    wait_s = WAIT_S_DEFAULT if text is None else parse_duration(text)
+    with about("timeout"):
+        wait_s = WAIT_S_DEFAULT if text is None else parse_duration(text)
     return min(wait_s, wire.WAIT_S_MAX)
 
 
@@ -362,11 +366,23 @@ def _not_yet(field: str) -> Unsupported:
 def _check_platform(platform: str | None, facts: HostFacts) -> None:
     if platform is None or platform == facts.platform:
         return
-    if _PLATFORM.fullmatch(platform) is None:
-        raise InvalidPlatform(f"{platform[:60]!r} is no platform", remedy="write it like linux/amd64")
+    to_platform(platform)
     raise Unsupported(
         f"This host does not run {platform}", remedy=f"use an image for {facts.platform}", field="platform"
     )
+
+
+def to_platform(text: str) -> Platform:
+    """Return the platform of an image that a request asks for.
+
+    Raises:
+        InvalidPlatform: no guest could be of it, anywhere.
+    """
+    if _PLATFORM.fullmatch(text) is None:
+        raise InvalidPlatform(
+            f"{text[:60]!r} is no platform of guests", remedy="write it like linux/amd64", field="platform"
+        )
+    return parse_platform(text)
 
 
 def check_tags(tags: Mapping[str, str], field: str = "tags") -> None:
@@ -384,7 +400,8 @@ def _size(field: str, text: str | None, default: int, bytes_min: int, bytes_max:
     """Return bytes, rounded up to whole MiB."""
     if text is None:
         return default
-    size_bytes = -(-parse_size(text) // MIB) * MIB
+    with about(field):
+        size_bytes = -(-parse_size(text) // MIB) * MIB
     if not bytes_min <= size_bytes <= bytes_max:
         bounds = f"from {format_size(bytes_min)} to {format_size(bytes_max)}"
         raise Invalid(f"{field} is {text}, and must be {bounds}", field=field)
@@ -399,7 +416,8 @@ def _hotplug_bytes(body: wire.CreateInstance, facts: HostFacts) -> int:
         Unsupported: its hypervisor plugs none in.
     """
     hypervisor = to_hypervisor(body.hypervisor, facts)
-    asked_bytes = 0 if body.hotplug_size is None else parse_size(body.hotplug_size)
+    with about("hotplug_size"):
+        asked_bytes = 0 if body.hotplug_size is None else parse_size(body.hotplug_size)
     if not asked_bytes:
         return 0
     memory_bytes = _size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)
@@ -421,7 +439,8 @@ def _rate(field: str, text: str | None, network: wire.CreateNetwork) -> int | No
     name = f"network.{field}"
     if network.enabled is False:
         raise Invalid(f"{name} is given, and there is no network", remedy=f"leave out {name}", field=name)
-    rate_bytes_per_s = parse_rate(text)
+    with about(name):
+        rate_bytes_per_s = parse_rate(text)
     if not RATE_BYTES_PER_S_MIN <= rate_bytes_per_s <= RATE_BYTES_PER_S_MAX:
         bounds = f"from {format_rate(RATE_BYTES_PER_S_MIN)} to {format_rate(RATE_BYTES_PER_S_MAX)}"
         raise Invalid(f"{name} is {text}, and must be {bounds}", field=name)

@@ -6,6 +6,7 @@ from typing import Final
 
 from fastapi import APIRouter
 
+from ramet.api.bounds import about
 from ramet.api.ports import IdlePort
 from ramet.api.times import shown_time
 from ramet.core.auto_standby import (
@@ -53,7 +54,8 @@ def to_auto_standby(
         return before
     before = before or AutoStandby(False, IDLE_TIMEOUT_S_DEFAULT)
     asked, sources, ports = body.idle_timeout, body.ignore_source_cidrs, body.ignore_destination_ports
-    idle_timeout_s = before.idle_timeout_s if asked is None else parse_duration(asked)
+    with about("auto_standby.idle_timeout"):
+        idle_timeout_s = before.idle_timeout_s if asked is None else parse_duration(asked)
     if not IDLE_TIMEOUT_S_MIN <= idle_timeout_s <= IDLE_TIMEOUT_S_MAX:
         raise Invalid(
             f"idle_timeout is {asked!r:.40}",

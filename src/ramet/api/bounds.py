@@ -1,7 +1,27 @@
 """Durations and counts of requests, which must lie within bounds."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ramet.core.errors import Invalid
 from ramet.core.units import format_duration, parse_duration
+
+
+@contextmanager
+def about(field: str) -> Iterator[None]:
+    """Have what is refused inside name the field that it stood in.
+
+    Raises:
+        Invalid: what was refused, with the field.
+    """
+    try:
+        yield
+    except Invalid as error:
+        if type(error) is not Invalid or "field" in error.fields:
+            raise
+        raise Invalid(
+            f"{field}: {error.message}", remedy=error.remedy, **error.fields, field=field
+        ) from error
 
 
 def bounded_duration(field: str, text: str | None, default_s: float, min_s: float, max_s: float) -> float:
@@ -12,10 +32,8 @@ def bounded_duration(field: str, text: str | None, default_s: float, min_s: floa
     """
     if text is None:
         return default_s
-    try:
+    with about(field):
         duration_s = parse_duration(text)
-    except Invalid as error:
-        raise Invalid(error.message, remedy=error.remedy, field=field) from error
     if not min_s <= duration_s <= max_s:
         bounds = f"from {format_duration(min_s)} to {format_duration(max_s)}"
         raise Invalid(f"{field} is {text}", remedy=f"use a duration {bounds}", field=field)

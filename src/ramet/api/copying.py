@@ -19,7 +19,7 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
-from ramet.api.errors import invalid, status_of
+from ramet.api.errors import error_body, invalid, status_of, to_wire
 from ramet.api.ports import FleetPort
 from ramet.core.errors import Broken, Exhausted, Invalid, RametError, Unsupported
 from ramet.wire_api.files import COPY_MESSAGE_BYTES_MAX, FROM_GUEST, TO_GUEST, CopyStart
@@ -204,7 +204,10 @@ class Copy:
                         await self._send_header(current)
         reader.close()
         if not is_open:
-            raise Unsupported(f"{start.guest_path} is neither a file nor a folder nor a symbolic link")
+            raise Unsupported(
+                f"{start.guest_path} is neither a file nor a folder nor a symbolic link",
+                remedy="copy files, folders and links",
+            )
         await self._send_json({"type": "end", "final": True})
 
     async def _send_linked(self, root: str, entry: Entry) -> None:
@@ -268,10 +271,9 @@ class Copy:
             return
         if status_of(error) >= 500:
             _log.error("copy_failed", code=error.code, instance=self._ref, exc_info=error)
-        # `message` and `path` are what the official client reads; `code` is additive.
-        await self._send_json(
-            {"type": "error", "message": str(error), "path": self._path, "code": error.code}
-        )
+        # `message` and `path` are what the official client reads; the rest is additive.
+        told = {**error_body(to_wire(error)), "message": str(error)}
+        await self._send_json({"type": "error", "path": self._path, **told})
         await self._websocket.close()
 
     async def _send_json(self, value: dict[str, Any]) -> None:

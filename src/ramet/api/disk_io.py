@@ -1,5 +1,6 @@
 """How much an instance's disks let through: `disk_io_bps`, from the wire to the domain."""
 
+from ramet.api.bounds import about
 from ramet.api.facts import HostFacts
 from ramet.api.hypervisors import demand_disk_limit, to_hypervisor
 from ramet.core.errors import Invalid
@@ -17,7 +18,8 @@ def to_disk_io(body: CreateInstance, facts: HostFacts) -> int | None:
     """
     if not body.disk_io_bps:
         return None
-    rate_bytes_per_s = parse_rate(body.disk_io_bps)
+    with about("disk_io_bps"):
+        rate_bytes_per_s = parse_rate(body.disk_io_bps)
     if not DISK_IO_BYTES_PER_S_MIN <= rate_bytes_per_s <= DISK_IO_BYTES_PER_S_MAX:
         least, most = map(format_byte_rate, (DISK_IO_BYTES_PER_S_MIN, DISK_IO_BYTES_PER_S_MAX))
         raise Invalid(

@@ -17,14 +17,19 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
+from starlette.routing import Match
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
 
 from ramet.api.request_id import HEADER, request_id
+from ramet.api.strict_json import WrongContentType
 from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound, RametError, Unsupported
 from ramet.images.errors import RegistryBusy
 from ramet.wire_api.errors import Error, ErrorDetail
 
 STATUS: Final[Mapping[type[RametError], HTTPStatus]] = {
     Invalid: HTTPStatus.BAD_REQUEST,
+    WrongContentType: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     NotFound: HTTPStatus.NOT_FOUND,
     Conflict: HTTPStatus.CONFLICT,
     Exhausted: HTTPStatus.CONFLICT,
@@ -48,6 +53,9 @@ MESSAGE_LENGTH_MAX: Final = 500  # A sentence; also of each text among the field
 PLACE_LENGTH_MAX: Final = 60  # Of each part of a field's name that we repeat.
 DETAIL_COUNT_MAX: Final = 20
 
+_SOURCES: Final = frozenset({"body", "query", "path", "header"})
+"""Where pydantic finds a field, which it tells before the field's name."""
+_METHODS: Final = ("DELETE", "GET", "PATCH", "POST", "PUT")
 _DESCRIPTION: Final = "GET /spec.json describes every call and field"
 _ERROR: Final = TypeAdapter(Error)
 _log = structlog.get_logger(__name__)
@@ -79,8 +87,8 @@ def one_line(text: str) -> str:
 
 
 def error_body(error: Error) -> dict[str, Any]:
-    """Return `error` as JSON-able values."""
-    body: dict[str, Any] = _ERROR.dump_python(error, mode="json")
+    """Return `error` as JSON-able values, with the name of the request that it ended."""
+    body: dict[str, Any] = _ERROR.dump_python(replace(error, request_id=request_id()), mode="json")
     return body
 
 
@@ -91,8 +99,7 @@ def answer(
     name = request_id()
     named = {} if name is None else {HEADER: name}
     retry = {} if may_retry else {"x-should-retry": "false"}
-    body = error_body(replace(error, request_id=name))
-    return JSONResponse(body, status_code=status, headers={**named, **retry, **(headers or {})})
+    return JSONResponse(error_body(error), status_code=status, headers={**named, **retry, **(headers or {})})
 
 
 def answer_to(error: RametError) -> JSONResponse:
@@ -105,9 +112,12 @@ def answer_to(error: RametError) -> JSONResponse:
     return answer(status, to_wire(error), may_retry=isinstance(error, Exhausted), headers=headers)
 
 
-def refusal(status: int, message: str, remedy: str | None = None) -> Error:
+def refusal(
+    status: int, message: str, remedy: str | None = None, fields: Mapping[str, Any] | None = None
+) -> Error:
     """Return the error for a `status` that no class of ours stands for."""
-    return Error(code=CODE.get(status, "bad_request"), message=message, remedy=remedy or _DESCRIPTION)
+    code = CODE.get(status, "bad_request")
+    return Error(code=code, message=message, remedy=remedy or _DESCRIPTION, fields=fields)
 
 
 def invalid(problems: Sequence[Mapping[str, Any]]) -> Error:
@@ -135,7 +145,10 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
         message = one_line(f"{request.method} {request.url.path}: {error.detail}")
-        return answer(error.status_code, refusal(error.status_code, message), headers=error.headers)
+        headers = error.headers
+        if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED:
+            headers = {"allow": ", ".join(_methods_of(app, request))}
+        return answer(error.status_code, refusal(error.status_code, message), headers=headers)
 
     async def on_bug(_: Request, error: Exception) -> JSONResponse:
         # The server logs it with its traceback when it sees it pass.
@@ -148,12 +161,40 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_bug)
 
 
+def no_such_path(otherwise: ASGIApp) -> ASGIApp:
+    """Return what answers a WebSocket to no path of ours as it does a request; requests are `otherwise`'s."""
+
+    async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "websocket":
+            await otherwise(scope, receive, send)
+            return
+        message = one_line(f"There is no WebSocket {scope['path']}")
+        refused = answer(HTTPStatus.NOT_FOUND, refusal(HTTPStatus.NOT_FOUND, message))
+        await WebSocket(scope, receive, send).send_denial_response(refused)
+
+    return refuse
+
+
+def _methods_of(app: FastAPI, request: Request) -> list[str]:
+    """Return what can be done to the path of a request; Starlette tells of the first route only."""
+
+    def is_taken(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in app.routes)
+
+    return [method for method in _METHODS if is_taken(method)]
+
+
 def _detail(problem: Mapping[str, Any]) -> ErrorDetail:
-    place = [str(part)[:PLACE_LENGTH_MAX] for part in problem["loc"] if part not in ("body", "query", "path")]
-    field = one_line(".".join(place))
+    source, *parts = problem["loc"] or ("",)
+    if source not in _SOURCES:
+        parts = [source, *parts]
+    field = one_line(".".join(str(part)[:PLACE_LENGTH_MAX] for part in parts))
     kind = str(problem["type"])
     if kind in ("unexpected_keyword_argument", "extra_forbidden"):
         return ErrorDetail("unknown_field", f"There is no field {field!r}", field)
+    if kind == "missing" and not field:
+        return ErrorDetail("missing_body", "The body is missing")
     if kind == "missing":
         return ErrorDetail("missing_field", f"The field {field!r} is missing", field)
     if kind == "json_invalid":

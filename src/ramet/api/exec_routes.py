@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from ramet.api.asked import to_exec_command
+from ramet.api.bounds import about
 from ramet.api.errors import answer_to
 from ramet.api.exec_conversation import Conversation, read_message
 from ramet.api.ports import FleetPort
@@ -119,7 +120,8 @@ async def _open(opening: ExecOpening, fleet: FleetPort, held: HeldExecs, instanc
         raise Invalid(
             f"since is {opening.since}, and what is only started has written nothing", field="since"
         )
-    keep_s = KEEP_S_DEFAULT if opening.keep is None else parse_duration(opening.keep)
+    with about("keep"):
+        keep_s = KEEP_S_DEFAULT if opening.keep is None else parse_duration(opening.keep)
     if not 0 <= keep_s <= KEEP_S_MAX:
         raise Invalid(f"keep is {opening.keep}, and must be from 0s to 24h", field="keep")
     command = to_exec_command(opening.start)

@@ -3,6 +3,7 @@
 from datetime import datetime
 from typing import Final
 
+from ramet.api.bounds import about
 from ramet.core.errors import Invalid
 from ramet.core.units import parse_duration
 
@@ -24,7 +25,8 @@ def to_expiry(ttl: str | None, expires_at: str | None, now: float) -> float | No
     if ttl is not None and expires_at is not None:
         raise Invalid("ttl and expires_at exclude each other", remedy="use one", field="ttl")
     if ttl is not None:
-        lifetime_s = parse_duration(ttl)
+        with about("ttl"):
+            lifetime_s = parse_duration(ttl)
         if lifetime_s > LIFETIME_S_MAX:
             raise Invalid(f"ttl is {ttl}", remedy="use ten years at most", field="ttl")
         return now + lifetime_s if lifetime_s else None

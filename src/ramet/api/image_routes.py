@@ -9,7 +9,7 @@ import anyio
 from fastapi import APIRouter, Request, Response
 from pydantic import TypeAdapter
 
-from ramet.api.asked import check_tags, tag_filter
+from ramet.api.asked import check_tags, tag_filter, to_platform
 from ramet.api.paging import Limit, Place, page
 from ramet.api.ports import CatalogPort, FleetPort, SnapshotsPort
 from ramet.api.shown import to_image
@@ -22,7 +22,6 @@ from ramet.images import (
     PullStatus,
     PullView,
     Reference,
-    parse_platform,
     parse_reference,
 )
 from ramet.images.errors import ImageNotFound, ImageNotReady, InvalidReference, NoMatchingPlatform
@@ -58,7 +57,7 @@ def router(fleet: FleetPort, catalog: CatalogPort, snapshots: SnapshotsPort) -> 
             check_tags(body.tags)
         view = await catalog.pulls.start(
             reference,
-            platform=None if body.platform is None else parse_platform(body.platform),
+            platform=None if body.platform is None else to_platform(body.platform),
             credentials=_to_credentials(body.credentials),
             labels=body.tags,
         )

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from ramet.api.bounds import about
 from ramet.api.ports import ReclaimPort
 from ramet.api.times import shown_time
 from ramet.core.errors import Invalid
@@ -39,7 +40,8 @@ def _check(body: wire.ReclaimMemory) -> float:
             remedy="use a number of bytes; 0 gives everything back to the guests",
             field="reclaim_bytes",
         )
-    hold_s = HOLD_S_DEFAULT if body.hold_for is None else parse_duration(body.hold_for)
+    with about("hold_for"):
+        hold_s = HOLD_S_DEFAULT if body.hold_for is None else parse_duration(body.hold_for)
     if not HOLD_S_MIN <= hold_s <= HOLD_S_MAX:
         raise Invalid(
             f"hold_for is {body.hold_for!r:.40}", remedy="use a duration from 1s to 168h", field="hold_for"

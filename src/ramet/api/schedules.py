@@ -6,6 +6,7 @@ from typing import Final
 from fastapi import APIRouter
 
 from ramet.api.asked import check_tags
+from ramet.api.bounds import about
 from ramet.api.ports import SchedulesPort
 from ramet.api.times import format_time, shown_time
 from ramet.core.errors import Invalid
@@ -53,7 +54,8 @@ def to_schedule(body: wire.SetSnapshotSchedule) -> SnapshotSchedule:
     Raises:
         Invalid: a time is none or out of bounds, nothing bounds what is kept, or the prefix begins no name.
     """
-    interval_s = parse_duration(body.interval)
+    with about("interval"):
+        interval_s = parse_duration(body.interval)
     if not INTERVAL_S_MIN <= interval_s <= INTERVAL_S_MAX:
         raise Invalid(
             f"interval is {body.interval!r:.40}",
@@ -73,7 +75,8 @@ def to_schedule(body: wire.SetSnapshotSchedule) -> SnapshotSchedule:
 
 def _retention(body: wire.ScheduleRetention) -> Retention:
     count = body.max_count or 0
-    age_s = 0.0 if body.max_age is None else parse_duration(body.max_age)
+    with about("retention.max_age"):
+        age_s = 0.0 if body.max_age is None else parse_duration(body.max_age)
     if not 0 <= count <= KEPT_COUNT_MAX:
         raise Invalid(
             f"retention.max_count is {count}",

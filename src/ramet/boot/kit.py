@@ -47,6 +47,7 @@ class KitInputMissing(NotFound):
     """A file that a kit is to be made of is not there or cannot be read."""
 
     code = "boot_kit_input_missing"
+    remedy_default = "name a kernel package that is there: kernel_package"
 
 
 class KitUnwritable(Broken):

@@ -50,6 +50,7 @@ class GuestPathUnclear(Conflict):
     """What is at a path of the guest cannot be told, or takes no files."""
 
     code = "path_unclear"
+    remedy_default = "name another path in the guest"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ class HostPathUnsupported(Unsupported):
     """What is at a path of this host is nothing that is copied: a device, a socket."""
 
     code = "host_path_unsupported"
+    remedy_default = "copy files, folders and links"
 
 
 class HostPermissionDenied(Conflict):

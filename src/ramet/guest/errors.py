@@ -69,6 +69,7 @@ class StreamsExhausted(Exhausted):
     """Too many requests and execs are open on one guest."""
 
     code = "guest_streams_exhausted"
+    remedy_default = "try again when other commands have ended"
 
 
 class GuestTooOld(Unsupported):

@@ -48,6 +48,7 @@ class ImageSourceNotFound(NotFound):
     """There is nothing at the path an image was to be read from."""
 
     code = "image_source_not_found"
+    remedy_default = "give a path on the server's host"
 
 
 class NotAnImage(Invalid):
@@ -196,6 +197,7 @@ class PullCancelled(Conflict):
     """The image was removed while it was being pulled."""
 
     code = "pull_cancelled"
+    remedy_default = "pull it again"
 
 
 class ImageNotReady(Conflict):

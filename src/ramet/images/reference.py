@@ -136,6 +136,10 @@ def parse_reference(text: str) -> Reference:
         or (tag is not None and _TAG.fullmatch(tag) is None)
     ):
         raise InvalidReference(f"{text[:200]!r} does not name an image", remedy=_REMEDY)
+    if rest == "sha256" and tag is not None and _BARE_HEX.fullmatch(tag):
+        raise InvalidReference(
+            f"{text[:200]!r} is a digest and says of no repository", remedy=f"write REPOSITORY@{text[:71]}"
+        )
     if _BARE_HEX.fullmatch(rest):
         raise InvalidReference(
             f"{text[:200]!r} could be a digest or a name", remedy=f"write sha256:{rest} if it is a digest"

@@ -74,6 +74,7 @@ class QueueFull(Exhausted):
     """The instance has too many requests waiting."""
 
     code = "instance_busy"
+    remedy_default = "try again when it has done what it was asked for"
 
 
 class Performer(Protocol):
@@ -133,7 +134,7 @@ class Actor:
             InstanceNotFound: it is gone, or went before its turn came.
         """
         if self._is_over:
-            raise self._gone()
+            raise self.gone()
         if self._queue.qsize() >= QUEUE_LENGTH_MAX:
             raise QueueFull(f"instance {self.record.name} has {QUEUE_LENGTH_MAX} requests waiting")
         accepted: asyncio.Future[InstanceRecord] = asyncio.get_running_loop().create_future()
@@ -176,7 +177,7 @@ class Actor:
             if not isinstance(request.event, (*_REFUSABLE, DeleteAsked)):
                 self._take(request, None)
             elif request.accepted is not None and not request.accepted.done():
-                request.accepted.set_exception(self._gone())
+                request.accepted.set_exception(self.gone())
 
     async def _take_next(self, children: TaskGroup) -> None:
         if not self.is_unsaved:
@@ -248,7 +249,8 @@ class Actor:
             self._notify()
             children.cancel_scope.cancel()
 
-    def _gone(self) -> InstanceNotFound:
+    def gone(self) -> InstanceNotFound:
+        """Return the error that says it is no more."""
         return InstanceNotFound(f"instance {self.record.name} is gone")
 
     def _notify(self) -> None:

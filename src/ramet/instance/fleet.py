@@ -127,7 +127,7 @@ class Fleet:
         """Wait until the instance is in `state`, cannot come to it any more, or time is up.
 
         Raises:
-            InstanceNotFound, InstanceAmbiguous
+            InstanceNotFound, InstanceAmbiguous; the first also if it is deleted meanwhile.
         """
         actor = self._actor(ref)
 
@@ -137,10 +137,10 @@ class Fleet:
 
         with anyio.move_on_after(timeout_s):
             await actor.wait_until(is_decided)
+        if actor.is_gone and not is_decided(actor.record):
+            raise actor.gone()
         record = actor.record
-        return WaitOutcome(
-            record.state, record.state_error, timed_out=not (is_decided(record) or actor.is_gone)
-        )
+        return WaitOutcome(record.state, record.state_error, timed_out=not is_decided(record))
 
     def logs(self, ref: str, *, source: LogSource, tail: int, follow: bool) -> AsyncIterator[str]:
         """Yield the last `tail` lines of a log and, with `follow`, those to come until the instance stops.

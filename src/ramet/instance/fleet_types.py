@@ -21,6 +21,7 @@ class InstanceNotFound(NotFound):
     """No instance has this name, id or id prefix."""
 
     code = "instance_not_found"
+    remedy_default = "ramet ps -a"
 
 
 class InstanceAmbiguous(Conflict):
@@ -39,6 +40,7 @@ class WrongState(Conflict):
     """The instance is not in a state that allows this."""
 
     code = "invalid_state"
+    remedy_default = "look at its state, then ask again"
 
 
 class GuestAgentSkipped(Conflict):
@@ -64,6 +66,7 @@ class StandbyInterrupted(Conflict):
     """It was woken while it was put to sleep, and never slept."""
 
     code = "standby_interrupted"
+    remedy_default = "put it to standby again when nobody needs it"
 
 
 class HypervisorUnavailable(Unsupported):

@@ -41,6 +41,7 @@ class ExecNotFound(NotFound):
     """No session of this instance has this id, or its time was up."""
 
     code = "exec_session_not_found"
+    remedy_default = "look at those there are, or start the command anew"
 
 
 class TooManyExecs(Exhausted):

@@ -44,6 +44,7 @@ class AlreadyAttached(Conflict):
     """The instance has a TAP."""
 
     code = "already_attached"
+    remedy_default = "stop it, then start it again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,6 +26,7 @@ class SlotHeld(Conflict):
     """The slot asked for belongs to another instance, or is outside the subnet."""
 
     code = "slot_held"
+    remedy_default = "look at the log: two daemons may share a bridge"
 
 
 class SlotsExhausted(Exhausted):
@@ -38,6 +39,7 @@ class NoEndpoint(NotFound):
     """The instance holds no slot."""
 
     code = "no_endpoint"
+    remedy_default = "make it with a network: network.enabled"
 
 
 @dataclass(frozen=True, slots=True)

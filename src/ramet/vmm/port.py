@@ -49,6 +49,7 @@ class LiveForkUnsupported(Unsupported):
     """This VMM cannot be forked while it runs, nor put to sleep."""
 
     code = "live_fork_unsupported"
+    remedy_default = "stop it first, or use another hypervisor"
 
 
 class SizeOutOfRange(Invalid):

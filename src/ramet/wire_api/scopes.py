@@ -11,6 +11,7 @@ EVERYTHING: Final = "*"
 SCOPES: Final = (
     *(f"{resource}:{action}" for resource in RESOURCES for action in ACTIONS),
     "resource:read",
+    "resource:write",
     EVERYTHING,
 )
 
