@@ -22,6 +22,8 @@ from ramet.effects.folder import base_of
 from ramet.effects.fork_pools import ForkPools
 from ramet.effects.site import Rig, Site
 from ramet.effects.thaw import thaw
+from ramet.effects.write_out import write_out_s
+from ramet.guest.channel import SYNC_TIMEOUT_S
 from ramet.instance.events import Event, LayerSwitched, Suspended
 from ramet.instance.fleet_types import InstanceNotFound, WrongState
 from ramet.snapshots.capture import (
@@ -106,7 +108,7 @@ class SourceCaptures:
                     if how is not None:
                         draft.compress_later(how, ask.delay_s or 0.0)
                     try:
-                        await suspend(vm, RigWorkload(rig, self._group), draft, end)
+                        await suspend(vm, RigWorkload(rig, self._group, write_out_s(record.spec)), draft, end)
                     finally:
                         captures.release(capture, holder)
         finally:
@@ -200,7 +202,7 @@ class SourceCaptures:
                         Source(
                             name=record.name,
                             vm=vm,
-                            workload=RigWorkload(rig, self._group),
+                            workload=RigWorkload(rig, self._group, write_out_s(record.spec)),
                             layer=top,
                             memory_bytes=record.spec.memory_bytes_max,
                             disk_bytes=record.spec.disk_bytes,
@@ -253,14 +255,15 @@ class SourceCaptures:
 class RigWorkload:
     """The workload of a running instance, over whatever channel there is.
 
-    One that could not be thawed is told again until it has answered, by a task of `group`.
+    One that could not be thawed is told again until it has answered, by a task of `group`. `write_out_s` is
+    how much longer than others it may take to sync.
     """
 
-    def __init__(self, rig: Rig, group: TaskGroup) -> None:
-        self._rig, self._group = rig, group
+    def __init__(self, rig: Rig, group: TaskGroup, write_out_s: float) -> None:
+        self._rig, self._group, self._write_out_s = rig, group, write_out_s
 
     async def sync(self) -> None:
-        await (await self._rig.channel()).sync()
+        await (await self._rig.channel()).sync(timeout_s=SYNC_TIMEOUT_S + self._write_out_s)
 
     async def freeze(self) -> None:
         await (await self._rig.channel()).freeze()

@@ -72,13 +72,17 @@ def read_exit(console: Path) -> tuple[Exit | None, str]:
         return None, "the guest's last words cannot be read; see the vmm log"
 
 
-async def shut_down(rig: Rig) -> None:
-    """Ask the guest to power off; end its VMM if it does not. Returns when the VMM is gone."""
+async def shut_down(rig: Rig, write_out_s: float) -> None:
+    """Ask the guest to power off; end its VMM if it does not. Returns when the VMM is gone.
+
+    `write_out_s` is how much longer than others it may take to write out what it has not written.
+    """
     with suppress(RametError):  # A guest that cannot be asked is one that has to be ended, as follows.
         for _ in range(STOP_ATTEMPT_COUNT):
             channel = await rig.channel(STOP_ANSWER_TIMEOUT_S)
             is_taken = await channel.shutdown(grace_s=STOP_GRACE_S)
-            timeout_s = STOP_GRACE_S + POWER_OFF_TIMEOUT_S if is_taken else STOP_ANSWER_TIMEOUT_S
+            taken_s = STOP_GRACE_S + POWER_OFF_TIMEOUT_S + write_out_s
+            timeout_s = taken_s if is_taken else STOP_ANSWER_TIMEOUT_S
             with anyio.move_on_after(timeout_s):
                 await rig.vm.wait_exited()
                 break

@@ -34,6 +34,7 @@ from ramet.effects.site import Rig, Site
 from ramet.effects.start import start
 from ramet.effects.thaw import thaw
 from ramet.effects.wake import wake
+from ramet.effects.write_out import write_out_s
 from ramet.instance.actions import (
     Action,
     AwaitGuest,
@@ -366,7 +367,7 @@ class SitePerformer:
             case ShutDown():
                 rig = site.rigs.get(record.id)
                 if rig is not None:
-                    await shut_down(rig)
+                    await shut_down(rig, write_out_s(record.spec))
             case Release():
                 async with self._turns[record.id]:
                     await release(site, record)
