@@ -10,7 +10,7 @@ from ramet.admission.demand import Resource
 from ramet.admission.ledger import InsufficientResources, Limit
 from ramet.vmm.cloud_hypervisor.vm import CloudHypervisorVm
 from ramet.vmm.fake.driver import FakeVm
-from ramet.vmm.token_bucket import bucket_of
+from ramet.vmm.token_bucket import disk_bucket_of
 from tests.effects.rest_world import CloudHypervisorWorld
 from tests.effects.world import Daemon, World, new_folder
 
@@ -34,7 +34,8 @@ async def told(daemon: Daemon, name: str) -> object:
     assert isinstance(vm, CloudHypervisorVm)
     disks = (await vm._api.get("/api/v1/vm.info"))["config"]["disks"]  # type: ignore[index]
     limits = [disk.get("rate_limiter_config") for disk in disks]
-    return RATE_BYTES_PER_S if limits == [{"bandwidth": bucket_of(RATE_BYTES_PER_S)}] * len(disks) else limits
+    asked = [{"bandwidth": disk_bucket_of(RATE_BYTES_PER_S)}] * len(disks)
+    return RATE_BYTES_PER_S if limits == asked else limits
 
 
 async def goes_through_everything(daemon: Daemon) -> None:

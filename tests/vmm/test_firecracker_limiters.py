@@ -12,12 +12,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ramet.vmm.firecracker.limiters import limiters_of
+from ramet.core.spec import DISK_IO_BYTES_PER_S_MAX, DISK_IO_BYTES_PER_S_MIN
+from ramet.vmm.firecracker.limiters import disk_limiter_of, limiters_of
 from ramet.vmm.firecracker.vm import FirecrackerVm
 from ramet.vmm.port import Nic, NicLimits
 from ramet.vmm.token_bucket import REFILL_MS
 from tests.vmm.firecracker_bench import FirecrackerBench
 
+LARGEST_REQUEST_BYTES = 4 << 20
+"""Of a Linux guest: larger ones would come at up to twice the rate."""
 LOOPBACK = Nic("02:00:00:00:00:07", -1, "lo", NicLimits(5_000_000, 1_000_000))
 
 
@@ -28,6 +31,14 @@ def test_a_bucket_has_the_rate_and_is_not_empty_for_long(rate_bytes_per_s: int) 
     assert bucket["size"] * 1000 / bucket["refill_time"] == pytest.approx(rate_bytes_per_s, rel=0.01)
     assert bucket["refill_time"] >= REFILL_MS - 1
     assert limiters["tx_rate_limiter"]["bandwidth"] == {"size": 0, "refill_time": 0}
+
+
+@given(st.integers(DISK_IO_BYTES_PER_S_MIN, DISK_IO_BYTES_PER_S_MAX))
+def test_a_disks_bucket_has_the_rate_and_holds_the_largest_request(rate_bytes_per_s: int) -> None:
+    limiter: Any = disk_limiter_of(rate_bytes_per_s)
+    bucket = limiter["rate_limiter"]["bandwidth"]
+    assert bucket["size"] * 1000 / bucket["refill_time"] == pytest.approx(rate_bytes_per_s, rel=0.01)
+    assert bucket["size"] >= LARGEST_REQUEST_BYTES
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from typing import Any, Final
 from ramet.vmm.cloud_hypervisor.size import PLUG_ALIGN_BYTES
 from ramet.vmm.port import Machine, Nic, VmmUnsupported
 from ramet.vmm.raw_overlay import OVERLAY_LINK, volume_link
-from ramet.vmm.token_bucket import bucket_of
+from ramet.vmm.token_bucket import bucket_of, disk_bucket_of
 from ramet.wire.vsock import SOCKET_SUFFIX
 
 DEVICE_MODEL: Final = 2
@@ -113,7 +113,7 @@ def disks_of(machine: Machine) -> list[dict[str, Any]]:
     ]
     rate = machine.disk_io_bytes_per_s
     if rate is not None:
-        disks = [disk | {LIMITER: {"bandwidth": bucket_of(rate)}} for disk in disks]
+        disks = [disk | {LIMITER: {"bandwidth": disk_bucket_of(rate)}} for disk in disks]
     return disks
 
 

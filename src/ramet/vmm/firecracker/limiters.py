@@ -3,7 +3,7 @@
 from typing import Final
 
 from ramet.vmm.port import NicLimits
-from ramet.vmm.token_bucket import bucket_of
+from ramet.vmm.token_bucket import bucket_of, disk_bucket_of
 
 _OFF: Final = {"size": 0, "refill_time": 0}
 """Of a request: no limit, also where there was one."""
@@ -19,7 +19,7 @@ def limiters_of(limits: NicLimits) -> dict[str, object]:
 
 def disk_limiter_of(rate_bytes_per_s: int) -> dict[str, object]:
     """Return the member of a request that holds a disk to a rate."""
-    return {"rate_limiter": {"bandwidth": bucket_of(rate_bytes_per_s)}}
+    return {"rate_limiter": {"bandwidth": disk_bucket_of(rate_bytes_per_s)}}
 
 
 def _bucket(rate_bytes_per_s: int | None) -> dict[str, int]:
