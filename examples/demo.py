@@ -36,7 +36,8 @@ from ramet.wire_api.instances import CreateInstance, ForkResult, Instance
 
 OWN_NAMESPACE: Final = "RAMET_DEMO_NAMESPACE"
 SERVICE_PORT: Final = 8080
-START_TIMEOUT_S: Final = 60.0
+START_TIMEOUT_S: Final = 180.0
+"""Of a daemon; an emulated host takes more than a minute if another has its processors."""
 ANSWER_TIMEOUT_S: Final = 30.0
 PING_INTERVAL_S: Final = 0.05
 PROGRESS_INTERVAL_S: Final = 0.5
@@ -98,10 +99,12 @@ def daemon(
             if process.poll() is not None or time.monotonic() > deadline:
                 raise SystemExit(f"the daemon did not start:\n{log.read_text(errors='replace')[-2000:]}")
             time.sleep(0.05)
-        yield client, process.pid
+        try:
+            yield client, process.pid
+        finally:
+            if process.poll() is None:
+                delete_all(client)
     finally:
-        if process.poll() is None:
-            delete_all(client)
         process.send_signal(signal.SIGTERM)
         process.wait()
 
