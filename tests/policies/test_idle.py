@@ -1,7 +1,7 @@
 """Who is put to sleep when, by a keeper whose observer says what it is told to."""
 
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
@@ -11,7 +11,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from ramet.core.auto_standby import AutoStandby
+from ramet.core.auto_standby import AutoStandby, LeftIdle
 from ramet.core.errors import Broken
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceIdentity, InstanceRecord, InstanceSpec, State
@@ -111,6 +111,52 @@ async def house(config: IdleConfig | None = None) -> AsyncIterator[House]:
         group.start_soon(there.keeper.run)
         yield there
         group.cancel_scope.cancel()
+
+
+@dataclass
+class Times:
+    kept: dict[InstanceId, LeftIdle]
+
+    def take(self) -> dict[InstanceId, LeftIdle]:
+        return self.kept
+
+    def leave(self, left: Mapping[InstanceId, LeftIdle]) -> None:
+        self.kept = dict(left)
+
+
+async def test_what_a_keeper_leaves_counts_for_the_next_as_soon_as_connections_are_known() -> None:
+    now = 1_000.0
+    times = Times({InstanceId(name): LeftIdle(600.0) for name in ("busy", "asleep", "gone")})
+    times.kept[InstanceId("idle")] = LeftIdle(600.0, 5_000.0)
+    there = House(IdleConfig())
+    there.observer.error = "not looked at yet"
+    there.keeper = IdleKeeper(
+        there, there.observer, there.address, lambda one: 0, now=lambda: now, times=times
+    )
+    for name in ("idle", "busy", "new"):
+        there.put(name, policy=LATER)
+    there.put("asleep", policy=LATER, state=State.STANDBY)
+    there.observer.error = ""
+    there.connect("busy", Connection())
+    there.keeper.all_changed()
+    there.put("asleep", state=State.RUNNING)
+    since = {name: there.keeper.status(name).idle_since for name in ("idle", "busy", "new", "asleep")}
+    assert since == {"idle": 400.0, "busy": None, "new": 1_000.0, "asleep": 1_000.0}
+    assert there.keeper.status("idle").verdict.next_standby_at == 5_000.0
+
+    now = 1_001.0
+    async with anyio.create_task_group() as group:
+        group.start_soon(there.keeper.run)
+        await anyio.wait_all_tasks_blocked()
+        group.cancel_scope.cancel()
+    fresh = {InstanceId(name): LeftIdle(1.0) for name in ("new", "asleep")}
+    assert times.kept == {InstanceId("idle"): LeftIdle(601.0, 5_000.0), **fresh}
+
+    # It counts once: whoever comes and goes begins anew.
+    for connections in ([Connection()], []):
+        there.connect("idle", *connections)
+        there.connect("busy", *connections)
+    assert there.keeper.status("idle").idle_since == there.keeper.status("busy").idle_since == 1_001.0
 
 
 async def test_who_is_idle_for_long_enough_sleeps_and_others_do_not() -> None:

@@ -1,18 +1,25 @@
 """A real guest sleeps by itself when nobody is connected to it, and not before."""
 
 import asyncio
+import json
 import socket
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
 
+from ramet.client import Client
 from ramet.core.auto_standby import AutoStandby
 from ramet.core.spec import State
+from ramet.core.units import parse_duration
 from ramet.instance.fleet_types import ExecCommand
 from ramet.policies.auto_standby import Status
-from tests.vm.images import HTTP_PORT
+from ramet.wire_api.auto_standby import AutoStandbyPolicy
+from tests.vm.daemon import own_daemon
+from tests.vm.images import HTTP_PORT, IMAGE
 from tests.vm.site import Children, Site
 from tests.waiting import until
 
@@ -58,3 +65,35 @@ async def test_a_guest_that_nobody_is_connected_to_sleeps_and_is_as_before_when_
     await session.aclose()
     assert idle.status(NAME).verdict.status is not Status.ACTIVE
     assert (await fleet.wait(NAME, State.STANDBY, TIMEOUT_S)).state is State.STANDBY
+
+
+def test_how_long_it_was_idle_is_known_after_a_restart_and_not_after_a_kill(
+    kernel_package: Path | None,
+) -> None:
+    with own_daemon(kernel_package) as daemon:
+        daemon.start()
+        daemon.client.import_image(str(daemon.folder / "image"), IMAGE)
+        daemon.boot(NAME, auto_standby=AutoStandbyPolicy(enabled=True, idle_timeout="1h"))
+        instance = daemon.client.get(NAME).id
+        daemon.stop()
+        left = daemon.data / "idle.json"
+        said = json.loads(left.read_text())
+        assert said.keys() == {instance}
+        said[instance]["idle_s"] += 1800  # As if it had been idle before for so much longer.
+        left.write_text(json.dumps(said))
+
+        daemon.start()
+        assert remaining_s(daemon.client) <= 1800
+        assert not left.exists()
+        daemon.kill()
+        daemon.start()
+        assert remaining_s(daemon.client) > 1800
+
+
+def remaining_s(client: Client) -> float:
+    """Return in how many seconds an idle instance sleeps, as soon as its connections are known."""
+    until = time.monotonic() + TIMEOUT_S
+    while (found := client.auto_standby_status(NAME)).status == Status.ERROR:
+        assert time.monotonic() < until, found
+    assert found.countdown_remaining is not None, found
+    return parse_duration(found.countdown_remaining)

@@ -64,6 +64,14 @@ class AutoStandby:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class LeftIdle:
+    """How an instance was left by who watched it: idle for `idle_s`, held until then in Unix seconds."""
+
+    idle_s: float
+    hold_until: float | None = None
+
+
 @lru_cache(maxsize=4096)
 def _network(text: str) -> IPv4Network:
     return IPv4Network(text)

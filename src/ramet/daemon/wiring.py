@@ -54,6 +54,7 @@ from ramet.snapshots.store import CaptureStore
 from ramet.store.answers import AnswerStore
 from ramet.store.database import Database
 from ramet.store.holds import HoldFile
+from ramet.store.idleness import IdleFile
 from ramet.store.paths import DataFolder
 from ramet.store.unused import UnusedFile
 from ramet.vmm.cloud_hypervisor.driver import CloudHypervisorDriver
@@ -176,6 +177,7 @@ def make_keepers(
         performer.exec_count,
         settings.auto_standby.config(),
         traffic_of=traffic.status,
+        times=IdleFile(site.folder.idle),
     )
 
     async def tell_health(record: InstanceRecord, status: HealthStatus) -> None:

@@ -1,11 +1,12 @@
 """Has idle instances sleep: it watches who is connected to each, and knows since when nobody is.
 
-Since when an instance is idle is not written down: a daemon that starts begins to count anew, so a promise to
-stay awake (`hold`) outlives it.
+A keeper that ends tells the next one for how long each instance was idle, and that one counts on from there:
+the time in which nobody watched does not count. After one that was killed, the time begins anew. So a promise
+to stay awake (`hold`) outlives both.
 """
 
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final, Protocol
@@ -13,7 +14,7 @@ from typing import Final, Protocol
 import anyio
 import structlog
 
-from ramet.core.auto_standby import AutoStandby
+from ramet.core.auto_standby import AutoStandby, LeftIdle
 from ramet.core.errors import Conflict, RametError
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
@@ -64,6 +65,14 @@ class Sleepers(Protocol):
     async def standby(self, ref: str) -> InstanceView: ...
 
 
+class IdleTimes(Protocol):
+    """Keeps what one keeper knows for the next: `ramet.store.idleness.IdleFile`."""
+
+    def take(self) -> Mapping[InstanceId, LeftIdle]: ...
+
+    def leave(self, left: Mapping[InstanceId, LeftIdle]) -> None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class IdleConfig:
     """What else keeps instances awake, and how many are put to sleep at a time."""
@@ -108,6 +117,7 @@ class IdleKeeper:
         exec_count: how many commands are open in an instance.
         now: Unix seconds.
         traffic_of: how it stands with an instance's wake by traffic.
+        times: has what the last keeper left, and gets what this one leaves; None: nobody remembers.
     """
 
     def __init__(
@@ -120,9 +130,11 @@ class IdleKeeper:
         now: Callable[[], float] = time.time,
         *,
         traffic_of: Callable[[InstanceRecord], TrafficStatus] = lambda record: NOT_WOKEN,
+        times: IdleTimes | None = None,
     ) -> None:
         self._fleet, self._observer, self._config, self._now = fleet, observer, config, now
-        self._traffic_of = traffic_of
+        self._traffic_of, self._times = traffic_of, times
+        self._left = dict(times.take()) if times is not None else {}
         self._address_of, self._exec_count = address_of, exec_count
         self._watched: dict[InstanceId, _Watched] = {}
         self._by_address: dict[IPv4Address, InstanceId] = {}
@@ -172,12 +184,16 @@ class IdleKeeper:
         """Put to sleep what is due, until cancelled. `found`: the instances there are already."""
         for record in found:
             self.see(record)
-        async with anyio.create_task_group() as group:
-            while True:
-                watched = self._watched.get(await self._due.next())
-                if watched is not None and self._plan(watched) is Status.READY:
-                    watched.is_requested = True
-                    group.start_soon(self._suspend, watched)
+        try:
+            async with anyio.create_task_group() as group:
+                while True:
+                    watched = self._watched.get(await self._due.next())
+                    if watched is not None and self._plan(watched) is Status.READY:
+                        watched.is_requested = True
+                        group.start_soon(self._suspend, watched)
+        finally:
+            if self._times is not None:
+                self._times.leave(self._leaving())
 
     # What is asked
 
@@ -238,6 +254,14 @@ class IdleKeeper:
 
     # How it goes
 
+    def _leaving(self) -> dict[InstanceId, LeftIdle]:
+        now = self._now()
+        return {
+            instance: LeftIdle(max(0.0, now - watched.idle_since), watched.hold_until)
+            for instance, watched in self._watched.items()
+            if watched.idle_since is not None
+        }
+
     def _forget(self, instance: InstanceId) -> None:
         watched = self._watched.pop(instance, None)
         if watched is not None:
@@ -253,8 +277,11 @@ class IdleKeeper:
         )
         if watched.inbound_count or (is_news and before):
             watched.last_inbound_at = now
+        left = None if self._observer.error else self._left.pop(watched.record.id, None)
         if watched.record.state is not State.RUNNING or self._is_busy(watched):
             watched.idle_since = None
+        elif left is not None:
+            watched.idle_since, watched.hold_until = now - left.idle_s, watched.hold_until or left.hold_until
         elif watched.idle_since is None:
             watched.idle_since = now
         if self._plan(watched) is Status.READY:

@@ -14,6 +14,7 @@ DATA/
   volumes/                 see ramet.volumes.catalog
   pagers/                  see ramet.pager.supervisor; not there without
   reclaim.json             see ramet.store.holds
+  idle.json                see ramet.store.idleness; there while no daemon is
   unused-images.json       see ramet.store.unused; not there if images stay
   instances/<id>/          spec.json, config.img, logs (ramet.logs.rotation), sockets
 ```
@@ -63,6 +64,7 @@ class DataFolder:
         self.volumes = self.root / "volumes"
         self.pagers = self.root / "pagers"
         self.reclaim = self.root / "reclaim.json"
+        self.idle = self.root / "idle.json"
         self.unused_images = self.root / "unused-images.json"
         self.instances = self.root / "instances"
         for folder in (
