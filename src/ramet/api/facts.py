@@ -5,12 +5,25 @@ from typing import Final
 
 HOTPLUG_MEMORY: Final = "hotplug-memory"
 DISK_IO_LIMIT: Final = "disk-io-limit"
+BALLOON: Final = "balloon-control"
+VSOCK: Final = "vsock"
 _FEATURES: Final = ("snapshots", "standby", "fork")
 
 
-def runtime_features(*, plugs_memory: bool = False, limits_disks: bool = False) -> tuple[str, ...]:
+def runtime_features(
+    *,
+    plugs_memory: bool = False,
+    limits_disks: bool = False,
+    has_balloon: bool = False,
+    speaks_vsock: bool = False,
+) -> tuple[str, ...]:
     """Return what a hypervisor can do, in the words of `GET /capabilities`."""
-    more = ((HOTPLUG_MEMORY, plugs_memory), (DISK_IO_LIMIT, limits_disks))
+    more = (
+        (HOTPLUG_MEMORY, plugs_memory),
+        (DISK_IO_LIMIT, limits_disks),
+        (BALLOON, has_balloon),
+        (VSOCK, speaks_vsock),
+    )
     return (*_FEATURES, *(name for name, can in more if can))
 
 

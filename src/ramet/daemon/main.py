@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
@@ -24,7 +24,7 @@ from ramet.api.serving import HttpServer
 from ramet.core.errors import Broken, Conflict, Invalid
 from ramet.daemon.config import Settings, load_settings
 from ramet.daemon.garbage import short_searches
-from ramet.daemon.wiring import Running, running
+from ramet.daemon.wiring import DRIVERS, Running, running
 from ramet.instance.held_exec import HeldExecs
 from ramet.linux.priority import go_first
 from ramet.linux.service import ServiceNotice, ServiceSilent
@@ -79,7 +79,7 @@ async def _serve(settings: Settings) -> None:
             execs.running(),
             anyio.create_task_group() as group,
         ):
-            facts = _host_facts(parts)
+            facts = _host_facts(parts, can_reclaim=settings.hypervisor.memory.reclaim_enabled)
             served = Parts(
                 facts,
                 parts.fleet,
@@ -144,22 +144,27 @@ async def _run_server(server: HttpServer, *, task_status: TaskStatus[None]) -> N
         task_status.started()
 
 
-def _host_facts(parts: Running) -> HostFacts:
+def _host_facts(parts: Running, *, can_reclaim: bool) -> HostFacts:
     network = parts.network
     return HostFacts(
         version=ramet.__version__,
         default_hypervisor=parts.default_hypervisor,
-        runtimes=tuple(
-            RuntimeFacts(
-                name,
-                True,
-                runtime_features(plugs_memory=driver.plugs_memory, limits_disks=driver.limits_disks),
-            )
-            for name, driver in parts.drivers.items()
-        ),
+        runtimes=tuple(runtimes(parts.drivers, can_reclaim=can_reclaim)),
         gateway=str(network.facts.gateway),
         subnet=str(network.config.subnet),
     )
+
+
+def runtimes(available: Collection[str], *, can_reclaim: bool) -> Iterator[RuntimeFacts]:
+    """Yield every hypervisor that there is a driver for, whether this host has what it needs or not."""
+    for name, kind in DRIVERS.items():
+        features = runtime_features(
+            plugs_memory=kind.plugs_memory,
+            limits_disks=kind.limits_disks,
+            has_balloon=kind.has_balloon and can_reclaim,
+            speaks_vsock=kind.speaks_vsock,
+        )
+        yield RuntimeFacts(name, name in available, features)
 
 
 @contextmanager

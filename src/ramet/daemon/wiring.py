@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
+from typing import Final
 
 import anyio
 import structlog
@@ -219,6 +220,14 @@ def _make_pager(settings: Settings, folder: DataFolder, drivers: Mapping[str, Dr
         wanted.firecracker_uffd_cache_max_bytes,
         wanted.firecracker_uffd_graduation.config(),
     )
+
+
+DRIVERS: Final[Mapping[str, type[Driver]]] = {
+    **{board.name: QemuDriver for board in BOARDS},
+    FirecrackerDriver.name: FirecrackerDriver,
+    CloudHypervisorDriver.name: CloudHypervisorDriver,
+}
+"""All hypervisors that there are drivers for; what a host lacks is not opened."""
 
 
 def _open_drivers(

@@ -446,6 +446,10 @@ class Driver(ABC):
     """Whether its VMMs open their TAP themselves, by name: `Nic.tap_name`."""
     plugs_memory: bool = False
     """Whether its Vms are `Resizable`: `Machine.plug_bytes`."""
+    has_balloon: bool = False
+    """Whether its Vms are `Ballooned`."""
+    speaks_vsock: bool = False
+    """Whether host and guest speak by vsock; otherwise by virtio-serial."""
     limits_disks: bool = False
     """Whether it keeps to `Machine.disk_io_bytes_per_s`."""
 

@@ -54,6 +54,8 @@ class CloudHypervisorDriver(LiveFork):
     accelerator = ACCELERATOR
     disk_form = "raw"
     limits_disks = True
+    has_balloon = True
+    speaks_vsock = True
     plugs_memory = True
 
     def __init__(

@@ -290,6 +290,7 @@ class FakeDriver(LiveFork):
     version = _FORMAT.version
     accelerator = _FORMAT.accelerator
     limits_disks = True
+    has_balloon = True
 
     def __init__(
         self,

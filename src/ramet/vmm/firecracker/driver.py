@@ -64,6 +64,8 @@ class FirecrackerDriver(LiveFork):
     accelerator = ACCELERATOR
     disk_form = "raw"
     limits_disks = True
+    has_balloon = True
+    speaks_vsock = True
     opens_taps = True
 
     def __init__(

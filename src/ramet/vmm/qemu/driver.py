@@ -402,6 +402,7 @@ class QemuDriver(LiveFork):
     """
 
     limits_disks = True
+    has_balloon = True
 
     def __init__(
         self,
