@@ -1,5 +1,6 @@
 """What requests are refused for, and how the answers look."""
 
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -431,7 +432,26 @@ def test_the_description_lists_what_is_there(http: httpx.Client) -> None:
     described = http.get("/spec.json").json()
     assert described == http.get("/spec.yaml").json()
     assert "/instances/{id}/forks" in described["paths"]
-    assert "<code>/instances/{id}/forks</code>" in http.get("/swagger").text
+    page = http.get("/swagger").text
+    for path, calls in described["paths"].items():
+        assert f"<code>{path}</code>" in page
+        for call in calls.values():
+            assert f"<details id={call['operationId']}>" in page
+    for name, schema in described["components"]["schemas"].items():
+        assert f"<h3 id=type-{name}>" in page
+        for field in schema["properties"]:
+            assert f"<td><code>{field}</code>" in page
+    targets = re.findall(r"href=#([\w-]+)", page)
+    assert [target for target in targets if f"id={target}>" not in page] == []
+
+
+def test_the_description_says_what_a_token_must_allow_and_what_filters(http: httpx.Client) -> None:
+    paths = http.get("/spec.json").json()["paths"]
+    assert paths["/health"]["get"]["security"] == []
+    assert paths["/capabilities"]["get"]["security"] == [{"token": []}]
+    assert paths["/snapshots/{snapshot_id}"]["delete"]["security"] == [{"token": ["snapshot:delete"]}]
+    for path in ("/instances", "/images", "/volumes", "/snapshots"):
+        assert "tags" in [each["name"] for each in paths[path]["get"]["parameters"]]
 
 
 @pytest.mark.parametrize(

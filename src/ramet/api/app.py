@@ -27,7 +27,7 @@ from ramet.api import (
 )
 from ramet.api.archives import is_archive
 from ramet.api.auth import Auth, Guard
-from ramet.api.description import Described
+from ramet.api.description import DESCRIPTION, Described
 from ramet.api.errors import install, no_such_path
 from ramet.api.idempotency import Idempotency
 from ramet.api.parts import Parts
@@ -72,6 +72,7 @@ def create_app(parts: Parts, *, auth: Auth | None) -> FastAPI:
     app = Described(
         title="ramet",
         version=API_VERSION,
+        description=DESCRIPTION,
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

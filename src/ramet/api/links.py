@@ -32,24 +32,25 @@ def add_links(document: dict[str, Any]) -> None:
         found = dict(_links_to(document, kind))
         links |= found
         refs = {name: {"$ref": f"#/components/links/{name}"} for name in found}
-        for _, operation in _operations(document):
+        for _, _, operation in operations_of(document):
             created = operation["responses"].get(str(HTTPStatus.CREATED.value))
             if created is not None and _schema_of(created) == kind.schema:
                 created["links"] = dict(refs)
 
 
 def _links_to(document: Mapping[str, Any], kind: _Kind) -> Iterator[tuple[str, Any]]:
-    for path, operation in _operations(document):
+    for path, _, operation in operations_of(document):
         if path == kind.path or path.startswith(f"{kind.path}/"):
             name = operation["operationId"]
             yield name, {"operationId": name, "parameters": {f"path.{kind.parameter}": "$response.body#/id"}}
 
 
-def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def operations_of(document: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """Yield path, method and description of each call of an OpenAPI document."""
     for path, methods in document["paths"].items():
         for method, operation in methods.items():
             if method in _OPERATIONS:
-                yield path, operation
+                yield path, method, operation
 
 
 def _schema_of(response: Mapping[str, Any]) -> str:

@@ -1,11 +1,11 @@
 """What the server says about itself: health, capabilities, and its own description."""
 
-import html
 import json
 
 from fastapi import APIRouter, FastAPI
 from starlette.responses import HTMLResponse, JSONResponse, Response
 
+from ramet.api import page
 from ramet.api.facts import HostFacts
 from ramet.telemetry import metrics
 from ramet.wire_api import system as wire
@@ -42,7 +42,7 @@ def router(app: FastAPI, facts: HostFacts) -> APIRouter:
 
     @routes.get("/swagger", include_in_schema=False)
     async def swagger() -> Response:
-        return HTMLResponse(_page(app))
+        return HTMLResponse(page.render(app.openapi()))
 
     return routes
 
@@ -63,19 +63,4 @@ def _capabilities(facts: HostFacts) -> wire.Capabilities:
         network=wire.NetworkModel("bridge", False, facts.gateway, facts.subnet),
         images=wire.ImagePlatforms((facts.platform,), facts.platform),
         features=FEATURES,
-    )
-
-
-def _page(app: FastAPI) -> str:
-    """Return the calls as one plain page: no script and nothing from other hosts."""
-    rows = [
-        f"<tr><td>{method.upper()}<td><code>{html.escape(path)}</code>"
-        f"<td>{html.escape(operation.get('summary', ''))}"
-        for path, operations in app.openapi()["paths"].items()
-        for method, operation in operations.items()
-    ]
-    return (
-        "<!doctype html><meta charset=utf-8><title>ramet API</title>"
-        "<h1>ramet API</h1><p>The whole description: <a href=/spec.json>/spec.json</a></p>"
-        f"<table><tr><th>Method<th>Path<th>{''.join(rows)}</table>"
     )
