@@ -21,6 +21,8 @@ from hypeman import AsyncHypeman, Hypeman, lib
 from hypeman._resource import AsyncAPIResource, SyncAPIResource
 from hypeman._streaming import AsyncStream, Stream
 from pydantic import BaseModel, TypeAdapter
+from websockets.asyncio.client import unix_connect as unix_connect_async
+from websockets.sync.client import unix_connect
 
 Flavour = Literal["sync", "async"]
 FLAVOURS: Final[tuple[Flavour, ...]] = ("sync", "async")
@@ -96,7 +98,7 @@ class Calls:
             "max_retries": 0,
             "_strict_response_validation": True,
         }
-        path = None if socket is None else str(socket)
+        self._socket = path = None if socket is None else str(socket)
         if flavour == "sync":
             plain = httpx.Client(transport=httpx.HTTPTransport(uds=path), timeout=TIMEOUT_S)
             self._client: Hypeman | AsyncHypeman = Hypeman(http_client=plain, **options)
@@ -150,8 +152,11 @@ class Calls:
 
     async def _help(self, method: str, arguments: dict[str, Any]) -> Any:
         plain, awaited = helpers()[method]
-        function = awaited if isinstance(self._client, AsyncHypeman) else plain
-        return await self._run(partial(function, self._client), arguments)
+        is_async = isinstance(self._client, AsyncHypeman)
+        if self._socket is not None:  # They know of TCP only.
+            connect = unix_connect_async if is_async else unix_connect
+            arguments = {**arguments, "connector": partial(connect, self._socket)}
+        return await self._run(partial(awaited if is_async else plain, self._client), arguments)
 
     def _note(self, parsed: object, told: Any) -> None:
         """Remember which fields of the client's models were not there, however deep."""
