@@ -9,6 +9,8 @@ import pytest
 
 from examples.make_image import make_oci_layout
 from ramet.images import Catalog, ImageLimits
+from ramet.vmm.fake.driver import MARK
+from ramet.vmm.fake.nursery import Nursery
 from tests.effects.crashing import Crashes
 from tests.effects.world import World, new_folder
 from tests.net.namespaces import own_namespace
@@ -39,10 +41,19 @@ def images() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    """What forks the VMMs of all these tests."""
+    nursery = Nursery(MARK)
+    yield nursery
+    nursery.close()
+
+
 @pytest.fixture
-async def world(images: Path) -> AsyncIterator[World]:
+async def world(images: Path, nursery: Nursery) -> AsyncIterator[World]:
     """A host on which a daemon can be started, ended and killed; what is left on it goes with the test."""
     world = World(new_folder(), images)
+    world.nursery = nursery
     yield world
     await world.aclose()
 

@@ -5,6 +5,7 @@ when it is about to take the step (see `tests.steps`). It answers with a line: h
 a step it lives, and has written the steps it took into FOLDER/steps.
 """
 
+import gc
 import io
 import os
 import signal
@@ -30,6 +31,8 @@ from ramet.effects.site import Rig
 from ramet.effects.thaw import thaw
 from ramet.policies.schedules import ScheduleKeeper
 from ramet.snapshots.schedules import ScheduleStore
+from ramet.vmm.fake.driver import MARK
+from ramet.vmm.fake.nursery import Nursery
 from tests.effects.world import Daemon, World
 from tests.steps import watch_steps
 
@@ -151,7 +154,8 @@ class Mortal:
     """A daemon that this process, or rather a copy of it, is to be."""
 
     def __init__(self, folder: Path, images: Path) -> None:
-        self.folder, self.images = folder, images
+        self.world = World(folder, images)
+        self.nursery = self.world.nursery = Nursery(MARK)
         self.taken: list[str] = []
         self.deadly = ""
         self.steps = watch_steps(self.reach)
@@ -177,7 +181,7 @@ class Mortal:
             signal.pause()
 
     async def operate(self, operation: Operation) -> None:
-        async with World(self.folder, self.images).daemon() as daemon:
+        async with self.world.daemon() as daemon:
             await self.thaws_settled(daemon)
             await limits_settled(daemon)
             if operation == "pooled_fork":
@@ -233,11 +237,13 @@ class Mortal:
             if operation not in LEAVING:
                 self.steps.end()
         if not self.deadly:
-            (self.folder / "steps").write_text("\n".join(self.taken))
+            (self.world.folder / "steps").write_text("\n".join(self.taken))
 
 
 def main() -> None:
     mortal = Mortal(Path(sys.argv[1]), Path(sys.argv[2]))
+    gc.collect()
+    gc.freeze()  # What is shared with the daemons need not be looked through by each.
     for line in sys.stdin:
         operation, _, mortal.deadly = line.rstrip("\n").partition(";")
         child = os.fork()
@@ -245,7 +251,9 @@ def main() -> None:
             os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # Where its log goes.
             anyio.run(mortal.operate, cast(Operation, operation))
             return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        status = os.waitpid(child, 0)[1]
+        mortal.nursery.settle()  # A VMM that it asked for is there, also if it did not live to hear of it.
+        print(os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Exit code 1, with the trace of the last daemon: something did not hold.
 import argparse
 import asyncio
 import faulthandler
+import gc
 import os
 import random
 import shutil
@@ -401,6 +402,8 @@ def run_model(seed: int, steps: int, images: Path, mutation: str | None = None) 
     """Live until `steps` are done; returns the exit code. In a network namespace of the caller's."""
     rng = random.Random(seed)
     done, lives, crashes, called, struck = 0, 0, 0, Counter[str](), Counter[str]()
+    gc.collect()
+    gc.freeze()  # What is shared with the daemons need not be looked through by each.
     while done < steps:
         folder = new_folder()
         nursery = Nursery(MARK)

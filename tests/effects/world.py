@@ -32,13 +32,14 @@ from ramet.guest.channel import open_channel
 from ramet.images import Catalog, ImageLimits
 from ramet.instance.fleet import Fleet
 from ramet.instance.fleet_types import ExecCommand
+from ramet.linux.process import list_command_lines
 from ramet.net.bridge import BridgeConfig
 from ramet.net.network import Network
 from ramet.snapshots.catalog import SnapshotCatalog
 from ramet.snapshots.store import CaptureStore
 from ramet.store.database import Database
 from ramet.store.paths import DataFolder
-from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, FakeDriver
+from ramet.vmm.fake.driver import COMMAND_TIMEOUT_S, MARK, FakeDriver
 from ramet.vmm.fake.faults import Faults
 from ramet.vmm.fake.nursery import Nursery
 from ramet.vmm.port import Driver
@@ -173,16 +174,11 @@ class World:
 
     def processes(self) -> dict[int, InstanceId]:
         """Return the fake VMMs of this host, by pid."""
-        found = {}
-        for entry in Path("/proc").iterdir():
-            try:
-                arguments = (entry / "cmdline").read_bytes().split(b"\0")
-                state = (entry / "stat").read_text().rpartition(")")[2].split()[0]
-            except (OSError, ValueError):
-                continue
-            if b"ramet-fake-vmm" in arguments and str(self.folder).encode() in arguments[-2] and state != "Z":
-                found[int(entry.name)] = InstanceId(Path(json.loads(arguments[-2])["folder"]).name)
-        return found
+        return {
+            pid: InstanceId(Path(json.loads(arguments[-1])["folder"]).name)
+            for pid, arguments in list_command_lines()
+            if MARK in arguments and str(self.folder) in arguments[-1]
+        }
 
     async def ask_guest(self, instance: InstanceId) -> str:
         """Return the state of a guest's workload, asked past any daemon."""

@@ -87,15 +87,16 @@ def _read_stat(pid: int) -> list[bytes]:
 
 def list_command_lines() -> Iterator[tuple[int, list[str]]]:
     """Yield (pid, arguments) of every process that has a command line."""
-    for entry in PROC.iterdir():
-        if not entry.name.isdecimal():
+    for name in os.listdir(PROC):
+        if not name.isdecimal():
             continue
         try:
-            raw = (entry / "cmdline").read_bytes()
+            with open(f"{PROC}/{name}/cmdline", "rb", buffering=0) as file:
+                raw = file.read()
         except (FileNotFoundError, ProcessLookupError):
             continue  # It ended while we looked.
         if raw:
-            yield int(entry.name), [os.fsdecode(part) for part in raw.split(b"\0")[:-1]]
+            yield int(name), [os.fsdecode(part) for part in raw.split(b"\0")[:-1]]
 
 
 def read_maps(pid: int) -> Iterator[tuple[int, int, str, str]]:
