@@ -3,8 +3,13 @@
 With COUNT, when the named STEP has been reached for the COUNTth time. Without, when it is about to take STEP,
 of those that are found in the code (see `tests.steps`); without a STEP it lives, and writes them to stdout.
 SIGKILL from inside is as sudden as from outside, and hits the instruction that is meant.
+
+Without arguments it does that for each line on stdin, a JSON list of them, in a copy of itself that has all
+imported, and tells in a line how that ended.
 """
 
+import gc
+import json
 import os
 import signal
 import sys
@@ -68,14 +73,28 @@ def _die_before(step: str) -> None:
     watch_steps(reached, TOUCHING).begin()
 
 
-def main() -> None:
-    folder, name, step, *count = sys.argv[1:]
+def pull(folder: str, name: str, step: str, *count: str) -> None:
     if count:
         _die_when_reached(PullStep(step), int(count[0]))
     else:
         _die_before(step)
     user = os.environ.get("PULL_AS")
     anyio.run(_pull, Path(folder), name, Credentials(user, "secret") if user else None)
+
+
+def main() -> None:
+    if sys.argv[1:]:
+        pull(*sys.argv[1:])
+        return
+    gc.collect()
+    gc.freeze()  # What is shared with the copies need not be looked through by each.
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+            pull(*json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":

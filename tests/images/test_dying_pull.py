@@ -1,11 +1,13 @@
 """A pull killed at any of its steps is finished by the next process, which nobody has to ask."""
 
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import anyio
@@ -61,6 +63,25 @@ def pull_apart(folder: Path, name: str, *step: str, **environment: str) -> subpr
         timeout=TIMEOUT_S,
         check=False,
     )
+
+
+@contextmanager
+def many_pulls() -> Iterator[Callable[[Path, str, str], int]]:
+    """Return what pulls in a copy of a warm process, which dies before a step, and returns how it ended."""
+    command = [sys.executable, "-m", "tests.images.dying_pull"]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as warm:
+
+        def pull(folder: Path, name: str, step: str) -> int:
+            assert warm.stdin is not None
+            assert warm.stdout is not None
+            warm.stdin.write(json.dumps([str(folder), name, step]) + "\n")
+            warm.stdin.flush()
+            return int(warm.stdout.readline())
+
+        yield pull
+        warm.communicate()
 
 
 async def wait_idle(catalog: Catalog) -> None:
@@ -121,20 +142,20 @@ async def test_a_pull_killed_at_any_step_found_in_the_code_leaves_nothing_half_m
     name = f"{registry.authority}/app:latest"
     found = find_steps(tmp_path / "whole", name)
     assert {"PullRecords.save 1", "Part.finish 1", "make_rootfs 1", "PullRecords.remove 1"} <= set(found)
-    for number, step in enumerate(found):
-        folder = tmp_path / str(number)
-        try:
-            done = pull_apart(folder, name, step)
-            assert done.returncode == -signal.SIGKILL, done.stderr
-            async with catalog_in(folder) as catalog:
-                await wait_idle(catalog)
-                # What had not been written down yet is asked for again; the rest is done without us.
-                image = await catalog.pulls.fetch(parse_reference(name))
-                assert catalog.list() == [image]
-            check_nothing_half_made(folder, content_count=1)
-        except BaseException as error:
-            error.add_note(f"killed before: {step}")
-            raise
+    with many_pulls() as pull:
+        for number, step in enumerate(found):
+            folder = tmp_path / str(number)
+            try:
+                assert pull(folder, name, step) == -signal.SIGKILL
+                async with catalog_in(folder) as catalog:
+                    await wait_idle(catalog)
+                    # What had not been written down yet is asked for again; the rest is done without us.
+                    image = await catalog.pulls.fetch(parse_reference(name))
+                    assert catalog.list() == [image]
+                check_nothing_half_made(folder, content_count=1)
+            except BaseException as error:
+                error.add_note(f"killed before: {step}")
+                raise
 
 
 @pytest.mark.parametrize("step", [PullStep.RESOLVED, PullStep.PUBLISHED])
