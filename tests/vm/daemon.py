@@ -20,6 +20,7 @@ from ramet.wire_api.exec import ExecStart
 from ramet.wire_api.instances import CreateInstance
 from tests.net.namespaces import own_namespace, run_ip
 from tests.vm.images import IMAGE, write_image
+from tests.vm.mortals import MortalDaemon, Mortals
 from tests.vm.site import vmm_pids
 from tests.vm.wire import nft
 
@@ -54,7 +55,8 @@ class Daemon:
         socket = folder / "api.sock"
         self._arguments = ["serve", "--data-dir", str(self.data), "--socket", str(socket)]
         self.client = Client(Endpoint(str(socket)))
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | MortalDaemon | None = None
+        self._mortals: Mortals | None = None
 
     def start(
         self,
@@ -67,15 +69,19 @@ class Daemon:
 
         `arguments` are more of `ramet serve`; `environment` comes before this process's own.
         """
-        module = ["tests.vm.dying_daemon", str(self.folder)] if is_mortal else ["ramet.cli"]
-        with (self.folder / "daemon.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, "-m", *module, *self._arguments, *arguments],
-                cwd=ROOT,
-                env={**os.environ, **(environment or {})},
-                stdout=log,
-                stderr=log,
-            )
+        if is_mortal:
+            assert not environment
+            self._mortals = self._mortals or Mortals(self.folder)
+            self._process = self._mortals.start([*self._arguments, *arguments])
+        else:
+            with (self.folder / "daemon.log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "ramet.cli", *self._arguments, *arguments],
+                    cwd=ROOT,
+                    env={**os.environ, **(environment or {})},
+                    stdout=log,
+                    stderr=log,
+                )
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             try:
@@ -116,6 +122,9 @@ class Daemon:
             self._process.kill()
             self._process.wait()
             self._process = None
+        if self._mortals is not None:
+            self._mortals.close()
+            self._mortals = None
 
     def log(self) -> str:
         return (self.folder / "daemon.log").read_text()[-4000:]

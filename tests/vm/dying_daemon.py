@@ -1,4 +1,7 @@
-"""`ramet serve`, but it kills itself: python -m tests.vm.dying_daemon FOLDER SERVE-ARGUMENTS
+"""`ramet serve`, but it kills itself: python -m tests.vm.dying_daemon FOLDER
+
+For each line on stdin, a JSON list of arguments of `ramet`, a daemon is forked that has all imported; its pid
+is told in a line, and in another, when it has ended, how. Its output goes where this process's errors go.
 
 When an operation begins, FOLDER/deadly says before which step of it (see `tests.steps`) the daemon is to die;
 an empty one lets it live, and FOLDER/steps tell what steps it takes. SIGKILL from inside is as sudden as from
@@ -6,6 +9,9 @@ outside, and hits the instruction that is meant.
 """
 
 import functools
+import gc
+import importlib
+import json
 import os
 import signal
 import sys
@@ -55,9 +61,20 @@ def main() -> None:
         setattr(Fleet, name, mortal.beginning(getattr(Fleet, name)))
     # Every capture draws its source's chain together first, so that this is among its steps.
     setattr(capture, "CHAIN_LENGTH_MAX", 1)  # noqa: B010  # Other modules see it as a constant.
-    from ramet.cli.main import main as ramet
-
-    ramet()
+    ramet = importlib.import_module("ramet.cli.main").main
+    importlib.import_module("ramet.daemon.main")  # What `serve` needs.
+    gc.collect()
+    gc.freeze()  # What is shared with the daemons need not be looked through by each.
+    for line in sys.stdin:
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno())
+            os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+            sys.argv = ["ramet", *json.loads(line)]
+            ramet()
+            return
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
 if __name__ == "__main__":
