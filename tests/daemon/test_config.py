@@ -230,3 +230,27 @@ def test_users_and_scopes_that_there_are_not_are_refused(tmp_path: Path, users: 
     file.write_text(f"socket_users: {users}\n")
     with pytest.raises(SettingsInvalid, match=why):
         load_settings({}, file)
+
+
+def test_what_may_be_had_at_most_is_written_as_people_write_it(tmp_path: Path) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text(
+        "limits:\n  max_vcpus_per_instance: 4\n  max_memory_per_instance: 8GB\n"
+        "  max_overlay_size: 20GB\n  max_total_volume_storage: 1TB\n"
+    )
+    limits = load_settings({}, file).limits
+    assert (limits.max_vcpus_per_instance, limits.max_memory_per_instance) == (4, 8 << 30)
+    assert (limits.max_overlay_size, limits.max_total_volume_storage) == (20 << 30, 1 << 40)
+    assert load_settings({}).limits.max_total_volume_storage is None
+    file.write_text('limits: {max_total_volume_storage: ""}\n')
+    assert load_settings({}, file).limits.max_total_volume_storage is None
+
+
+@pytest.mark.parametrize(
+    "limit", ["max_vcpus_per_instance: 17", "max_memory_per_instance: 64GB", "max_overlay_size: 1MB"]
+)
+def test_no_limit_is_beyond_what_can_be(tmp_path: Path, limit: str) -> None:
+    file = tmp_path / "ramet.yaml"
+    file.write_text(f"limits: {{{limit}}}\n")
+    with pytest.raises(SettingsInvalid, match=limit.partition(":")[0]):
+        load_settings({}, file)

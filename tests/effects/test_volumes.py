@@ -29,6 +29,7 @@ from ramet.volumes.errors import (
     ArchiveTooLarge,
     VolumeInUse,
     VolumeNotFound,
+    VolumeQuotaReached,
     VolumeUnwritable,
 )
 from tests.effects.world import Daemon, World
@@ -342,3 +343,30 @@ async def test_one_whose_files_are_lost_does_not_keep_an_instance_from_going_on_
             await daemon.fleet.start("web")
         await daemon.fleet.change_volumes("web", DetachAsked(data))
         await daemon.fleet.start("web")
+
+
+async def test_all_volumes_together_are_no_larger_than_they_may_be(world: World) -> None:
+    async with world.daemon() as daemon:
+        volumes = effects_volumes.SiteVolumes(daemon.site, storage_bytes_max=10 * MIB)
+        first = await volumes.create("first", 4 * MIB, {})
+        before = held_bytes(daemon)
+        refused = list[VolumeQuotaReached]()
+
+        async def create(name: str) -> None:
+            try:
+                await volumes.create(name, 4 * MIB, {})
+            except VolumeQuotaReached as error:
+                refused.append(error)
+
+        async with anyio.create_task_group() as group:  # What is only being made counts, too.
+            group.start_soon(create, "second")
+            group.start_soon(create, "third")
+        (error,) = refused
+        assert (error.code, error.fields) == (
+            "volume_quota_reached",
+            {"limit_bytes": 10 * MIB, "used_bytes": 8 * MIB},
+        )
+        assert len(volumes.list()) == 2
+        assert held_bytes(daemon) == before + 4 * MIB
+        await volumes.delete(first.id)
+        await volumes.create("fourth", 6 * MIB, {})

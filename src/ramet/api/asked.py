@@ -32,11 +32,10 @@ from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import (
     FORK_POOL_MAX,
     HOTPLUG_STEP_BYTES,
-    MEMORY_BYTES_MAX,
-    OVERLAY_BYTES_MAX,
+    MEMORY_BYTES_MIN,
+    OVERLAY_BYTES_MIN,
     RATE_BYTES_PER_S_MAX,
     RATE_BYTES_PER_S_MIN,
-    VCPU_COUNT_MAX,
     InstanceRecord,
     InstanceSpec,
     SpecChanges,
@@ -56,9 +55,7 @@ from ramet.wire_api.exec import ExecStart
 MIB: Final = 1 << 20
 VCPU_COUNT_DEFAULT: Final = 2
 MEMORY_BYTES_DEFAULT: Final = 1 << 30
-MEMORY_BYTES_MIN: Final = 64 * MIB
 OVERLAY_BYTES_DEFAULT: Final = 10 << 30
-OVERLAY_BYTES_MIN: Final = 64 * MIB
 TAG_COUNT_MAX: Final = 50
 TAG_VALUE_LENGTH_MAX: Final = 256
 ENVIRONMENT_BYTES_MAX: Final = 128 << 10  # Of env and of argv, each; the kernel's limit for one string.
@@ -171,13 +168,13 @@ def to_changes(body: wire.UpdateInstance, record: InstanceRecord) -> SpecChanges
     return changes
 
 
-def to_overlay_bytes(field: str, text: str) -> int:
+def to_overlay_bytes(field: str, text: str, facts: HostFacts) -> int:
     """Return the size of an overlay, in bytes.
 
     Raises:
         Invalid: it is none, or out of bounds.
     """
-    return _size(field, text, 0, OVERLAY_BYTES_MIN, OVERLAY_BYTES_MAX)
+    return _size(field, text, 0, OVERLAY_BYTES_MIN, facts.limits.overlay_bytes)
 
 
 def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> InstanceSpec:
@@ -193,17 +190,18 @@ def to_spec(body: wire.CreateInstance, image: Image, facts: HostFacts) -> Instan
             f"The image {image.name} names no command and neither does the request",
             remedy="give one in cmd or entrypoint",
         )
-    vcpu_count = VCPU_COUNT_DEFAULT if body.vcpus is None else body.vcpus
-    if not 1 <= vcpu_count <= VCPU_COUNT_MAX:
-        raise Invalid(f"vcpus is {vcpu_count}, and must be from 1 to {VCPU_COUNT_MAX}", field="vcpus")
+    most = facts.limits
+    vcpu_count = min(VCPU_COUNT_DEFAULT, most.vcpu_count) if body.vcpus is None else body.vcpus
+    if not 1 <= vcpu_count <= most.vcpu_count:
+        raise Invalid(f"vcpus is {vcpu_count}, and must be from 1 to {most.vcpu_count}", field="vcpus")
     return InstanceSpec(
         image=image.name,
         image_digest=image.digest,
         hypervisor=to_hypervisor(body.hypervisor, facts),
         vcpu_count=vcpu_count,
-        memory_bytes=_size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX),
+        memory_bytes=_memory_bytes(body, facts),
         overlay_bytes=_size(
-            "overlay_size", body.overlay_size, OVERLAY_BYTES_DEFAULT, OVERLAY_BYTES_MIN, OVERLAY_BYTES_MAX
+            "overlay_size", body.overlay_size, OVERLAY_BYTES_DEFAULT, OVERLAY_BYTES_MIN, most.overlay_bytes
         ),
         env=_env(body.env),
         entrypoint=_argv("entrypoint", body.entrypoint),
@@ -399,13 +397,17 @@ def check_tags(tags: Mapping[str, str], field: str = "tags") -> None:
 def _size(field: str, text: str | None, default: int, bytes_min: int, bytes_max: int) -> int:
     """Return bytes, rounded up to whole MiB."""
     if text is None:
-        return default
+        return min(default, bytes_max)
     with about(field):
         size_bytes = -(-parse_size(text) // MIB) * MIB
     if not bytes_min <= size_bytes <= bytes_max:
         bounds = f"from {format_size(bytes_min)} to {format_size(bytes_max)}"
         raise Invalid(f"{field} is {text}, and must be {bounds}", field=field)
     return size_bytes
+
+
+def _memory_bytes(body: wire.CreateInstance, facts: HostFacts) -> int:
+    return _size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, facts.limits.memory_bytes)
 
 
 def _hotplug_bytes(body: wire.CreateInstance, facts: HostFacts) -> int:
@@ -420,12 +422,12 @@ def _hotplug_bytes(body: wire.CreateInstance, facts: HostFacts) -> int:
         asked_bytes = 0 if body.hotplug_size is None else parse_size(body.hotplug_size)
     if not asked_bytes:
         return 0
-    memory_bytes = _size("size", body.size, MEMORY_BYTES_DEFAULT, MEMORY_BYTES_MIN, MEMORY_BYTES_MAX)
+    memory_bytes, memory_bytes_max = _memory_bytes(body, facts), facts.limits.memory_bytes
     hotplug_bytes = -(-asked_bytes // HOTPLUG_STEP_BYTES) * HOTPLUG_STEP_BYTES
-    if memory_bytes + hotplug_bytes > MEMORY_BYTES_MAX:
+    if memory_bytes + hotplug_bytes > memory_bytes_max:
         raise Invalid(
             f"size and hotplug_size are {format_size(memory_bytes + hotplug_bytes)} together",
-            remedy=f"use {format_size(MEMORY_BYTES_MAX)} at most",
+            remedy=f"use {format_size(memory_bytes_max)} at most",
             field="hotplug_size",
         )
     demand_hotplug(hypervisor, facts)

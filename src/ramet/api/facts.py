@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Final
 
+from ramet.core.spec import MEMORY_BYTES_MAX, OVERLAY_BYTES_MAX, VCPU_COUNT_MAX
+
 HOTPLUG_MEMORY: Final = "hotplug-memory"
 DISK_IO_LIMIT: Final = "disk-io-limit"
 BALLOON: Final = "balloon-control"
@@ -37,6 +39,15 @@ class RuntimeFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class SizeLimits:
+    """What one instance may have at most; `memory_bytes` with what is plugged in."""
+
+    vcpu_count: int = VCPU_COUNT_MAX
+    memory_bytes: int = MEMORY_BYTES_MAX
+    overlay_bytes: int = OVERLAY_BYTES_MAX
+
+
+@dataclass(frozen=True, slots=True)
 class HostFacts:
     """What `GET /capabilities` tells, and what requests are checked against.
 
@@ -52,6 +63,7 @@ class HostFacts:
     gateway: str | None = None
     subnet: str | None = None
     arch: str = "amd64"
+    limits: SizeLimits = SizeLimits()
 
     @property
     def platform(self) -> str:

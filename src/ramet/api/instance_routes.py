@@ -94,7 +94,7 @@ def _add_making(
     @routes.post("", status_code=HTTPStatus.CREATED)
     async def create_instance(body: wire.CreateInstance) -> wire.Instance:
         check_create(body, facts)
-        mounts = to_mounts(body.volumes or (), volumes)
+        mounts = to_mounts(body.volumes or (), volumes, facts)
         if body.fork_pool:
             demand_copyable(mounts.volumes)
         image = await find_or_pull(catalog, body.image, parse_platform(facts.platform))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ramet.api.asked import to_overlay_bytes
+from ramet.api.facts import HostFacts
 from ramet.api.ports import VolumesPort
 from ramet.core.errors import Invalid
 from ramet.core.ids import VolumeId
@@ -21,7 +22,7 @@ class Mounts(NamedTuple):
     overlay_parts: tuple[int, ...] = ()
 
 
-def to_mounts(asked: Sequence[wire.VolumeMount], volumes: VolumesPort) -> Mounts:
+def to_mounts(asked: Sequence[wire.VolumeMount], volumes: VolumesPort, facts: HostFacts) -> Mounts:
     """Return what `asked` means.
 
     Raises:
@@ -41,7 +42,7 @@ def to_mounts(asked: Sequence[wire.VolumeMount], volumes: VolumesPort) -> Mounts
                     field="volumes.overlay_size",
                 )
             part = len(parts)
-            parts.append(to_overlay_bytes("volumes.overlay_size", one.overlay_size))
+            parts.append(to_overlay_bytes("volumes.overlay_size", one.overlay_size, facts))
         elif one.overlay_size is not None:
             raise Invalid(
                 f"Volume {one.volume_id} has no overlay, and overlay_size is given",

@@ -20,7 +20,9 @@ from ramet.core.restart import RestartPolicy, Restarts
 from ramet.core.volumes import VolumeMount, demand_copyable
 
 VCPU_COUNT_MAX: Final = 16
+MEMORY_BYTES_MIN: Final = 64 << 20
 MEMORY_BYTES_MAX: Final = 32 << 30
+OVERLAY_BYTES_MIN: Final = 64 << 20
 OVERLAY_BYTES_MAX: Final = 100 << 30
 HOTPLUG_STEP_BYTES: Final = 128 << 20
 """What memory that comes while a guest runs is counted in (virtio-mem)."""

@@ -40,7 +40,16 @@ from ramet.admission.capacity import (
 )
 from ramet.core.compression import Compression
 from ramet.core.errors import Invalid
-from ramet.core.spec import FORK_POOL_IDLE_S, RATE_BYTES_PER_S_MAX, RATE_BYTES_PER_S_MIN
+from ramet.core.spec import (
+    FORK_POOL_IDLE_S,
+    MEMORY_BYTES_MAX,
+    MEMORY_BYTES_MIN,
+    OVERLAY_BYTES_MAX,
+    OVERLAY_BYTES_MIN,
+    RATE_BYTES_PER_S_MAX,
+    RATE_BYTES_PER_S_MIN,
+    VCPU_COUNT_MAX,
+)
 from ramet.core.units import parse_duration, parse_rate, parse_size
 from ramet.daemon.socket_users import SocketUsers, uid_of
 from ramet.images.limits import ImageLimits
@@ -196,9 +205,23 @@ class RegistrySettings(BaseModel, extra="forbid"):
 
 
 class LimitSettings(BaseModel, extra="forbid"):
-    """What may be had at most. `max_image_storage`: what images and downloaded layers take of the disk."""
+    """What may be had at most.
+
+    `max_image_storage`: what images and downloaded layers take of the disk; `max_total_volume_storage`: how
+    large all volumes are together, None: no end.
+    """
 
     max_image_storage: DiskShare = MAX_IMAGE_STORAGE
+    max_total_volume_storage: Annotated[
+        PositiveInt | None, BeforeValidator(lambda text: None if text == "" else _parse_bytes(text))
+    ] = None
+    max_vcpus_per_instance: Annotated[int, Field(ge=1, le=VCPU_COUNT_MAX)] = VCPU_COUNT_MAX
+    max_memory_per_instance: Annotated[
+        int, BeforeValidator(_parse_bytes), Field(ge=MEMORY_BYTES_MIN, le=MEMORY_BYTES_MAX)
+    ] = MEMORY_BYTES_MAX
+    max_overlay_size: Annotated[
+        int, BeforeValidator(_parse_bytes), Field(ge=OVERLAY_BYTES_MIN, le=OVERLAY_BYTES_MAX)
+    ] = OVERLAY_BYTES_MAX
 
     def images(self, disk_bytes: int | None) -> ImageLimits:
         """Return the part `ramet.images` understands; `disk_bytes` are what the disk has; None: no end."""

@@ -16,7 +16,7 @@ from anyio.abc import TaskStatus
 import ramet
 from ramet.api.app import create_app
 from ramet.api.auth import TokenAuth
-from ramet.api.facts import HostFacts, RuntimeFacts, runtime_features
+from ramet.api.facts import HostFacts, RuntimeFacts, SizeLimits, runtime_features
 from ramet.api.idempotency import KeptAnswers
 from ramet.api.parts import Parts
 from ramet.api.peers import PeerAuth
@@ -79,7 +79,7 @@ async def _serve(settings: Settings) -> None:
             execs.running(),
             anyio.create_task_group() as group,
         ):
-            facts = _host_facts(parts, can_reclaim=settings.hypervisor.memory.reclaim_enabled)
+            facts = _host_facts(parts, settings)
             served = Parts(
                 facts,
                 parts.fleet,
@@ -144,14 +144,18 @@ async def _run_server(server: HttpServer, *, task_status: TaskStatus[None]) -> N
         task_status.started()
 
 
-def _host_facts(parts: Running, *, can_reclaim: bool) -> HostFacts:
-    network = parts.network
+def _host_facts(parts: Running, settings: Settings) -> HostFacts:
+    network, limits = parts.network, settings.limits
+    can_reclaim = settings.hypervisor.memory.reclaim_enabled
     return HostFacts(
         version=ramet.__version__,
         default_hypervisor=parts.default_hypervisor,
         runtimes=tuple(runtimes(parts.drivers, can_reclaim=can_reclaim)),
         gateway=str(network.facts.gateway),
         subnet=str(network.config.subnet),
+        limits=SizeLimits(
+            limits.max_vcpus_per_instance, limits.max_memory_per_instance, limits.max_overlay_size
+        ),
     )
 
 

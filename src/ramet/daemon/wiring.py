@@ -151,7 +151,7 @@ async def running(settings: Settings) -> AsyncIterator[Running]:
             group.start_soon(catalog.run)
             await group.start(images.pulls.run)
             group.start_soon(LayerKeeper(images.pulls, settings.images.oci_cache_gc.config()).run)
-            volumes, resources = SiteVolumes(site), SiteResources(site)
+            volumes, resources = _make_volumes(settings, site), SiteResources(site)
             yield Running(
                 fleet, images, snapshots, volumes, drivers, default, network, resources, keepers, answers
             )
@@ -220,6 +220,10 @@ def _make_pager(settings: Settings, folder: DataFolder, drivers: Mapping[str, Dr
         wanted.firecracker_uffd_cache_max_bytes,
         wanted.firecracker_uffd_graduation.config(),
     )
+
+
+def _make_volumes(settings: Settings, site: Site) -> SiteVolumes:
+    return SiteVolumes(site, storage_bytes_max=settings.limits.max_total_volume_storage)
 
 
 DRIVERS: Final[Mapping[str, type[Driver]]] = {

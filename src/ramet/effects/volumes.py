@@ -7,8 +7,8 @@ an instance is bookkeeping: a guest mounts at its next boot what its spec says t
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
@@ -18,12 +18,13 @@ from anyio import to_thread
 
 from ramet.admission.demand import Demand
 from ramet.core.ids import InstanceId, VolumeId, mint_id
+from ramet.core.units import format_size
 from ramet.core.volumes import VolumeMount, VolumeRecord
 from ramet.effects.site import Site
 from ramet.images.offload import run_stoppable
 from ramet.volumes.archive import unpack
 from ramet.volumes.catalog import DATA_FILE
-from ramet.volumes.errors import ArchiveTooLarge, VolumeUnwritable
+from ramet.volumes.errors import ArchiveTooLarge, VolumeQuotaReached, VolumeUnwritable
 from ramet.volumes.filesystem import make_file_system
 
 _ARCHIVE_FILE: Final = "archive"
@@ -33,10 +34,16 @@ Done = TypeVar("Done")
 
 
 class SiteVolumes:
-    """The volumes of a site. `ref` is a volume's id, its name or a unique beginning of its id."""
+    """The volumes of a site. `ref` is a volume's id, its name or a unique beginning of its id.
 
-    def __init__(self, site: Site) -> None:
+    Args:
+        storage_bytes_max: how large all are together at most; None: no end.
+    """
+
+    def __init__(self, site: Site, *, storage_bytes_max: int | None = None) -> None:
         self._site, self._catalog = site, site.volumes
+        self._storage_bytes_max = storage_bytes_max
+        self._coming_bytes = 0
         for record in self._catalog.list():
             site.admission.ledger.note(_owner(record.id), _demand(record))
 
@@ -72,11 +79,12 @@ class SiteVolumes:
         Raises:
             VolumeNameTaken: there is one of that name or id.
             InsufficientResources: there is no room for all that it may come to hold.
+            VolumeQuotaReached: all volumes together would be larger than they may be.
             ArchiveInvalid, ArchiveTooLarge: it cannot be filled from that.
             VolumeUnwritable: the disk is full; nothing is left of it.
         """
         record = VolumeRecord(VolumeId(volume or mint_id()), name, size_bytes, time.time(), dict(tags))
-        with self._catalog.coming(record) as folder:
+        with self._catalog.coming(record) as folder, self._within_quota(record):
             ledger = self._site.admission.ledger
             ledger.admit(_owner(record.id), _demand(record), f"volume {name}")
             try:
@@ -92,6 +100,24 @@ class SiteVolumes:
                     await to_thread.run_sync(self._catalog.remove_files, record.id)
                 raise
         return record
+
+    @contextmanager
+    def _within_quota(self, record: VolumeRecord) -> Iterator[None]:
+        """Have a volume count that is being made, or refuse it."""
+        used_bytes = sum(one.size_bytes for one in self._catalog.list()) + self._coming_bytes
+        most = self._storage_bytes_max
+        if most is not None and used_bytes + record.size_bytes > most:
+            raise VolumeQuotaReached(
+                f"volume {record.name} would have {format_size(record.size_bytes)}, and of the"
+                f" {format_size(most)} for all volumes {format_size(max(0, most - used_bytes))} are left",
+                limit_bytes=most,
+                used_bytes=used_bytes,
+            )
+        self._coming_bytes += record.size_bytes
+        try:
+            yield
+        finally:
+            self._coming_bytes -= record.size_bytes
 
     async def delete(self, ref: str) -> None:
         """Remove a volume with all that is in it; returns when its room is free.

@@ -1,6 +1,6 @@
 """What can be wrong with a volume, or with what it is to be made of."""
 
-from ramet.core.errors import Broken, Conflict, Invalid, NotFound
+from ramet.core.errors import Broken, Conflict, Exhausted, Invalid, NotFound
 
 
 class VolumeNotFound(NotFound):
@@ -33,6 +33,13 @@ class VolumeUnclean(Conflict):
     """Who wrote to the volume was cut off, and its journal has to be played back before it is only read."""
 
     code = "volume_unclean"
+
+
+class VolumeQuotaReached(Exhausted):
+    """All volumes together would be larger than they may be."""
+
+    code = "volume_quota_reached"
+    remedy_default = "delete a volume, make a smaller one, or raise limits.max_total_volume_storage"
 
 
 class VolumeUnwritable(Broken):
