@@ -105,6 +105,13 @@ def test_a_websocket_to_nowhere_is_refused_as_a_request_is(served: Served) -> No
     assert (response.status_code, json.loads(response.body or b"")["code"]) == (404, "not_found")
 
 
+@pytest.mark.parametrize("path", ["exec", "exec/v1", "cp"])
+def test_who_asks_for_a_websocket_as_for_a_page_hears_that_it_is_one(http: httpx.Client, path: str) -> None:
+    refused = http.get(f"/instances/src/{path}")
+    assert (refused.status_code, refused.json()["code"]) == (426, "upgrade_required")
+    assert refused.headers["upgrade"] == "websocket"
+
+
 @pytest.mark.parametrize(
     ("path", "first"),
     [

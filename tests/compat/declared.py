@@ -61,6 +61,7 @@ METHODS: Final[Mapping[str, Method]] = {
         refuses={
             "env": {"KEY": "value"},
         },
+        missing="the client has `env` change the values of `credentials`, and of nothing else",
     ),
     "instances.delete": WORKS,
     "instances.start": WORKS,

@@ -81,7 +81,7 @@ def create_app(parts: Parts, *, auth: Auth | None) -> FastAPI:
         responses={"default": {"model": Error, "description": "What went wrong"}},
     )
     install(app)
-    app.router.default = no_such_path(app.router.default)
+    app.router.default = no_such_path(app)
     app.include_router(system_routes.router(app, facts))
     app.include_router(resource_routes.router(fleet, parts.resources))
     app.include_router(reclaim.router(parts.reclaims))

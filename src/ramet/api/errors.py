@@ -46,6 +46,7 @@ CODE: Final[Mapping[int, str]] = {
     HTTPStatus.METHOD_NOT_ALLOWED: "method_not_allowed",
     HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "request_too_large",
     HTTPStatus.UNSUPPORTED_MEDIA_TYPE: "unsupported_media_type",
+    HTTPStatus.UPGRADE_REQUIRED: "upgrade_required",
 }
 """Codes of what Starlette and the authentication refuse."""
 
@@ -161,16 +162,21 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, on_bug)
 
 
-def no_such_path(otherwise: ASGIApp) -> ASGIApp:
-    """Return what answers a WebSocket to no path of ours as it does a request; requests are `otherwise`'s."""
+def no_such_path(app: FastAPI) -> ASGIApp:
+    """Return what answers where `app` has no such path, or has it only for a WebSocket."""
+    otherwise = app.router.default
 
     async def refuse(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "websocket":
-            await otherwise(scope, receive, send)
+        if scope["type"] == "websocket":
+            message = one_line(f"There is no WebSocket {scope['path']}")
+            refused = answer(HTTPStatus.NOT_FOUND, refusal(HTTPStatus.NOT_FOUND, message))
+            await WebSocket(scope, receive, send).send_denial_response(refused)
             return
-        message = one_line(f"There is no WebSocket {scope['path']}")
-        refused = answer(HTTPStatus.NOT_FOUND, refusal(HTTPStatus.NOT_FOUND, message))
-        await WebSocket(scope, receive, send).send_denial_response(refused)
+        upgraded = {**scope, "type": "websocket"}
+        if any(route.matches(upgraded)[0] is Match.FULL for route in app.routes):
+            text = "This is a WebSocket"
+            raise HTTPException(HTTPStatus.UPGRADE_REQUIRED, text, headers={"upgrade": "websocket"})
+        await otherwise(scope, receive, send)
 
     return refuse
 
