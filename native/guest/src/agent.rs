@@ -10,6 +10,7 @@ use crate::exec::{Exec, Pipe};
 use crate::frames::{self, Receiver};
 use crate::identity::Seats;
 use crate::messages::{self, WorkloadExit, WorkloadExited};
+use crate::oom;
 use crate::output::Output;
 use crate::port::Port;
 use crate::poweroff;
@@ -245,6 +246,9 @@ impl Agent {
         while let Some((pid, ending)) = sys::reap() {
             if self.workload.pid == Some(pid) {
                 self.workload.ended(ending);
+                if ending.signal == Some(libc::SIGKILL) && oom::has_killed(pid) {
+                    self.workload.message = oom::MESSAGE.to_owned();
+                }
             } else if let Some(index) = self.syncs.iter().position(|(sync, _)| *sync == pid) {
                 let (_, stream) = self.syncs.swap_remove(index);
                 self.answer_sync(stream, ending);

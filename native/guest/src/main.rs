@@ -22,6 +22,7 @@ mod messages;
 mod modules;
 mod netlink;
 mod network;
+mod oom;
 mod output;
 mod pack;
 mod port;

@@ -17,7 +17,13 @@ from ramet.core.snapshot import SnapshotRecord
 from ramet.core.units import format_byte_rate, format_duration, format_rate, format_size
 from ramet.core.verification import CHUNK_BYTES, Verification
 from ramet.images import Image
-from ramet.instance.fleet_types import ForkOutcome, ForkPoolStatus, InstanceView, shell_exit_code
+from ramet.instance.fleet_types import (
+    ForkOutcome,
+    ForkPoolStatus,
+    InstanceView,
+    exit_message,
+    shell_exit_code,
+)
 from ramet.wire_api import images as wire_images
 from ramet.wire_api import instances as wire
 from ramet.wire_api import snapshots as wire_snapshots
@@ -77,7 +83,7 @@ def to_instance(
         phase_durations_ms=None if phases is None else _shown_phases(phases, now),
         has_snapshot=record.capture is not None,
         exit_code=None if ended is None else shell_exit_code(ended),
-        exit_message=None if ended is None else ended.message or None,
+        exit_message=None if ended is None else exit_message(ended) or None,
         started_at=shown_time(record.started_at),
         stopped_at=shown_time(record.stopped_at),
         expires_at=shown_time(spec.expires_at),

@@ -1,5 +1,6 @@
 """What the fleet is asked and what it answers: the border between the API and the instances."""
 
+import signal
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
@@ -228,3 +229,15 @@ class ExecSession(Protocol):
 def shell_exit_code(end: Exit) -> int:
     """Return the exit code of a workload as a shell tells it."""
     return end.code if end.code is not None else 128 + (end.signal or 0)
+
+
+def exit_message(end: Exit) -> str:
+    """Return in words how a workload ended, where its code does not tell: "killed by signal 9 (SIGKILL)"."""
+    if end.signal is None:
+        return end.message
+    try:
+        name = f" ({signal.Signals(end.signal).name})"
+    except ValueError:  # One of those without a name.
+        name = ""
+    more = f" - {end.message}" if end.message else ""
+    return f"killed by signal {end.signal}{name}{more}"
