@@ -15,8 +15,8 @@ HEAD = """\
 Written by `python -m tests.compat.table` from what `tests/compat/` declares. The suite calls each method of
 the official Python client (`hypeman` {version} on PyPI), sync and async, on a real daemon with fake VMMs. A
 method that works takes every parameter it has, and each answer is checked strictly against the client's type.
-`tests/vm/test_official_client.py` calls those that need a guest on real ones. What comes later is answered with
-501 and its name.
+`tests/vm/test_official_client.py` calls those that need a guest on real ones. What comes later is answered
+with 501 and its name.
 
 Point the client at a server by `base_url` and `api_key`, or by `HYPEMAN_BASE_URL` and `HYPEMAN_API_KEY`; the
 key is a token of `ramet token`. What ramet adds to the API is told in [the API's page](api.md).
