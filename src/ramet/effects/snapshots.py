@@ -10,7 +10,7 @@ from ramet.core.errors import Conflict, Invalid, RametError
 from ramet.core.ids import CaptureId, InstanceId, SnapshotId, is_name, mint_id
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.snapshot_schedule import ScheduledRun
-from ramet.core.spec import InstanceRecord, State
+from ramet.core.spec import InstanceRecord, RestorePoint, State
 from ramet.core.verification import CheckedPart, Part, Proof, Verification
 from ramet.core.volumes import demand_copyable
 from ramet.disks.layers import LayerBroken
@@ -116,36 +116,43 @@ class NamedSnapshots:
                     f"{name!r} is not a name", remedy="use up to 63 lowercase letters, digits and dashes"
                 )
             self._catalog.reserve(record.id, name)
+        made, attachments = SnapshotId(mint_id()), self._site.volumes.attachments
+        mounts = record.spec.volumes if kind is SnapshotKind.STANDBY else ()
         try:
-            async with self._fleet.restore_point(
-                record.id, with_memory=kind is SnapshotKind.STANDBY
-            ) as point:
-                resident_bytes = 0
-                if point.capture is not None:
-                    resident_bytes = self._site.captures.manifest(point.capture).resident_bytes
-                    how = compression.over(record.spec.compression).resolve(self._site.compression)
-                    if how is not None:
-                        self._site.captures.compress(point.capture, how)
-                snapshot = SnapshotRecord(
-                    id=SnapshotId(mint_id()),
-                    name=name,
-                    kind=kind,
-                    source=record.id,
-                    source_name=record.name,
-                    spec=record.spec,
-                    point=point,
-                    created_at=time.time(),
-                    memory_bytes=resident_bytes,
-                    disk_bytes=self._site.layers.disk_bytes(point.layer),
-                    tags=dict(tags),
-                    run=run,
-                )
-                self._catalog.add(snapshot)
-                self._site.volumes.attachments.keep(snapshot)
-                return snapshot
+            with attachments.keeping(made, f"snapshot {name or made}", mounts):
+                async with self._fleet.restore_point(
+                    record.id, with_memory=kind is SnapshotKind.STANDBY
+                ) as point:
+                    resident_bytes = self._see_memory(record, point, compression)
+                    snapshot = SnapshotRecord(
+                        id=made,
+                        name=name,
+                        kind=kind,
+                        source=record.id,
+                        source_name=record.name,
+                        spec=record.spec,
+                        point=point,
+                        created_at=time.time(),
+                        memory_bytes=resident_bytes,
+                        disk_bytes=self._site.layers.disk_bytes(point.layer),
+                        tags=dict(tags),
+                        run=run,
+                    )
+                    self._catalog.add(snapshot)
+                    return snapshot
         finally:
             if name is not None:
                 self._catalog.give_back(record.id, name)
+
+    def _see_memory(self, record: InstanceRecord, point: RestorePoint, compression: CompressionAsk) -> int:
+        """Have memory that was just stored be compressed, if it is to be; returns what it takes, in bytes."""
+        if point.capture is None:
+            return 0
+        resident_bytes = self._site.captures.manifest(point.capture).resident_bytes
+        how = compression.over(record.spec.compression).resolve(self._site.compression)
+        if how is not None:
+            self._site.captures.compress(point.capture, how)
+        return resident_bytes
 
     async def delete(self, ref: str) -> None:
         """Remove a snapshot; instances that came from it live on.

@@ -71,6 +71,19 @@ class Attachments:
         """Note that an instance is gone. Harmless if it had nothing."""
         self._set(instance, "", ())
 
+    @contextmanager
+    def keeping(self, snapshot: SnapshotId, what: str, mounts: tuple[VolumeMount, ...]) -> Iterator[None]:
+        """Have a snapshot that is made inside keep `mounts` already; if that fails, it has nothing.
+
+        Its source may go meanwhile: what is captured goes on to need them.
+        """
+        self._set(_SNAPSHOT + snapshot, what, mounts)
+        try:
+            yield
+        except BaseException:
+            self.give_up(snapshot)
+            raise
+
     def keep(self, snapshot: SnapshotRecord) -> None:
         """Note a snapshot that is there; without memory it needs no volume to stay as it is."""
         if snapshot.point.capture is not None:
