@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import anyio
+import anyio.to_thread
 import pytest
 
 from ramet.admission.demand import Resource
@@ -23,11 +24,13 @@ from ramet.effects import volumes as effects_volumes
 from ramet.effects.counting import SiteResources
 from ramet.instance.events import AttachAsked, DetachAsked
 from ramet.instance.fleet_types import WrongState
+from ramet.snapshots.store import Draft
 from ramet.vmm.port import VmmFailed
 from ramet.volumes.errors import (
     ArchiveInvalid,
     ArchiveTooLarge,
     VolumeInUse,
+    VolumeNameTaken,
     VolumeNotFound,
     VolumeQuotaReached,
     VolumeUnwritable,
@@ -130,6 +133,46 @@ async def test_of_one_whose_sender_goes_away_nothing_is_left(world: World) -> No
             group.cancel_scope.cancel()
         assert world.leftovers() == before
         assert held_bytes(daemon) == 0
+
+
+async def test_its_room_is_taken_until_its_files_are_gone(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    removing, may_go = threading.Event(), threading.Event()
+    remove = shutil.rmtree
+
+    def slowly(folder: Path) -> None:
+        removing.set()
+        assert may_go.wait(20)
+        remove(folder)
+
+    async with world.daemon() as daemon:
+        await daemon.volumes.create("data", GIB, {}, "data")
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", slowly)
+            async with anyio.create_task_group() as group:
+                group.start_soon(daemon.volumes.delete, "data")
+                await anyio.to_thread.run_sync(removing.wait)
+                assert held_bytes(daemon) == GIB
+                may_go.set()
+        assert held_bytes(daemon) == 0
+
+
+async def test_one_whose_files_cannot_be_removed_takes_its_room_until_the_next_start(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.daemon() as daemon:
+        await daemon.volumes.create("data", GIB, {}, "data")
+        with monkeypatch.context() as patch:
+            patch.setattr(shutil, "rmtree", Mock(side_effect=OSError("the disk refuses")))
+            await daemon.volumes.delete("data")
+        assert daemon.volumes.list() == []
+        assert held_bytes(daemon) == GIB
+        with pytest.raises(VolumeNameTaken):
+            await daemon.volumes.create("other", GIB, {}, "data")
+    async with world.daemon() as daemon:
+        assert held_bytes(daemon) == 0
+        await daemon.volumes.create("data", GIB, {}, "data")
 
 
 async def test_what_is_left_of_one_is_removed_beside_the_loop(
@@ -309,6 +352,47 @@ async def test_who_reads_is_forked_and_a_snapshot_of_it_has_the_volume_stay(worl
         assert len(daemon.volumes.attachments(data)) == 1
         await daemon.fleet.delete("kid")
         await daemon.snapshots.delete(kept.id)
+        await daemon.volumes.delete("data")
+
+
+async def test_a_volume_stays_while_a_snapshot_that_needs_it_is_made_and_its_source_goes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captured, may_go_on = anyio.Event(), anyio.Event()
+    commit = Draft.commit
+
+    async def slowly(draft: Draft) -> None:
+        captured.set()
+        await may_go_on.wait()
+        await commit(draft)
+
+    async with world.daemon() as daemon:
+        data = (await daemon.volumes.create("data", GIB, {})).id
+        await create(daemon, "web", mount(data, is_read_only=True))
+        monkeypatch.setattr(Draft, "commit", slowly)
+        async with anyio.create_task_group() as group:
+            group.start_soon(daemon.snapshots.create, "web", SnapshotKind.STANDBY, "kept", {})
+            await captured.wait()
+            await daemon.fleet.stop("web")
+            await daemon.fleet.change_volumes("web", DetachAsked(data))
+            with pytest.raises(VolumeInUse, match="snapshot kept"):
+                await daemon.volumes.delete("data")
+            may_go_on.set()
+        (outcome,) = await daemon.snapshots.fork("kept", ["kid"])
+        assert outcome.error is None
+        await daemon.fleet.delete("kid")
+        await daemon.snapshots.delete("kept")
+        await daemon.volumes.delete("data")
+
+
+async def test_a_snapshot_that_could_not_be_made_keeps_no_volume(world: World) -> None:
+    async with world.daemon() as daemon:
+        data = (await daemon.volumes.create("data", GIB, {})).id
+        await create(daemon, "web", mount(data, is_read_only=True))
+        daemon.faults.fail("save_devices", VmmFailed("on demand"))
+        with pytest.raises(VmmFailed):
+            await daemon.snapshots.create("web", SnapshotKind.STANDBY, "kept", {})
+        await daemon.fleet.delete("web")
         await daemon.volumes.delete("data")
 
 

@@ -95,9 +95,8 @@ class SiteVolumes:
                     await run_stoppable(lambda check: _fill(folder, size_bytes, check))
                 self._catalog.add(record)
             except BaseException:
-                ledger.release(_owner(record.id))
                 with anyio.CancelScope(shield=True):  # An archive takes its time to go.
-                    await to_thread.run_sync(self._catalog.remove_files, record.id)
+                    await self._remove_files(record.id)
                 raise
         return record
 
@@ -120,7 +119,9 @@ class SiteVolumes:
             self._coming_bytes -= record.size_bytes
 
     async def delete(self, ref: str) -> None:
-        """Remove a volume with all that is in it; returns when its room is free.
+        """Remove a volume with all that is in it; returns when its room is free, and counted so.
+
+        Of what the disk refuses to remove, the room stays taken until the next start has removed it.
 
         Raises:
             VolumeInUse: an instance, or a snapshot with memory, has it.
@@ -128,11 +129,16 @@ class SiteVolumes:
         """
         record = self._catalog.get(ref)
         self._catalog.forget(record.id)
-        self._site.admission.ledger.release(_owner(record.id))
-        try:
-            await to_thread.run_sync(self._catalog.remove_files, record.id)
-        finally:
-            self._catalog.removed(record.id)
+        with anyio.CancelScope(shield=True):
+            if await self._remove_files(record.id):
+                self._catalog.removed(record.id)
+
+    async def _remove_files(self, volume: VolumeId) -> bool:
+        """Remove the files of a volume that is none; tells whether they are gone, and their room is free."""
+        is_gone = await to_thread.run_sync(self._catalog.remove_files, volume)
+        if is_gone:
+            self._site.admission.ledger.release(_owner(volume))
+        return is_gone
 
 
 async def _receive(chunks: AsyncIterator[bytes], file: Path, size_bytes: int) -> None:

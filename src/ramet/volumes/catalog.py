@@ -8,6 +8,7 @@ volumes/<id>/data.raw        its file system, sparse
 A folder without a manifest is of a volume that was being made or removed, and is swept at the next start.
 """
 
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -185,9 +186,14 @@ class VolumeCatalog:
         del self._records[record.id]
         self._taken.add(record.id)
 
-    def remove_files(self, volume: VolumeId) -> None:
-        """Remove the files of a forgotten volume; what cannot be removed the next start does. Blocks."""
-        _remove(self.folder_of(volume))
+    def remove_files(self, volume: VolumeId) -> bool:
+        """Remove the files of a forgotten volume, and tell whether they are gone. Blocks.
+
+        What cannot be removed the next start does.
+        """
+        folder = self.folder_of(volume)
+        _remove(folder)
+        return not os.path.lexists(folder)
 
     def removed(self, volume: VolumeId) -> None:
         """Note that the files of a volume are gone, so that its id may be another's."""
