@@ -151,6 +151,36 @@ async def test_there_are_so_many_at_most(monkeypatch: pytest.MonkeyPatch) -> Non
         assert held.list(WEB) == [second]
 
 
+async def test_of_a_burst_no_more_are_started_than_there_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_exec, "SESSION_COUNT_MAX", 2)
+    held, answer = HeldExecs(), anyio.Event()
+    outcomes: list[HeldExec | TooManyExecs] = []
+
+    async def open_session() -> Writer:
+        await answer.wait()
+        return Writer(0)
+
+    async def ask() -> None:
+        try:
+            outcomes.append(await held.start(WEB, COMMAND, open_session, 600.0))
+        except TooManyExecs as error:
+            outcomes.append(error)
+
+    async def fail() -> Writer:
+        raise Broken("the guest does not answer")
+
+    async with held.running():
+        with pytest.raises(Broken):
+            await held.start(WEB, COMMAND, fail, 600.0)  # It gives its place back.
+        async with anyio.create_task_group() as group:
+            for _ in range(5):
+                group.start_soon(ask)
+            await anyio.wait_all_tasks_blocked()
+            answer.set()
+        assert len(held.list(WEB)) == 2
+        assert [type(one) for one in outcomes].count(TooManyExecs) == 3
+
+
 async def test_who_reads_slowly_misses_nothing_of_many_small_pieces() -> None:
     held, writer = HeldExecs(), Writer(30_000, b"x")
     async with held.running():

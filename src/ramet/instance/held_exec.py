@@ -261,6 +261,8 @@ class HeldExecs:
 
     def __init__(self) -> None:
         self._sessions: dict[str, HeldExec] = {}
+        self._coming_count = 0
+        """Sessions that are just being started: each has its place already."""
         self._group: TaskGroup | None = None
 
     @asynccontextmanager
@@ -300,13 +302,17 @@ class HeldExecs:
         """
         assert self._group is not None, "it does not run"
         self._make_room()
-        held = HeldExec(instance, command, await open_session(), keep_s)
+        self._coming_count += 1
+        try:
+            held = HeldExec(instance, command, await open_session(), keep_s)
+        finally:
+            self._coming_count -= 1
         self._sessions[held.id] = held
         self._group.start_soon(self._run, held)
         return held
 
     def _make_room(self) -> None:
-        if len(self._sessions) < SESSION_COUNT_MAX:
+        if len(self._sessions) + self._coming_count < SESSION_COUNT_MAX:
             return
         left = [one for one in self._sessions.values() if one.current is None]
         # Whose guest is gone, nobody may be able to come back to.
