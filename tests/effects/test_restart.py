@@ -9,9 +9,10 @@ import anyio
 import pytest
 
 from ramet.core.spec import State
+from ramet.effects.folder import SPEC_FILE
 from ramet.instance.events import ActionFailed
 from ramet.instance.fleet_types import DeleteIncomplete
-from ramet.store.database import StateUnwritable
+from ramet.store.database import StateUnreadable, StateUnwritable
 from ramet.store.paths import FolderInUse
 from ramet.vmm.fake.faults import CAPTURE_CALLS, Call, Faults
 from ramet.vmm.port import VmmFailed
@@ -145,6 +146,28 @@ async def test_an_instance_whose_disk_is_lost_is_shown_and_keeps_nobody_from_sta
         assert "missing" in record.state_error
         await daemon.fleet.delete("src")
         await check_only(world, daemon, set())
+
+
+@pytest.mark.parametrize("kind", ["link", "fifo"])
+async def test_what_a_vmm_put_in_the_place_of_a_spec_is_not_taken_for_one(world: World, kind: str) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        await daemon.fleet.stop("src")
+        record = daemon.fleet.get("src").record
+        spec = daemon.site.instance_folder(record.id) / SPEC_FILE
+        daemon.site.database.forget(record.id)
+    elsewhere = spec.rename(world.folder / "elsewhere")
+    if kind == "link":
+        spec.symlink_to(elsewhere)
+    else:
+        os.mkfifo(spec)
+    with pytest.raises(StateUnreadable, match="cannot be read"):
+        async with world.daemon():
+            pass
+    spec.unlink()
+    elsewhere.rename(spec)
+    async with world.daemon() as daemon:
+        assert daemon.fleet.get("src").record.id == record.id
 
 
 async def test_a_sleeper_wakes_when_its_disk_could_not_be_found_at_one_start_and_is_there_again(

@@ -133,6 +133,28 @@ def test_what_an_earlier_jail_has_led_elsewhere_is_not_given(shell: ShellJail, t
 
 
 @AS_ROOT
+def test_a_link_that_a_jail_has_left_makes_nothing_else_readable_or_ours(
+    shell: ShellJail, tmp_path: Path
+) -> None:
+    secret, inner = tmp_path / "secret", tmp_path / "inner"
+    secret.write_text("secret")
+    secret.chmod(0o600)
+    os.chown(secret, 1234, 1234)
+    inner.mkdir(mode=0o700)
+    link, folder_link = shell.folder / "link", shell.folder / "folder"
+    link.symlink_to(secret)
+    folder_link.symlink_to(inner)
+    with pytest.raises(OSError):
+        shell.cell.let_read(link)
+    with pytest.raises(OSError):
+        shell.cell.let_pass(folder_link)
+    shell.cell.disown(link)  # Of the link, nobody asks whose it is.
+    found = secret.stat()
+    assert (found.st_uid, found.st_gid, found.st_mode & 0o777) == (1234, 1234, 0o600)
+    assert inner.stat().st_mode & 0o777 == 0o700
+
+
+@AS_ROOT
 def test_an_open_file_of_ours_is_lent_by_path_and_taken_back(shell: ShellJail) -> None:
     fd = os.memfd_create("lent", os.MFD_CLOEXEC)
     os.fchmod(fd, 0o600)

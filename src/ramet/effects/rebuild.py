@@ -5,6 +5,7 @@ record does, so a folder that has a spec but no record is an instance of which t
 never taken for rubbish. Whether it runs, the host tells.
 """
 
+import os
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord, State
 from ramet.effects.folder import SPEC_FILE
 from ramet.effects.site import Site, limits_of
+from ramet.linux.plain_file import open_plain
 from ramet.net.slots import SlotHeld
 from ramet.store.database import StateUnreadable
 
@@ -73,7 +75,8 @@ def _read(folder: Path) -> InstanceRecord | None:
     """Return the record kept in `folder`, None if there is none: it was never made whole."""
     path = folder / SPEC_FILE
     try:
-        record = InstanceRecord.from_json(path.read_text())
+        with open(open_plain(path, os.O_RDONLY)) as file:  # Where a jailed VMM may have had its way.
+            record = InstanceRecord.from_json(file.read())
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -95,27 +95,26 @@ class Cell:
         Raises:
             OSError: the kernel refuses; ELOOP: another jail has left a symbolic link in its place.
         """
-        fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
+        with _opened(file) as fd:
             os.fchown(fd, self.uid, self.uid)
             os.fchmod(fd, mode)
-        finally:
-            os.close(fd)
 
     def disown(self, file: Path) -> None:
-        """Take `file`, or a folder, back."""
-        os.chown(file, os.geteuid(), os.getegid())
+        """Take `file`, or a folder, back. Errors as of `own`."""
+        os.chown(file, os.geteuid(), os.getegid(), follow_symlinks=False)
 
     def let_read(self, file: int | Path) -> None:
-        """Let every cell read `file`, if it can reach it at all."""
-        mode = os.stat(file).st_mode & 0o7777
-        if not mode & 0o004:
-            os.chown(file, -1, self._shared_gid)
-            os.chmod(file, mode | 0o040)
+        """Let every cell read `file`, if it can reach it at all. Errors as of `own`."""
+        with _opened(file) if isinstance(file, Path) else nullcontext(file) as fd:
+            mode = os.fstat(fd).st_mode & 0o7777
+            if not mode & 0o004:
+                os.fchown(fd, -1, self._shared_gid)
+                os.fchmod(fd, mode | 0o040)
 
     def let_pass(self, folder: Path) -> None:
-        """Let every cell reach what is in `folder` by its name, without telling the names."""
-        os.chmod(folder, 0o711)
+        """Let every cell reach what is in `folder` by its name, without telling it. Errors as of `own`."""
+        with _opened(folder) as fd:
+            os.fchmod(fd, 0o711)
 
     @contextmanager
     def written(self, *fds: int) -> Iterator[list[str]]:
@@ -323,6 +322,20 @@ def _users() -> Iterator[int]:
         if entry.name.isdecimal():
             with suppress(FileNotFoundError, ProcessLookupError):
                 yield entry.stat().st_uid
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[int]:
+    """Open a file or a folder that is none of another, whoever could write where it lies.
+
+    Raises:
+        OSError: the kernel refuses; ELOOP: it is a symbolic link.
+    """
+    fd = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def _open_cgroups() -> CgroupTree | None:
