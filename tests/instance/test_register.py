@@ -18,7 +18,7 @@ steps = st.lists(st.tuples(st.integers(0, 30), states, tag_sets, st.booleans()),
 def made(number: int, state: State, tags: dict[str, str]) -> InstanceRecord:
     """Return a record; some were made in the same instant, and none in the order of their numbers."""
     identity = InstanceIdentity(InstanceId(f"i{number}"), f"vm-{number}", None, "0" * 32, number * 7 % 5)
-    return InstanceRecord(replace(SPEC, tags=tags), identity, state)
+    return InstanceRecord(replace(SPEC, tags=tags, image_digest=f"sha256:{number % 4}"), identity, state)
 
 
 @given(steps, st.none() | states, tag_sets, st.none() | st.integers(0, 30))
@@ -47,3 +47,15 @@ def test_it_finds_whom_a_look_through_all_finds(
     place = None if after is None else (float(after * 7 % 5), f"i{after}")
     expected = [found for found in places if place is None or found > place]
     assert list(register.find(state=state, tags=tags, after=place)) == expected
+    assert set(register.images()) == {record.spec.image_digest for record in records.values()}
+
+
+def test_one_that_is_put_on_another_image_has_the_former_no_more() -> None:
+    register, first, second = Register(), made(0, State.STOPPED, {}), made(4, State.STOPPED, {})
+    register.add(first)
+    register.add(second)
+    other = replace(first, spec=replace(first.spec, image_digest="sha256:other"))
+    register.change(first, other)
+    assert set(register.images()) == {"sha256:0", "sha256:other"}
+    register.remove(second)
+    assert set(register.images()) == {"sha256:other"}

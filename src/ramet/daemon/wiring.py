@@ -192,8 +192,7 @@ def make_keepers(
     reclaims = ReclaimKeeper(guests, HoldFile(site.folder.reclaim), host_memory, memory)
 
     def used_images() -> set[str]:
-        specs = [*(view.record.spec for view in fleet.list()), *(found.spec for found in snapshots.list())]
-        return {spec.image_digest for spec in specs}
+        return {*fleet.register.images(), *(found.spec.image_digest for found in snapshots.list())}
 
     unused = UnusedFile(site.folder.unused_images)
     retention = RetentionKeeper(site.images, unused, used_images, settings.images.auto_delete.config())

@@ -75,13 +75,13 @@ Found = Iterable[tuple[InstanceRecord, Event | None]]
 
 
 class Fleet:
-    """The instances. Enter it to run their actors; leaving it leaves the guests alone."""
+    """The instances, and a `register` of them. Run it to run their actors; when it ends, guests go on."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._actors: dict[InstanceId, Actor] = {}
         self._names: dict[str, InstanceId] = {}
-        self._register = Register()
+        self.register = Register()
         self._group: TaskGroup | None = None
 
     async def run(self, found: Found, *, task_status: TaskStatus[None]) -> None:
@@ -120,7 +120,7 @@ class Fleet:
 
         Who that is, is settled at once; each is told as it is when its turn comes, if it is not gone by then.
         """
-        found = self._register.find(state=state, tags=tags, after=after)
+        found = self.register.find(state=state, tags=tags, after=after)
         return (self._view(self._actors[one].record) for _, one in found if one in self._actors)
 
     async def wait(self, ref: str, state: State, timeout_s: float) -> WaitOutcome:
@@ -529,17 +529,17 @@ class Fleet:
 
     def _add(self, record: InstanceRecord) -> Actor:
         assert self._group is not None, "the fleet does not run"
-        actor = Actor(record, self._host, self._register.change, self._drop)
+        actor = Actor(record, self._host, self.register.change, self._drop)
         self._actors[record.id] = actor
         self._names[record.name] = record.id
-        self._register.add(record)
+        self.register.add(record)
         self._group.start_soon(actor.run)
         return actor
 
     def _drop(self, instance: InstanceId) -> None:
         actor = self._actors.pop(instance)
         del self._names[actor.record.name]
-        self._register.remove(actor.record)
+        self.register.remove(actor.record)
 
     async def _raise_failure(self, actor: Actor) -> None:
         """If making it failed, remove what is left and raise why."""

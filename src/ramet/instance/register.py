@@ -1,8 +1,8 @@
-"""Which instances there are: by age, by state and by tag, so that nobody has to look through all of them."""
+"""Which instances there are: by age, state, tag and image, so that nobody has to look through all of them."""
 
 from bisect import bisect_left, bisect_right, insort
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from ramet.core.ids import InstanceId
@@ -22,9 +22,11 @@ class Register:
         self._places: list[Place] = []
         self._by_state: defaultdict[State, set[Place]] = defaultdict(set)
         self._by_tag: defaultdict[tuple[str, str], set[Place]] = defaultdict(set)
+        self._image_counts = Counter[str]()
 
     def add(self, record: InstanceRecord) -> None:
         place = _place(record)
+        self._image_counts[record.spec.image_digest] += 1
         insort(self._places, place)
         self._by_state[record.state].add(place)
         for tag in record.spec.tags.items():
@@ -40,9 +42,13 @@ class Register:
             self._drop_tags(former)
             for tag in record.spec.tags.items():
                 self._by_tag[tag].add(place)
+        if record.spec.image_digest != former.spec.image_digest:
+            self._drop_image(former)
+            self._image_counts[record.spec.image_digest] += 1
 
     def remove(self, record: InstanceRecord) -> None:
         place = _place(record)
+        self._drop_image(record)
         del self._places[bisect_left(self._places, place)]
         self._by_state[record.state].discard(place)
         self._drop_tags(record)
@@ -65,6 +71,16 @@ class Register:
         if len(found) * FEW < len(self._places):
             return sorted(place for place in found if after is None or place > after)
         return [place for place in self._places[begin:] if place in found]
+
+    def images(self) -> Collection[str]:
+        """Return the digests of the images that any instance has."""
+        return self._image_counts.keys()
+
+    def _drop_image(self, record: InstanceRecord) -> None:
+        digest = record.spec.image_digest
+        self._image_counts[digest] -= 1
+        if not self._image_counts[digest]:
+            del self._image_counts[digest]
 
     def _drop_tags(self, record: InstanceRecord) -> None:
         place = _place(record)
