@@ -69,7 +69,19 @@ def test_each_attempt_in_a_row_waits_twice_as_long_and_the_last_is_the_last() ->
     assert [each.next_at for each in found] == [1105.0, 1110.0, 1120.0, None]
     assert found[3].blocked is Block.ATTEMPTS_EXCEEDED
     endless = replace(ALWAYS, attempts_max=0)
-    assert judge_restart(ended(endless, restarts=Restarts(500, end=RunEnd.ITSELF)), 0.0).next_at == 1400.0
+    assert judge_restart(ended(endless, restarts=Restarts(500, end=RunEnd.ITSELF)), 1100.0).next_at == 1400.0
+
+
+@given(st.floats(-1e6, 1e6), st.integers(0, 2))
+def test_whatever_the_clock_is_set_to_nobody_waits_for_more_than_twice_as_long(
+    by_s: float, attempts: int
+) -> None:
+    now = 1100.0 + by_s  # It was 1100 when the run ended.
+    verdict = judge_restart(ended(restarts=Restarts(attempts, end=RunEnd.ITSELF)), now)
+    assert verdict.next_at is not None
+    assert verdict.next_at - now <= 2 * ALWAYS.delay_s(attempts)
+    if by_s > -ALWAYS.delay_s(attempts):
+        assert verdict.next_at == 1100.0 + ALWAYS.delay_s(attempts)
 
 
 @given(st.floats(0.1, 86_400.0), st.integers(0, 10_000))

@@ -31,7 +31,8 @@ class House:
         self.failures: list[RametError] = []
         self.gate: anyio.Event | None = None
         self.starting = 0
-        self.keeper = RestartKeeper(self, retry_s=0.01)
+        self.set_by_s = 0.0
+        self.keeper = RestartKeeper(self, lambda: time.time() + self.set_by_s, retry_s=0.01)
 
     async def restart(self, ref: str) -> InstanceView:
         self.starting += 1
@@ -120,6 +121,15 @@ async def test_a_start_that_is_refused_is_tried_again_unless_somebody_was_quicke
         there.put("witness")
         await until(lambda: "witness" in there.started)
     assert there.started == ["web", "witness"]
+
+
+async def test_nobody_waits_for_a_clock_that_was_set_back() -> None:
+    async with house() as there:
+        there.put("web", replace(SOON, backoff_s=60.0))
+        await anyio.wait_all_tasks_blocked()
+        there.set_by_s = -86_400.0
+        there.put("witness", stopped_at=time.time() - 86_400.0)  # The clock is looked at each minute, or now.
+        await until(lambda: set(there.started) == {"web", "witness"})
 
 
 async def test_what_was_due_while_nobody_kept_it_is_started_at_once() -> None:

@@ -39,7 +39,16 @@ def judge_restart(record: InstanceRecord, now: float) -> RestartVerdict:
         return RestartVerdict(attempts, blocked=Block.ATTEMPTS_EXCEEDED)
     if not has_ended:
         return RestartVerdict(attempts)
-    return RestartVerdict(attempts, (record.stopped_at or 0.0) + policy.delay_s(attempts))
+    return RestartVerdict(attempts, _next_at(record.stopped_at or 0.0, policy.delay_s(attempts), now))
+
+
+def _next_at(ended_at: float, delay_s: float, now: float) -> float:
+    """Return when a run begins that is to follow `delay_s` after the end of another.
+
+    An end further ahead than that was told by a clock that has been set back since: nobody knows how long ago
+    it was, so it is now. So nobody waits longer than twice as long as is meant.
+    """
+    return ended_at + delay_s if ended_at - now <= delay_s else now
 
 
 def may_end_for_health(record: InstanceRecord, now: float) -> bool:

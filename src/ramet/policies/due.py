@@ -1,4 +1,8 @@
-"""What is to be looked at when: the times of instances, and whoever waits for the next."""
+"""What is to be looked at when: the times of instances, and whoever waits for the next.
+
+Times are those of the wall clock, which may be set. Set forward, what has come is due. Set back, nobody knows
+what any time meant: all instances are to be looked at anew, and whoever looks says when the next time is.
+"""
 
 import heapq
 from collections.abc import Callable
@@ -11,6 +15,8 @@ from ramet.core.ids import InstanceId
 
 CLOCK_CHECK_S: Final = 60.0
 """How long is waited at most before the clock is looked at again: somebody may have set it."""
+SET_BACK_S_MIN: Final = 1.0
+"""By how much less than before the clock must show to have been set back; less only waits so much longer."""
 
 
 class DueTimes:
@@ -21,6 +27,7 @@ class DueTimes:
         self._at: dict[InstanceId, float] = {}
         self._heap: list[tuple[float, int, InstanceId]] = []
         self._numbers = count()
+        self._latest = now()
         self._is_sooner = anyio.Event()
 
     def put(self, at: float, instance: InstanceId) -> None:
@@ -33,10 +40,14 @@ class DueTimes:
             self._is_sooner.set()
 
     async def next(self) -> InstanceId:
-        """Return the first instance whose time has come, when it has; it has no time any more."""
+        """Return the first instance whose time has come, when it has; it has no time any more.
+
+        Of a clock that was set back, each instance's time has come.
+        """
         while True:
             self._is_sooner = anyio.Event()
             wait_s = CLOCK_CHECK_S
+            self._look_at_clock()
             if self._heap:
                 at, _, instance = self._heap[0]
                 if self._at.get(instance) != at:  # There is an earlier one of it, or was.
@@ -49,3 +60,10 @@ class DueTimes:
                 wait_s = min(wait_s, at - self._now())
             with anyio.move_on_after(wait_s):
                 await self._is_sooner.wait()
+
+    def _look_at_clock(self) -> None:
+        now = self._now()
+        if now < self._latest - SET_BACK_S_MIN:
+            self._at = dict.fromkeys(self._at, now)
+            self._heap = [(now, next(self._numbers), instance) for instance in self._at]  # In order: a heap.
+        self._latest = now

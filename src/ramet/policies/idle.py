@@ -188,6 +188,8 @@ class IdleKeeper:
             async with anyio.create_task_group() as group:
                 while True:
                     watched = self._watched.get(await self._due.next())
+                    if watched is not None:
+                        self._heed_clock(watched)
                     if watched is not None and self._plan(watched) is Status.READY:
                         watched.is_requested = True
                         group.start_soon(self._suspend, watched)
@@ -293,6 +295,15 @@ class IdleKeeper:
         if verdict.status is Status.IDLE_COUNTDOWN and verdict.next_standby_at is not None:
             self._due.put(verdict.next_standby_at, watched.record.id)
         return verdict.status
+
+    def _heed_clock(self, watched: _Watched) -> None:
+        """Have no time of an instance be further ahead than its policy goes, as after a clock is set back."""
+        policy, now = watched.record.spec.auto_standby, self._now()
+        assert policy is not None, "that is why it is watched"
+        if watched.idle_since is not None:
+            watched.idle_since = min(watched.idle_since, now)
+        if watched.hold_until is not None:
+            watched.hold_until = min(watched.hold_until, now + policy.idle_timeout_s)
 
     def _is_busy(self, watched: _Watched) -> bool:
         return (

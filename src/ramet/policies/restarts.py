@@ -60,7 +60,7 @@ class RestartKeeper:
             self._waiting.pop(record.id, None)
             return
         self._waiting[record.id] = record
-        spread_s = min(SPREAD_S_MAX, (next_at - (record.stopped_at or next_at)) / 10)
+        spread_s = max(0.0, min(SPREAD_S_MAX, (next_at - (record.stopped_at or next_at)) / 10))
         self._due.put(next_at + spread_s * self._chance(), record.id)
 
     async def run(self, found: Iterable[InstanceRecord] = ()) -> None:

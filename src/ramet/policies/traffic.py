@@ -162,7 +162,7 @@ class TrafficKeeper:
             record = sleeper.record
             if self._sleepers.get(record.id) is not sleeper or sleeper.is_waking:
                 return  # It wakes; or its end, or its rest, has been put down as due.
-            if self._now() < sleeper.not_before:
+            if 0.0 < sleeper.not_before - self._now() <= RETRY_S_MAX:  # Further away: of a clock set back.
                 self._due.put(sleeper.not_before, record.id)
                 return
             policy = record.spec.auto_standby
