@@ -10,6 +10,7 @@ from ramet.core.ids import LayerId
 from ramet.core.snapshot import SnapshotKind
 from ramet.core.spec import State
 from ramet.disks.layers import LayerBroken
+from ramet.effects.probes import Probes
 from ramet.effects.snapshots import ForeignSnapshot
 from ramet.instance.events import Rewound
 from ramet.instance.fleet_types import WrongState
@@ -271,3 +272,26 @@ async def test_what_has_just_fallen_asleep_goes_back_and_starts(world: World) ->
         await daemon.snapshots.delete("cold")
         await settled(world, captures=0)
         assert world.leftovers() == before
+
+
+async def test_it_is_known_for_how_long_a_workload_stood_still(world: World) -> None:
+    async with world.daemon() as daemon:
+        view = await daemon.fleet.create("src", daemon.spec)
+        probes = Probes(daemon.site.network, daemon.fleet.open_exec, daemon.site.rigs)
+
+        def stood_still_s() -> float:
+            return probes.stood_still_s(view.record.id)
+
+        assert stood_still_s() == 0.0
+        hold = daemon.faults.hold("save_devices")
+        async with anyio.create_task_group() as group:
+            group.start_soon(daemon.snapshots.create, "src", SnapshotKind.STANDBY, None, {})
+            await hold.wait_reached()
+            before = stood_still_s()
+            await anyio.wait_all_tasks_blocked()
+            assert stood_still_s() > before > 0.0
+            hold.release()
+        after = stood_still_s()
+        assert after > before
+        await anyio.wait_all_tasks_blocked()
+        assert stood_still_s() == after

@@ -72,7 +72,7 @@ async def no_exec(instance: InstanceId, command: ExecCommand) -> ExecSession:
 async def ask(watched: Watched, probe: Probe, timeout_s: float = 20.0) -> str:
     network = cast(Network, OneGuest(watched.guest.endpoint, watched.flows))
     check = HealthCheck("", probe, 10.0, timeout_s, 0.0, 1, 1)
-    return await Probes(network, no_exec).probe(RECORD, check)
+    return await Probes(network, no_exec, {}).probe(RECORD, check)
 
 
 @asynccontextmanager
@@ -192,8 +192,8 @@ async def test_a_command_exits_with_zero_or_does_not(command: Command, error: st
 
     check = HealthCheck("exec", ExecProbe(("check", "-v"), "/srv"), 10.0, 7.0, 0.0, 1, 1)
     network = cast(Network, None)
-    assert await Probes(network, open_exec).probe(RECORD, check) == error
+    assert await Probes(network, open_exec, {}).probe(RECORD, check) == error
     assert command.is_closed
     (wanted,) = asked
     assert (wanted.argv, wanted.cwd, wanted.timeout_s, wanted.is_ours) == (("check", "-v"), "/srv", 7.0, True)
-    assert await Probes(network, no_exec).probe(RECORD, check) == "the guest does not answer"
+    assert await Probes(network, no_exec, {}).probe(RECORD, check) == "the guest does not answer"

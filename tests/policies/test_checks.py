@@ -30,8 +30,16 @@ class Ward:
         self.asking = self.asking_most = 0
         self.errors: dict[str, str] = {}
         self.told: list[tuple[str, HealthStatus]] = []
+        self.still_s = 0.0
+        self.set_by_s = 0.0
         self.gate: anyio.Event | None = None
-        self.keeper = HealthKeeper(self, self.note, max_concurrent, chance=lambda: 0.0)
+        self.keeper = HealthKeeper(self, self.note, max_concurrent, self.now, chance=lambda: 0.0)
+
+    def now(self) -> float:
+        return time.time() + self.set_by_s
+
+    def stood_still_s(self, instance: InstanceId) -> float:
+        return self.still_s
 
     async def probe(self, record: InstanceRecord, check: HealthCheck) -> str:
         self.asked[record.name] += 1
@@ -192,6 +200,46 @@ async def test_who_does_not_answer_in_time_has_failed() -> None:
         found = there.keeper.health(InstanceId("web"))
         assert found is not None
         assert found.last_error == "no answer within 0.02 s"
+
+
+async def test_one_that_stood_still_and_could_not_answer_has_not_failed() -> None:
+    async with ward() as there:
+        there.errors["web"] = "it stood still"
+        there.gate = anyio.Event()
+        there.put("web")
+        for _ in range(4):
+            await until(lambda: there.asking == 1)
+            there.still_s += 60.0
+            gate, there.gate = there.gate, anyio.Event()
+            gate.set()
+            await until(lambda: there.asking == 0)
+        assert there.keeper.health(InstanceId("web")) is None
+        there.gate.set()  # It stands still no more, and does not answer.
+        there.gate = None
+        await until(lambda: ("web", HealthStatus.UNHEALTHY) in there.told)
+
+
+async def test_one_that_answers_does_well_even_if_it_stood_still() -> None:
+    async with ward() as there:
+        there.gate = anyio.Event()
+        there.put("web")
+        await until(lambda: there.asking == 1)
+        there.still_s += 60.0
+        there.gate.set()
+        await until(lambda: ("web", HealthStatus.HEALTHY) in there.told)
+
+
+@pytest.mark.parametrize("by_s", [-86_400.0, 86_400.0])
+async def test_a_clock_that_is_set_neither_ends_its_time_to_start_nor_has_it_last(by_s: float) -> None:
+    async with ward() as there:
+        there.errors["web"] = "not yet"
+        there.put("web", replace(OFTEN, start_period_s=3600.0))
+        there.errors["old"] = "never"
+        there.put("old", replace(OFTEN, start_period_s=3600.0), started_at=time.time() - 7200)
+        there.set_by_s = by_s
+        await until(lambda: ("old", HealthStatus.UNHEALTHY) in there.told)
+        await there.more("web", 5)
+        assert ("web", HealthStatus.UNHEALTHY) not in there.told
 
 
 async def test_so_many_are_asked_at_a_time_and_each_once() -> None:

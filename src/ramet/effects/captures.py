@@ -266,6 +266,7 @@ class RigWorkload:
         await (await self._rig.channel()).sync(timeout_s=SYNC_TIMEOUT_S + self._write_out_s)
 
     async def freeze(self) -> None:
+        self._rig.still.begin()
         await (await self._rig.channel()).freeze()
 
     async def thaw(self) -> None:
@@ -281,6 +282,7 @@ class RigWorkload:
 
     async def _thaw(self) -> None:
         await (await self._rig.channel()).thaw()
+        self._rig.still.end()
 
 
 def _capturable(record: InstanceRecord, rig: Rig) -> LiveCapture:

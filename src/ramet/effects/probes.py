@@ -7,7 +7,7 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
 
@@ -15,6 +15,7 @@ from ramet.core.errors import RametError
 from ramet.core.health import ExecProbe, HealthCheck, HttpProbe, TcpProbe
 from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord
+from ramet.effects.site import Rig
 from ramet.instance.fleet_types import ExecCommand, ExecSession
 from ramet.net.network import Network
 
@@ -26,10 +27,10 @@ OpenExec = Callable[[InstanceId, ExecCommand], Awaitable[ExecSession]]
 
 
 class Probes:
-    """Asks the guests of `network`, whose commands are started by `open_exec`."""
+    """Asks the guests of `network`, whose commands are started by `open_exec`; `rigs` are those that run."""
 
-    def __init__(self, network: Network, open_exec: OpenExec) -> None:
-        self._network, self._open_exec = network, open_exec
+    def __init__(self, network: Network, open_exec: OpenExec, rigs: Mapping[InstanceId, Rig]) -> None:
+        self._network, self._open_exec, self._rigs = network, open_exec, rigs
         self._tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
         self._tls.check_hostname = False  # Nobody has a certificate for a guest's address.
         self._tls.verify_mode = ssl.CERT_NONE
@@ -55,6 +56,11 @@ class Probes:
             return os.strerror(error.errno) if error.errno else str(error) or type(error).__name__
         except RametError as error:
             return str(error)
+
+    def stood_still_s(self, instance: InstanceId) -> float:
+        """Return for how long the workload of an instance was frozen in this run, up to now."""
+        rig = self._rigs.get(instance)
+        return 0.0 if rig is None else rig.still.total_s()
 
     @asynccontextmanager
     async def _connected(self, instance: InstanceId, port: int) -> AsyncIterator[socket.socket]:

@@ -1,5 +1,6 @@
 """What every effect stands on: the open parts of this host, and what each instance holds of them."""
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,15 +29,38 @@ from ramet.volumes.catalog import VolumeCatalog
 CHANNEL_TIMEOUT_S: Final = 60.0
 
 
+class Standstill:
+    """For how long a workload has been frozen: from when we ask for it until it says that it is thawed."""
+
+    def __init__(self) -> None:
+        self._since: float | None = None
+        self._before_s = 0.0
+
+    def begin(self) -> None:
+        """Note that it is being frozen. Harmless if it was."""
+        if self._since is None:
+            self._since = time.monotonic()
+
+    def end(self) -> None:
+        """Note that it was thawed. Harmless if it was not frozen."""
+        self._before_s, self._since = self.total_s(), None
+
+    def total_s(self) -> float:
+        """Return for how long, up to now."""
+        return self._before_s + (0.0 if self._since is None else time.monotonic() - self._since)
+
+
 class Rig:
     """What a running instance holds: its VMM, and a channel to its guest that is opened again when lost.
 
-    `layer` is the disk layer it writes to. Whoever captures it holds `capturing`.
+    `layer` is the disk layer it writes to. Whoever captures it holds `capturing`; `still` is for how long its
+    workload was frozen for that.
     """
 
     def __init__(self, instance: InstanceId, vm: Vm, layer: LayerId) -> None:
         self.instance, self.vm, self.layer = instance, vm, layer
         self.capturing = anyio.Lock()
+        self.still = Standstill()
         self._channel: Channel | None = None
         self._opening = anyio.Lock()
 

@@ -40,6 +40,7 @@ async def _thaw_at_last(rig: Rig) -> None:
             # Between freeze and pause of a capture, a thaw would let the child run before it is itself.
             async with rig.capturing:
                 await (await rig.channel(ANSWER_TIMEOUT_S)).thaw()
+                rig.still.end()
             return
         except RametError as error:
             if not is_told:

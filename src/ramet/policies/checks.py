@@ -1,7 +1,8 @@
 """Asks instances whether they do well, as they were asked for, and tells what it finds.
 
 Only one that runs is asked. One that sleeps, or is on its way there, keeps what was found; an answer that
-comes when it does not run any more, or runs anew, says nothing. How each does is in its record; what has been
+comes when it does not run any more, or runs anew, says nothing. Neither does it that one fails which was
+frozen meanwhile, to be captured, and could not answer. How each does is in its record; what has been
 counted on the way to the next finding is not, and a daemon that starts counts anew.
 """
 
@@ -22,6 +23,11 @@ from ramet.policies.health import judge_check
 MAX_CONCURRENT: Final = 256
 FIRST_S_MAX: Final = 1.0
 """How soon one that has just come to run is asked at first."""
+STILL_SHARE: Final = 0.25
+"""A check of which the workload stood still for such a part does not count if it fails.
+
+Not any smaller one: a workload that is forked all the time stands still a little all the time.
+"""
 JITTER: Final = 0.1
 """By which part an interval is shorter or longer, so that many do not come together for good."""
 
@@ -33,17 +39,25 @@ class Prober(Protocol):
         """Return why the check failed; empty: it did not. Never fails."""
         ...
 
+    def stood_still_s(self, instance: InstanceId) -> float:
+        """Return for how long we have had its workload stand still in this run, up to now."""
+        ...
+
 
 OnFound = Callable[[InstanceRecord, HealthStatus], Awaitable[None]]
 
 
 @dataclass(slots=True)
 class _Checked:
-    """An instance that has a check. `run` is another number whenever it was not running in between."""
+    """An instance that has a check. `run` is another number whenever it was not running in between.
+
+    `began` is when its run began, by a clock that nobody sets.
+    """
 
     record: InstanceRecord
     check: HealthCheck
     health: Health
+    began: float
     run: int = 0
     is_asked: bool = False
     asking: anyio.CancelScope = field(default_factory=anyio.CancelScope)
@@ -113,9 +127,13 @@ class HealthKeeper:
         if before is None or before.check != check:
             if before is not None:
                 before.give_up()
-            checked = self._checked[record.id] = _Checked(record, check, _at_first(record))
+            checked = self._checked[record.id] = _Checked(
+                record, check, _at_first(record), self._began(record)
+            )
         else:
             checked, was_running = before, before.record.state is State.RUNNING
+            if record.started_at != before.record.started_at:
+                checked.began = self._began(record)
             if record.started_at != before.record.started_at and record.health is None:
                 checked.health = _at_first(record)
             checked.record = record
@@ -127,9 +145,17 @@ class HealthKeeper:
             first_s = min(first_s_max, check.interval_s) * self._chance()
             self._due.put(self._now() + first_s, record.id)
 
+    def _began(self, record: InstanceRecord) -> float:
+        """Return when a run began; one that began in the future, by a clock that was set back, begins now."""
+        now = self._now()
+        return anyio.current_time() - max(
+            0.0, now - (now if record.started_at is None else record.started_at)
+        )
+
     async def _ask(self, checked: _Checked, run: int) -> None:
-        check = checked.check
+        check, instance = checked.check, checked.record.id
         error = f"no answer within {check.timeout_s:g} s"
+        asked_at, stood_still_s = anyio.current_time(), self._prober.stood_still_s(instance)
         try:
             with checked.asking as scope:
                 scope.deadline = anyio.current_time() + check.timeout_s
@@ -138,18 +164,21 @@ class HealthKeeper:
         finally:
             checked.is_asked = False
             self._places.release()
-        instance, now = checked.record.id, self._now()
         if self._checked.get(instance) is not checked or checked.record.state is not State.RUNNING:
             return
-        if checked.run == run:
-            record = checked.record
-            ran_s = now - (now if record.started_at is None else record.started_at)
-            checked.health = judge_check(check, checked.health, error, ran_s, now)
-            status = checked.health.status
-            if status is not (record.health or HealthStatus.STARTING) or status is HealthStatus.UNHEALTHY:
-                await self._on_found(record, status)
+        took_s = anyio.current_time() - asked_at
+        was_still = self._prober.stood_still_s(instance) - stood_still_s > STILL_SHARE * took_s
+        if checked.run == run and not (error and was_still):
+            await self._judge(checked, error)
         wait_s = check.interval_s * (1 + JITTER * (2 * self._chance() - 1))
-        self._due.put(now + wait_s, instance)
+        self._due.put(self._now() + wait_s, instance)
+
+    async def _judge(self, checked: _Checked, error: str) -> None:
+        record, ran_s = checked.record, anyio.current_time() - checked.began
+        checked.health = judge_check(checked.check, checked.health, error, ran_s, self._now())
+        status = checked.health.status
+        if status is not (record.health or HealthStatus.STARTING) or status is HealthStatus.UNHEALTHY:
+            await self._on_found(record, status)
 
 
 def _at_first(record: InstanceRecord) -> Health:
