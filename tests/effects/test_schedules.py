@@ -4,6 +4,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from unittest.mock import patch
 
 import anyio
 import anyio.lowlevel
@@ -12,8 +13,10 @@ import pytest
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.snapshot_schedule import Retention, SnapshotSchedule
 from ramet.core.spec import State
+from ramet.instance.fleet_types import DeleteIncomplete
 from ramet.policies.schedules import ScheduleKeeper, ScheduleNotFound
 from ramet.snapshots.schedules import ScheduleStore
+from ramet.store.database import StateUnwritable
 from tests.effects.world import Daemon, World, performer_of
 
 pytestmark = [pytest.mark.anyio, pytest.mark.netns]
@@ -29,7 +32,7 @@ def store_of(daemon: Daemon) -> ScheduleStore:
 @asynccontextmanager
 async def keeping(daemon: Daemon) -> AsyncIterator[ScheduleKeeper]:
     keeper = ScheduleKeeper(daemon.fleet, daemon.snapshots, store_of(daemon))
-    performer_of(daemon.fleet).watch(keeper.see)
+    performer_of(daemon.fleet).watch(lambda record: None, keeper.see_gone)
     async with anyio.create_task_group() as group:
         group.start_soon(keeper.run, [view.record for view in daemon.fleet.list()])
         await anyio.lowlevel.checkpoint()
@@ -85,6 +88,21 @@ async def test_with_its_instance_a_schedule_goes_and_what_it_took_stays(world: W
             await daemon.fleet.delete("src")
         assert store_of(daemon).load() == ([], {})
         assert len(daemon.snapshots.list()) == 1
+
+
+async def test_a_schedule_is_there_after_a_deletion_that_failed_and_goes_with_the_next(world: World) -> None:
+    async with world.daemon() as daemon:
+        await daemon.fleet.create("src", daemon.spec)
+        async with keeping(daemon) as keeper:
+            made = keeper.put("src", HOURLY)
+            with (
+                patch.object(daemon.site.database, "forget", side_effect=StateUnwritable("no")),
+                pytest.raises(DeleteIncomplete),
+            ):
+                await daemon.fleet.delete("src")
+            assert keeper.get("src") == made
+            await daemon.fleet.delete("src")
+        assert store_of(daemon).load() == ([], {})
 
 
 async def test_going_back_to_a_snapshot_leaves_the_schedule_as_it_is(world: World) -> None:

@@ -319,15 +319,39 @@ async def test_what_is_changed_while_a_run_goes_on_stays_changed(host: Host, bec
         assert len(host.snapshots) == 2
 
 
+async def test_a_clock_that_is_set_back_makes_no_run_further_than_the_interval(host: Host) -> None:
+    async with host.daemon() as keeper:
+        due = keeper.put("web", HOURLY).next_run_at
+        await host.turn(keeper, due - 30 * 24 * HOUR)
+        await host.turn(keeper, host.now + HOUR + 60)
+        assert host.runs == [1]
+        await host.turn(keeper, host.now + HOUR + 60)
+        assert host.runs == [1, 2]
+
+
+async def test_a_schedule_stays_while_its_instance_is_deleted_and_if_that_fails(host: Host) -> None:
+    async with host.daemon() as keeper:
+        due = keeper.put("web", HOURLY).next_run_at
+        whole = host.instances["web"]
+        host.instances["web"] = replace(whole, is_deleting=True, state=State.SHUTDOWN)
+    async with host.daemon() as keeper:  # Which goes on with the deletion, and the host refuses.
+        host.instances["web"] = replace(whole, state=State.UNKNOWN)
+        await host.turn(keeper, due)
+    host.instances["web"] = replace(whole, state=State.STOPPED)  # Next time it is found as it was.
+    async with host.daemon() as keeper:
+        assert keeper.get("web").next_run == 2
+    assert host.runs == [1]
+
+
 async def test_a_schedule_goes_with_its_instance_and_its_snapshots_stay(host: Host) -> None:
     host.put("other")
     async with host.daemon() as keeper:
         due = keeper.put("web", HOURLY).next_run_at
         keeper.put("other", HOURLY)
         await host.turn(keeper, due + 60)
-        keeper.see(replace(host.instances["web"], is_deleting=True))
-        assert set(host.schedules.records) == {"other"}
         del host.instances["web"]
+        keeper.see_gone(WEB)
+        assert set(host.schedules.records) == {"other"}
         await host.turn(keeper, due + 5 * HOUR)
         assert len(host.list(source="web")) == 1
     del host.instances["other"]  # Killed before the schedule of what was deleted went.

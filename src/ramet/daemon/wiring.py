@@ -184,7 +184,7 @@ def make_keepers(
     async def tell_health(record: InstanceRecord, status: HealthStatus) -> None:
         await fleet.tell(record.id, HealthFound(status, record.started_at, time.time()))
 
-    probes = Probes(network, fleet.open_exec)
+    probes = Probes(network, fleet.open_exec, site.rigs)
     health = HealthKeeper(probes, tell_health, settings.health.max_concurrent)
     schedules = ScheduleKeeper(fleet, snapshots, ScheduleStore(site.folder.schedules))
     guests = SiteGuests(site, lambda: (view.record for view in fleet.list()))
@@ -200,7 +200,7 @@ def make_keepers(
     expiry, restarts = ExpiryKeeper(fleet), RestartKeeper(fleet)
     keepers = Keepers(idle, traffic, expiry, schedules, reclaims, health, restarts, retention)
     performer.ask_health(health.health)
-    performer.watch(keepers.see)
+    performer.watch(keepers.see, keepers.see_gone)
     performer.watch_execs(idle.execs_changed)
     return keepers
 

@@ -106,6 +106,7 @@ class SitePerformer:
         self._fleet: tuple[Tell, Look] | None = None
         self._execs = Counter[InstanceId]()
         self._on_save: Callable[[InstanceRecord], None] = lambda record: None
+        self._on_gone: Callable[[InstanceId], None] = lambda instance: None
         self._on_exec: Callable[[InstanceId], None] = lambda instance: None
         self._health_of: Callable[[InstanceId], Health | None] = lambda instance: None
 
@@ -113,9 +114,13 @@ class SitePerformer:
         """Learn how to tell an instance what happened to it, and how to see its record."""
         self._fleet = tell, look
 
-    def watch(self, on_save: Callable[[InstanceRecord], None]) -> None:
-        """Have it be called for each record that is written."""
-        self._on_save = on_save
+    def watch(
+        self,
+        on_save: Callable[[InstanceRecord], None],
+        on_gone: Callable[[InstanceId], None] = lambda instance: None,
+    ) -> None:
+        """Have `on_save` be called for each record that is written, `on_gone` for each that is forgotten."""
+        self._on_save, self._on_gone = on_save, on_gone
 
     def watch_execs(self, on_exec: Callable[[InstanceId], None]) -> None:
         """Have it be called when a command begins or ends in an instance."""
@@ -386,6 +391,7 @@ class SitePerformer:
                 self._operations.forget(record.id)
                 site.admission.forget(record.id)
                 site.volumes.attachments.forget(record.id)
+                self._on_gone(record.id)
 
     async def _copy(self, record: InstanceRecord, point: RestorePoint) -> LayerId:
         try:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from ramet.core.ids import InstanceId
 from ramet.core.spec import InstanceRecord
 from ramet.policies.checks import HealthKeeper
 from ramet.policies.expiry import ExpiryKeeper
@@ -36,11 +37,14 @@ class Keepers:
         self.idle.see(record)
         self.traffic.see(record)
         self.expiry.see(record)
-        self.schedules.see(record)
         self.reclaims.see(record)
         self.health.see(record)
         self.restarts.see(record)
         self.retention.see(record)
+
+    def see_gone(self, instance: InstanceId) -> None:
+        """Take note that an instance is gone. Never fails."""
+        self.schedules.see_gone(instance)
 
     async def run(self, found: Callable[[], Iterable[InstanceRecord]] = tuple) -> None:
         """Keep them to their rules, until cancelled. `found` tells which instances there are already."""

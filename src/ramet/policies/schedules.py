@@ -121,14 +121,17 @@ class ScheduleKeeper:
 
     # What happens
 
-    def see(self, record: InstanceRecord) -> None:
-        """Take note of what an instance is now: the schedule of one that is deleted goes. Never fails."""
-        if record.is_deleting and (record.id in self._records or record.id in self._damaged):
-            self._forget(record.id)
+    def see_gone(self, instance: InstanceId) -> None:
+        """Take note that an instance is gone, and its schedule with it. Never fails.
+
+        Not before: a deletion may fail, and the instance be there again as it was.
+        """
+        if instance in self._records or instance in self._damaged:
+            self._forget(instance)
 
     async def run(self, found: Iterable[InstanceRecord] = ()) -> None:
         """Follow the schedules, until cancelled. `found`: the instances there are already."""
-        self._take_up({record.id for record in found if not record.is_deleting})
+        self._take_up({record.id for record in found})
         async with anyio.create_task_group() as group:
             while True:
                 instance = await self._due.next()
