@@ -240,7 +240,7 @@ class ScheduleKeeper:
         try:
             async with self._places:
                 record = self._records.get(instance)
-                if record is not None and within_reach(record, self._now()) <= self._now():
+                if record is not None and record.next_run_at <= self._now():
                     wait_s = await self._run_once(record)
                 wait_s = max(wait_s, await self._remove_outdated(instance))
         finally:
@@ -336,6 +336,8 @@ class ScheduleKeeper:
         retention = record.schedule.retention
         own = self._own(record) if own is None else own
         at = within_reach(record, now)
+        if at < record.next_run_at:  # Of a clock that was set back, and once: it comes nearer from here on.
+            self._records[instance] = replace(record, next_run_at=at)
         if outdated(own, retention, now):
             at = now
         too_old_at = next_outdated(own, retention)
