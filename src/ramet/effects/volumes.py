@@ -4,6 +4,7 @@ A volume is made beside everything else, in a thread, and is one when its manife
 an instance is bookkeeping: a guest mounts at its next boot what its spec says then.
 """
 
+import asyncio
 import os
 import shutil
 import time
@@ -95,8 +96,7 @@ class SiteVolumes:
                     await run_stoppable(lambda check: _fill(folder, size_bytes, check))
                 self._catalog.add(record)
             except BaseException:
-                with anyio.CancelScope(shield=True):  # An archive takes its time to go.
-                    await self._remove_files(record.id)
+                await self._remove_files(record.id)
                 raise
         return record
 
@@ -129,16 +129,23 @@ class SiteVolumes:
         """
         record = self._catalog.get(ref)
         self._catalog.forget(record.id)
-        with anyio.CancelScope(shield=True):
-            if await self._remove_files(record.id):
-                self._catalog.removed(record.id)
+        await self._remove_files(record.id)
 
-    async def _remove_files(self, volume: VolumeId) -> bool:
-        """Remove the files of a volume that is none; tells whether they are gone, and their room is free."""
-        is_gone = await to_thread.run_sync(self._catalog.remove_files, volume)
-        if is_gone:
-            self._site.admission.ledger.release(_owner(volume))
-        return is_gone
+    async def _remove_files(self, volume: VolumeId) -> None:
+        """Remove the files of a volume that is none; that they are gone is noted, whoever waits or leaves."""
+        loop = asyncio.get_running_loop()
+
+        def remove() -> None:
+            if self._catalog.remove_files(volume):
+                with suppress(RuntimeError):  # The daemon has left.
+                    loop.call_soon_threadsafe(self._note_gone, volume)
+
+        with anyio.CancelScope(shield=True):  # An archive takes its time to go.
+            await to_thread.run_sync(remove)
+
+    def _note_gone(self, volume: VolumeId) -> None:
+        self._site.admission.ledger.release(_owner(volume))
+        self._catalog.removed(volume)
 
 
 async def _receive(chunks: AsyncIterator[bytes], file: Path, size_bytes: int) -> None:

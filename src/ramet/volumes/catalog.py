@@ -49,6 +49,8 @@ class VolumeCatalog:
         self._records: dict[VolumeId, VolumeRecord] = {}
         self._taken: set[str] = set()
         """Names and ids of volumes that are being made, and ids of those whose files are not gone yet."""
+        self._left: set[str] = set()
+        """Ids of those whose files could not be removed: the next start tries again."""
         self.attachments = Attachments(self._records.keys())
 
     @classmethod
@@ -65,7 +67,7 @@ class VolumeCatalog:
                 record = VolumeRecord.from_json(manifest.read_text())
             except (FileNotFoundError, NotADirectoryError):
                 log.info("half_made_volume_removed", folder=folder.name)
-                _remove(folder)
+                catalog.remove_files(VolumeId(folder.name))
                 continue
             except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
                 raise VolumeBroken(
@@ -132,7 +134,9 @@ class VolumeCatalog:
             VolumeUnwritable: the disk is full.
         """
         names = {record.name, record.id}
-        if names & self._taken or any(names & {one.name, one.id} for one in self._records.values()):
+        if names & (self._taken | self._left) or any(
+            names & {one.name, one.id} for one in self._records.values()
+        ):
             raise VolumeNameTaken(
                 f"there is a volume called {record.name}, or of the id {record.id}",
                 remedy="choose another name, or delete that volume",
@@ -148,8 +152,8 @@ class VolumeCatalog:
             try:
                 yield folder
             finally:
-                if record.id not in self._records:
-                    _remove(folder)
+                if record.id not in self._records and record.id not in self._left:
+                    self.remove_files(record.id)
         finally:
             self._taken -= names
 
@@ -193,7 +197,10 @@ class VolumeCatalog:
         """
         folder = self.folder_of(volume)
         _remove(folder)
-        return not os.path.lexists(folder)
+        is_gone = not os.path.lexists(folder)
+        if not is_gone:
+            self._left.add(volume)
+        return is_gone
 
     def removed(self, volume: VolumeId) -> None:
         """Note that the files of a volume are gone, so that its id may be another's."""
