@@ -384,9 +384,12 @@ async def test_what_cannot_be_written_down_changes_nothing(host: Host) -> None:
         host.schedules.failing = 1
         with pytest.raises(RametError):
             keeper.delete("web")
-        host.schedules.failing = 1
-        await host.turn(keeper, due)  # The snapshot is there, and the disk refuses the note.
+        host.schedules.failing = 2
+        await host.turn(keeper, due)  # The snapshot is there, and the disk refuses the note, twice.
         assert (host.runs, host.schedule.next_run) == ([1], 1)
+        await host.turn(keeper, due + 1)  # It is tried again, by itself: the snapshot may be deleted.
+        assert (host.runs, host.schedule) == ([1], keeper.get("web"))
+        assert host.schedule.next_run == 2
         await host.turn(keeper, due + HOUR)
         assert (host.runs, host.schedule.next_run) == ([1, 2], 3)
 

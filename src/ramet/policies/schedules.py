@@ -115,6 +115,8 @@ class ScheduleKeeper:
         self._records: dict[InstanceId, ScheduleRecord] = {}
         self._damaged: dict[InstanceId, RametError] = {}
         self._at_work: set[InstanceId] = set()
+        self._unnoted: set[InstanceId] = set()
+        """Of whom the disk does not tell yet how far they have come, as it refused; that is tried again."""
         self._due = DueTimes(now)
         self._places = anyio.Semaphore(MAX_CONCURRENT)
         self._started_at = now()
@@ -187,6 +189,7 @@ class ScheduleKeeper:
             record = replace(before, schedule=schedule, updated_at=now, next_run_at=at)
         self._schedules.save(record)
         self._records[instance.id] = record
+        self._unnoted.discard(instance.id)
         self._damaged.pop(instance.id, None)
         self._plan(instance.id)
         return record
@@ -243,6 +246,8 @@ class ScheduleKeeper:
                 if record is not None and record.next_run_at <= self._now():
                     wait_s = await self._run_once(record)
                 wait_s = max(wait_s, await self._remove_outdated(instance))
+                if instance in self._unnoted:
+                    self._write_down(instance)
         finally:
             self._at_work.discard(instance)
         self._plan(instance, wait_s=wait_s)
@@ -295,10 +300,25 @@ class ScheduleKeeper:
             last_error=error,
         )
         self._records[record.instance] = record
+        self._write_down(record.instance)
+
+    def _write_down(self, instance: InstanceId) -> None:
+        """Have the disk tell how far a schedule has come; if it refuses, that is tried again.
+
+        Until then, what was taken tells by itself; but it may be deleted.
+        """
+        record = self._records.get(instance)
+        if record is None:
+            self._unnoted.discard(instance)
+            return
         try:
             self._schedules.save(record)
-        except RametError as failure:  # Of what was taken, the snapshot tells; of the rest, the next run.
-            log.error("scheduled_run_not_noted", instance=record.instance, error=str(failure))
+        except RametError as error:
+            if instance not in self._unnoted:
+                log.error("scheduled_run_not_noted", instance=instance, error=str(error))
+            self._unnoted.add(instance)
+        else:
+            self._unnoted.discard(instance)
 
     async def _remove_outdated(self, instance: InstanceId) -> float:
         """Remove what is not kept; returns how long to wait before what could not be is tried again."""
@@ -338,8 +358,11 @@ class ScheduleKeeper:
         at = within_reach(record, now)
         if at < record.next_run_at:  # Of a clock that was set back, and once: it comes nearer from here on.
             self._records[instance] = replace(record, next_run_at=at)
+            self._unnoted.add(instance)
         if outdated(own, retention, now):
             at = now
+        if instance in self._unnoted:
+            at = min(at, now + self._retry_s)
         too_old_at = next_outdated(own, retention)
         self._due.put(max(min(at, too_old_at or at), now + wait_s), instance)
 
