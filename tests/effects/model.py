@@ -1,6 +1,6 @@
 """Random operations with random failures, on one host under one daemon after another.
 
-    python -m tests.effects.model --seed 7 --steps 500 [--mutate NAME]
+    python -m tests.effects.model --seed 7 --steps 500 [--keep] [--mutate NAME]
 
 Each daemon is a process of its own, forked warm, and ends in good order or by SIGKILL in the middle of any
 call. What is done follows from the seed alone; only the order of what happens at the same time does not.
@@ -28,6 +28,7 @@ import structlog
 
 from examples.make_image import make_oci_layout
 from ramet.core.errors import RametError
+from ramet.core.ids import CaptureId, InstanceId
 from ramet.core.snapshot import SnapshotKind, SnapshotRecord
 from ramet.core.spec import InstanceRecord, State
 from ramet.effects import captures, fork_pools, hold, thaw
@@ -39,7 +40,8 @@ from ramet.vmm.fake.driver import MARK
 from ramet.vmm.fake.nursery import Nursery
 from tests.effects import model_oracle
 from tests.effects.model_chaos import Chaos, die, draw
-from tests.effects.model_mutations import MUTATIONS
+from tests.effects.model_kept import Kept, keep
+from tests.effects.model_mutations import KEPT_MUTATIONS, MUTATIONS
 from tests.effects.model_oracle import Violation, check_until_well, demand, stored_records
 from tests.effects.world import Daemon, World, new_folder
 from tests.net.namespaces import own_namespace
@@ -72,8 +74,11 @@ Act = Callable[[], Awaitable[Any]]
 class Life:
     """One daemon and what is done to it."""
 
-    def __init__(self, world: World, rng: random.Random, steps: int, trace: Any) -> None:
+    def __init__(
+        self, world: World, rng: random.Random, steps: int, trace: Any, kept: Kept | None = None
+    ) -> None:
         self.world, self.rng, self.steps_left, self._trace = world, rng, steps, trace
+        self._kept = kept
         self.chaos = Chaos(world.folder)
         self._unrecorded = world.folder / "unrecorded"
         """Names the instances whose deletion some daemon could not write down, and began nevertheless."""
@@ -109,27 +114,37 @@ class Life:
         try:
             async with self.world.daemon(self.chaos.faults) as daemon:
                 is_up = True
-                await self._settle(daemon)
-                if not self.chaos.struck:
-                    for instance, pid in before.items():
-                        record = daemon.fleet.get(instance).record
-                        same = record.runtime is not None and record.runtime.pid == pid
-                        demand(same and record.state is State.RUNNING, "a restart lost a guest", record, pid)
-                    for instance, capture in asleep.items():
-                        record = daemon.fleet.get(instance).record
-                        same = record.state is State.STANDBY and record.capture == capture
-                        # Of a deletion that had begun the disk may have refused the record.
-                        is_unrecorded = instance in self._unrecorded.read_text().split()
-                        same = same or (record.state is State.UNKNOWN and is_unrecorded)
-                        demand(same, "a restart lost the memory of a sleeper", record, capture)
-                if last:
-                    await self._delete_all(daemon)
-                else:
-                    await self._live(daemon)
+                await keep(self._kept, daemon, lambda: self._be(daemon, before, asleep, last=last))
         except Exception as error:
             if is_up or not self.chaos.struck:
                 raise
             self.say(f"did not start: {type(error).__name__}: {error}")
+
+    async def _be(
+        self,
+        daemon: Daemon,
+        before: dict[InstanceId, int],
+        asleep: dict[InstanceId, CaptureId | None],
+        *,
+        last: bool,
+    ) -> None:
+        await self._settle(daemon)
+        if not self.chaos.struck:
+            for instance, pid in before.items():
+                record = daemon.fleet.get(instance).record
+                same = record.runtime is not None and record.runtime.pid == pid
+                demand(same and record.state is State.RUNNING, "a restart lost a guest", record, pid)
+            for instance, capture in asleep.items():
+                record = daemon.fleet.get(instance).record
+                same = record.state is State.STANDBY and record.capture == capture
+                # Of a deletion that had begun the disk may have refused the record.
+                is_unrecorded = instance in self._unrecorded.read_text().split()
+                same = same or (record.state is State.UNKNOWN and is_unrecorded)
+                demand(same, "a restart lost the memory of a sleeper", record, capture)
+        if last:
+            await self._delete_all(daemon)
+        else:
+            await self._live(daemon)
 
     def _note_unrecorded(self) -> None:
         save = SitePerformer.save
@@ -191,7 +206,7 @@ class Life:
                 unreturned = [self._flying[task] for task in pending]
                 demand(not pending, "an operation does not return", unreturned)
             demand(not self._raised, "an error without a type", *self._raised)
-            await check_until_well(self.world, daemon)
+            await check_until_well(self.world, daemon, None if self._kept is None else self._kept.check)
         except Violation:
             self.say(f"struck before: {dict(self.chaos.struck)}")
             for view in daemon.fleet.list():
@@ -221,6 +236,8 @@ class Life:
                 ) from error
         for snapshot in daemon.snapshots.list():
             await daemon.snapshots.delete(snapshot.id)
+        if self._kept is not None:
+            await self._kept.delete_all(daemon)
         await self._settle(daemon)
         for kind, left in self.world.leftovers().items():
             demand(not left, "something stays after all is deleted", kind, left)
@@ -235,6 +252,8 @@ class Life:
         names = sorted(views)
         free = [name for name in NAMES if name not in views]
         weights = self._weigh(names, free, daemon.snapshots.list())
+        if self._kept is not None:
+            weights |= self._kept.weights(daemon, names)
         (what,) = self.rng.choices(list(weights), list(weights.values()))
         name = self.rng.choice(names) if names else self.rng.choice(NAMES)
         fresh = self.rng.sample(free, min(len(free), self.rng.choice((1, 1, 2, 3))))
@@ -255,7 +274,8 @@ class Life:
             case "exec" | "write" | "end" | "arm":
                 act = self._act_inside(daemon, what, name)
             case _:
-                act = self._act(daemon, what, name, fresh)
+                kept = None if self._kept is None else self._kept.act(daemon, what, name)
+                act = kept or self._act(daemon, what, name, fresh)
         text = f"{what} {fresh[0] if what == 'create' else name} {fresh if 'fork' in what else ''}"
         self.say(f"step {text}")
         task = asyncio.get_running_loop().create_task(self._do(text, act))
@@ -302,7 +322,8 @@ class Life:
         fleet = daemon.fleet
         match what:
             case "create":
-                return partial(fleet.create, fresh[0], daemon.spec)
+                spec = daemon.spec if self._kept is None else self._kept.spec(daemon)
+                return partial(fleet.create, fresh[0], spec)
             case "clash":
                 return partial(fleet.create, name, daemon.spec)
             case "fork":
@@ -364,7 +385,15 @@ async def _set_pool(daemon: Daemon, snapshot: SnapshotRecord, size: int) -> None
 
 
 def live_in_child(
-    folder: Path, images: Path, nursery: Nursery, key: str, steps: int, last: bool, mutation: str | None
+    folder: Path,
+    images: Path,
+    nursery: Nursery,
+    key: str,
+    steps: int,
+    last: bool,
+    mutation: str | None,
+    *,
+    keeps: bool = False,
 ) -> int:
     """Fork a daemon, have it live, and return its wait status."""
     pid = os.fork()
@@ -381,9 +410,10 @@ def live_in_child(
         world.nursery = nursery
         for module, name in RETRIES:
             setattr(module, name, RETRY_S)
-        life = Life(world, random.Random(key), steps, trace)
+        rng = random.Random(key)
+        life = Life(world, rng, steps, trace, Kept(world, rng) if keeps else None)
         if mutation is not None:
-            MUTATIONS[mutation]()
+            (MUTATIONS | KEPT_MUTATIONS)[mutation]()
             model_oracle.SETTLE_TIMEOUT_S = MUTANT_SETTLE_TIMEOUT_S
             model_oracle.ANSWER_TIMEOUT_S = MUTANT_SETTLE_TIMEOUT_S
             life.return_timeout_s = MUTANT_RETURN_TIMEOUT_S
@@ -398,8 +428,13 @@ def live_in_child(
         os._exit(code)
 
 
-def run_model(seed: int, steps: int, images: Path, mutation: str | None = None) -> int:
-    """Live until `steps` are done; returns the exit code. In a network namespace of the caller's."""
+def run_model(
+    seed: int, steps: int, images: Path, mutation: str | None = None, *, keeps: bool = False
+) -> int:
+    """Live until `steps` are done; returns the exit code. In a network namespace of the caller's.
+
+    With `keeps`, instances have volumes, restart policies and schedules (`model_kept`).
+    """
     rng = random.Random(seed)
     done, lives, crashes, called, struck = 0, 0, 0, Counter[str](), Counter[str]()
     gc.collect()
@@ -413,7 +448,9 @@ def run_model(seed: int, steps: int, images: Path, mutation: str | None = None) 
                 key = f"{seed}/{lives}"
                 before = (folder / "trace").read_text() if life else ""
                 (folder / "trace").write_text(f"---- life {key}\n")
-                status = live_in_child(folder, images, nursery, key, rng.randrange(5, 80), last, mutation)
+                status = live_in_child(
+                    folder, images, nursery, key, rng.randrange(5, 80), last, mutation, keeps=keeps
+                )
                 nursery.settle()
                 lives += 1
                 trace = (folder / "trace").read_text()
@@ -455,7 +492,8 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=500)
-    parser.add_argument("--mutate", choices=MUTATIONS)
+    parser.add_argument("--mutate", choices=MUTATIONS | KEPT_MUTATIONS)
+    parser.add_argument("--keep", action="store_true", help="with volumes, restart policies and schedules")
     arguments = parser.parse_args()
     structlog.configure(
         processors=[structlog.processors.format_exc_info, structlog.processors.KeyValueRenderer()],
@@ -470,7 +508,9 @@ def main() -> int:
             os._exit(0)
         os.waitpid(pid, 0)
         with own_namespace():
-            return run_model(arguments.seed, arguments.steps, folder / "images", arguments.mutate)
+            return run_model(
+                arguments.seed, arguments.steps, folder / "images", arguments.mutate, keeps=arguments.keep
+            )
     finally:
         shutil.rmtree(folder)
 

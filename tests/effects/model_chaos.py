@@ -24,15 +24,18 @@ import anyio
 from ramet.core.errors import RametError
 from ramet.disks import layers
 from ramet.effects import awaken, site
+from ramet.effects import volumes as site_volumes
 from ramet.guest.channel import Channel
 from ramet.guest.errors import GuestUnreachable
 from ramet.linux import netlink, tun
 from ramet.linux.memfd import SealableFile
 from ramet.net.errors import FirewallFailed
 from ramet.net.nft import Nft
-from ramet.snapshots import catalog, store
+from ramet.snapshots import catalog, schedules, store
 from ramet.vmm.fake.faults import Call, Faults
 from ramet.vmm.port import VmmFailed
+from ramet.volumes import catalog as volume_catalog
+from ramet.volumes.errors import VolumeUnwritable
 
 Kind = Literal["fail", "fail late", "hold", "die"]
 
@@ -84,11 +87,14 @@ class Chaos:
             (store, "_sync_all", OSError(errno.EIO, "on demand")),
             (store, "write_whole", OSError(errno.ENOSPC, "on demand")),
             (catalog, "write_whole", OSError(errno.ENOSPC, "on demand")),
+            (schedules, "write_whole", OSError(errno.ENOSPC, "on demand")),
+            (volume_catalog, "write_whole", OSError(errno.ENOSPC, "on demand")),
+            (site_volumes, "make_file_system", VolumeUnwritable("on demand")),
             (layers, "read_backing", OSError(errno.EIO, "on demand")),
             (site, "open_channel", GuestUnreachable("on demand")),
             (awaken, "identify_child", GuestUnreachable("on demand")),
         ):
-            point = f"{module.__name__.rpartition('.')[2]}.{name}"
+            point = f"{'.'.join(module.__name__.split('.')[-2:])}.{name}"
             # What hands out something open fails before it has: a failure after it would be a leak of ours.
             setattr(module, name, self._wrap(point, getattr(module, name), error, can_be_late=False))
         self._wrap_files()

@@ -7,6 +7,7 @@ twice, and each state means on the host what it says.
 import os
 import sqlite3
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -35,8 +36,13 @@ def demand(condition: object, what: str, *details: object) -> None:
         raise Violation(f"{what}: " + " | ".join(map(str, details)))
 
 
-async def check_until_well(world: World, daemon: Daemon) -> None:
+async def check_until_well(
+    world: World, daemon: Daemon, also: Callable[[Daemon], Awaitable[None]] | None = None
+) -> None:
     """Check everything, again and again until it holds: what is done in the background has its time.
+
+    Args:
+        also: checks more.
 
     Raises:
         Violation: something does not come to hold.
@@ -45,6 +51,8 @@ async def check_until_well(world: World, daemon: Daemon) -> None:
     while True:
         try:
             await check(world, daemon)
+            if also is not None:
+                await also(daemon)
             return
         except Violation:
             if anyio.current_time() > until:
@@ -294,7 +302,8 @@ def check_admission(daemon: Daemon, records: dict[InstanceId, InstanceRecord]) -
     without = [i for i, record in records.items() if not has_vmm(record)]
     strays = [i for i in captures._used if i in without or i not in records]
     demand(not strays, "captures are counted for whom has no VMM", strays)
-    owners = len(records) + captures.count
+    of_volumes = [owner for owner in admission.ledger._held if owner.startswith("volume ")]
+    owners = len(records) + captures.count + len(of_volumes)
     demand(admission.ledger.owner_count == owners, "resources are held by nobody", admission.ledger._held)
 
 

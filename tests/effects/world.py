@@ -174,8 +174,16 @@ class World:
 
     def processes(self) -> dict[int, InstanceId]:
         """Return the fake VMMs of this host, by pid."""
+        return {pid: InstanceId(Path(told["folder"]).name) for pid, told in self._told().items()}
+
+    def volumes_in_use(self) -> dict[int, list[tuple[str, bool]]]:
+        """Return the volumes that each VMM has, by pid: its file, and whether it only reads it."""
+        return {pid: [tuple(each) for each in told["volumes"]] for pid, told in self._told().items()}
+
+    def _told(self) -> dict[int, dict[str, Any]]:
+        """Return what each fake VMM of this host was told, by pid."""
         return {
-            pid: InstanceId(Path(json.loads(arguments[-1])["folder"]).name)
+            pid: json.loads(arguments[-1])
             for pid, arguments in list_command_lines()
             if MARK in arguments and str(self.folder) in arguments[-1]
         }

@@ -375,6 +375,7 @@ class FakeDriver(LiveFork):
         options = {
             "folder": str(machine.folder),
             "layers": [str(path) for path, _ in machine.overlay.layers],
+            "volumes": [(str(disk.layers[0][0]), disk.is_read_only) for disk in machine.volumes],
             "monitor_fd": listeners[0].fileno(),
             "agent_fd": listeners[1].fileno(),
             "memory_fd": memory_fd,
