@@ -16,7 +16,7 @@ from anyio import create_task_group
 
 from ramet.linux.inotify import watch_new_files
 from ramet.linux.tun import open_tap
-from ramet.vmm.port import DiskImage, Nic, VmmFailed, VmmSilent, VmmUnsupported
+from ramet.vmm.port import DiskImage, LiveFork, Nic, VmmFailed, VmmSilent, VmmUnsupported
 from tests.net.namespaces import own_namespace
 from tests.vmm.bench import LiveVm, digest
 from tests.vmm.cloud_hypervisor_bench import CloudHypervisorBench
@@ -48,11 +48,16 @@ async def source(bench: CloudHypervisorBench) -> LiveVm:
     return await bench.boot()
 
 
+@pytest.fixture(scope="module")
+def impatient_driver(bench: CloudHypervisorBench) -> LiveFork:
+    return bench.open_driver(load_timeout_s=PATIENCE_S, command_timeout_s=PATIENCE_S)
+
+
 @pytest.fixture
-def impatient(bench: CloudHypervisorBench) -> Iterator[None]:
+def impatient(bench: CloudHypervisorBench, impatient_driver: LiveFork) -> Iterator[None]:
     """Have whatever is started wait for an answer for a moment only."""
     driver = bench.driver
-    bench.driver = bench.open_driver(load_timeout_s=PATIENCE_S, command_timeout_s=PATIENCE_S)
+    bench.driver = impatient_driver
     yield
     bench.driver = driver
 
