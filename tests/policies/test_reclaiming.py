@@ -1,5 +1,6 @@
 """Memory is taken back for a while, and given again: in time, after a restart, to whoever wakes with less."""
 
+import threading
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -202,3 +203,22 @@ async def test_a_server_that_is_not_to_take_memory_says_so() -> None:
         with pytest.raises(ReclaimDisabled):
             await keeper.reclaim(MIB, 60.0)
     assert host.looks == []
+
+
+async def test_a_disk_that_takes_its_time_keeps_nobody_waiting_but_who_asks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    host, may_end = Host("a"), threading.Event()
+    save = host.hold.save
+
+    def slowly(hold: ReclaimHold) -> None:
+        assert may_end.wait(20)
+        save(hold)
+
+    monkeypatch.setattr(host.hold, "save", slowly)
+    async with host.daemon() as keeper, anyio.create_task_group() as group:
+        group.start_soon(keeper.reclaim, 100 * MIB, 60.0)
+        await settle()
+        assert host.given_mib == [0]  # Nobody is asked before it is written down.
+        may_end.set()
+    assert host.given_mib != [0]

@@ -1,5 +1,6 @@
 """Which images go when: by a clock that is set by hand, over restarts, and not from under anybody's hands."""
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import anyio
 import anyio.lowlevel
+import anyio.to_thread
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -230,6 +232,30 @@ async def test_what_cannot_be_written_down_is_not_gone_by(
     monkeypatch.undo()
     await keeper.sweep(ALL)
     assert set(host.images) == {"other"}
+
+
+async def test_a_disk_that_takes_its_time_keeps_nobody_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = Host(tmp_path, "idle", "other")
+    keeper = host.keeper()
+    saving, may_end, save = threading.Event(), threading.Event(), host.times.save
+
+    def slowly(since: Mapping[str, float]) -> None:
+        saving.set()
+        assert may_end.wait(20)
+        save(since)
+
+    monkeypatch.setattr(host.times, "save", slowly)
+    async with anyio.create_task_group() as group:
+        group.start_soon(keeper.sweep, ALL)
+        await anyio.to_thread.run_sync(saving.wait)
+        keeper.see_used("other")
+        may_end.set()
+    host.now += 2 * MONTH_S
+    monkeypatch.undo()
+    await keeper.sweep(ALL)
+    assert set(host.images) == {"other"}  # It was used while that was written down.
 
 
 async def test_off_it_removes_nothing_and_forgets_what_will_not_be_true_later(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Final, Protocol
 
 import anyio
 import structlog
+from anyio import to_thread
 
 from ramet.core.errors import RametError, Unsupported
 from ramet.core.guest_memory import GuestMemory, HostMemory, ReclaimHold
@@ -158,7 +159,7 @@ class ReclaimKeeper:
                 taken = [_untaken(step, StepStatus.PLANNED) for step in steps]
                 return self._told(wanted_bytes, taken)
             hold = ReclaimHold(self._now() + (hold_s if wanted_bytes else 0.0), wanted_bytes, reason)
-            self._holds.save(hold)
+            await to_thread.run_sync(self._holds.save, hold)  # A busy disk may take its time.
             self._hold, self._is_owed = hold, True
             taken = await self._take_all(steps)
             self._is_news.set()

@@ -14,6 +14,7 @@ from typing import Final, Protocol
 
 import anyio
 import structlog
+from anyio import to_thread
 
 from ramet.core.errors import RametError
 from ramet.core.spec import InstanceRecord
@@ -155,7 +156,7 @@ class RetentionKeeper:
         images = self._images.list()
         self._since = unused_since(images, self._used(), self._since, self._now())
         try:
-            self._write()
+            await self._write()
         except RametError as error:
             # What is not written down is not gone by.
             log.warning("unused_images_not_written", error=str(error))
@@ -179,10 +180,11 @@ class RetentionKeeper:
         since = self._since.get(digest)
         return since is None or since + config.unused_for_s > self._now() or digest in self._used()
 
-    def _write(self) -> None:
-        if self._since != self._written:
-            self._times.save(self._since)
-            self._written = dict(self._since)
+    async def _write(self) -> None:
+        since = dict(self._since)  # Who is used meanwhile is written down with the next sweep, which is soon.
+        if since != self._written:
+            await to_thread.run_sync(self._times.save, since)  # A busy disk may take its time.
+            self._written = since
 
 
 class LayerKeeper:

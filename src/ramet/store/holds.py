@@ -18,7 +18,7 @@ class HoldUnwritable(Broken):
 
 
 class HoldFile:
-    """The file, which need not be there. For the event loop's thread."""
+    """The file, which need not be there. For one thread at a time; to save blocks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -20,7 +20,7 @@ class UnusedUnwritable(Broken):
 
 
 class UnusedFile:
-    """The file, which need not be there. For the event loop's thread."""
+    """The file, which need not be there. For one thread at a time; to save blocks."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
