@@ -16,6 +16,8 @@ from pathlib import Path
 import pytest
 
 CLONE_NEWNET = 0x40000000
+CLONE_NEWNS = 0x00020000
+MS_REC_PRIVATE = ctypes.c_ulong(1 << 14 | 1 << 18)
 _OWN = "/proc/thread-self/ns/net"
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -78,6 +80,12 @@ class Namespace:
 def run_ip(arguments: str) -> str:
     done = subprocess.run(["ip", *arguments.split()], check=True, capture_output=True, text=True)
     return done.stdout
+
+
+def leave_mounts() -> None:
+    """Have this process, and those it starts, see no mount that others make from now on; nor they of its."""
+    _checked(_libc.unshare(CLONE_NEWNS))
+    _checked(_libc.mount(b"none", b"/", None, MS_REC_PRIVATE, None))
 
 
 @contextmanager

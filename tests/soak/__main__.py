@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from ramet.wire_api.instances import CreateInstance
-from tests.net.namespaces import own_namespace
+from tests.net.namespaces import leave_mounts, own_namespace
 from tests.soak.work import Tally, Worker
 from tests.vm.daemon import Daemon
 from tests.vm.images import IMAGE, write_image
@@ -173,7 +173,8 @@ def soak_fake(seconds: float, seed: int) -> dict[str, Any]:
 
 
 def soak(seconds: float, seed: int) -> dict[str, Any]:
-    """Run real guests in a network namespace and a folder of their own."""
+    """Run real guests in a network namespace and a folder of their own, where nobody else mounts."""
+    leave_mounts()
     folder = Path(tempfile.mkdtemp(prefix="rmt-soak-", dir="/tmp"))
     write_image(folder / "image")
     with own_namespace():
