@@ -202,6 +202,11 @@ def set_up(index: int) -> Request:
     return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, IFF_UP, IFF_UP), "set up")
 
 
+def set_down(index: int) -> Request:
+    """Set an interface down: a TAP then carries nothing, and gives its reader nothing."""
+    return Request(RTM_NEWLINK, 0, _LINK.pack(0, 0, index, 0, IFF_UP), "set down")
+
+
 def enslave(index: int, bridge: int, *, mtu_bytes: int, has_ipv6: bool) -> Request:
     """Make interface `index`, still down, a port of `bridge`; it gets no IPv6 address of its own."""
     body = _LINK.pack(0, 0, index, 0, 0) + u32(IFLA_MTU, mtu_bytes) + u32(IFLA_MASTER, bridge)

@@ -15,6 +15,7 @@ import anyio
 import structlog
 
 from ramet.core.errors import RametError
+from ramet.linux import netlink
 from ramet.linux.clone import clone_file
 from ramet.linux.filled_once import FilledOnce
 from ramet.linux.memfd import SealableFile
@@ -339,6 +340,8 @@ class FirecrackerVm(RestVm, Ballooned):
         }
         if nic is not None:
             body["network_overrides"] = [{"iface_id": NIC, "host_dev_name": nic.tap_name}]
+            if waiting.runs:
+                await self._in_thread(lambda: _set_link(nic.tap_name, is_up=False))
         async with self._paths(capture.devices.fd) as (devices_path,):
             body["snapshot_path"] = devices_path
             await self._api.put("/snapshot/load", body, self._timeouts.load_s)
@@ -350,6 +353,8 @@ class FirecrackerVm(RestVm, Ballooned):
             await self._api.patch(path, limit)
         if waiting.runs:
             await self._in_thread(lambda: waiting.lay_over(self._process.pid))
+            if nic is not None:
+                await self._in_thread(lambda: _set_link(nic.tap_name, is_up=True))
         if stands_still:
             await self._resume()
 
@@ -360,6 +365,22 @@ class FirecrackerVm(RestVm, Ballooned):
     def _demand_release(self) -> Release:
         assert self._release is not None, "connect() comes first"
         return self._release
+
+
+def _set_link(tap_name: str | None, *, is_up: bool) -> None:
+    """Set a TAP up or down, for as long as its guest's memory is not what the card's state says.
+
+    Firecracker hands on what comes to a TAP also while its guest stands still, and looks into its memory for
+    where to: into that of an earlier sleep, before what has changed since is laid over it. From then on the
+    guest would hear nothing.
+
+    Raises:
+        OSError: the kernel refused, or it is gone.
+    """
+    assert tap_name is not None, "firecracker opens its TAP by name"
+    index = netlink.interface_index(tap_name)
+    with netlink.RouteSocket() as route:
+        route.apply([netlink.set_up(index) if is_up else netlink.set_down(index)])
 
 
 def _number(answer: dict[str, object], name: str) -> int:
