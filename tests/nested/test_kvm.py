@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,20 +53,27 @@ def test_the_demo_forks_with(hypervisor: str) -> None:
 
 @ON_EACH_INSTALLED
 def test_an_instance_sleeps_twice_and_outlives_the_daemon_with(hypervisor: str) -> None:
-    run_script("life.sh", hypervisor)
+    run_script(["bash", "tests/nested/life.sh"], hypervisor)
+
+
+@pytest.mark.timeout(920)
+@ON_EACH_INSTALLED
+def test_volumes_limited_disks_and_a_wake_by_traffic_with(hypervisor: str) -> None:
+    run_script([sys.executable, "-m", "tests.nested.features"], hypervisor, timeout_s=900.0)
 
 
 @pytest.mark.skipif("RAMET_FIRECRACKER" not in os.environ, reason="no RAMET_FIRECRACKER")
 def test_a_firecracker_wakes_from_packed_memory_and_ends_with_its_pager() -> None:
-    run_script("paged.sh", "firecracker")
+    run_script(["bash", "tests/nested/paged.sh"], "firecracker")
 
 
-def run_script(name: str, hypervisor: str) -> None:
+def run_script(command: Sequence[str], hypervisor: str, timeout_s: float = TIMEOUT_S) -> None:
+    """Run a script of this folder, which must say at its end that all is whole."""
     lines: list[str] = []
     status = run_within(
-        ["unshare", "--net", "bash", f"tests/nested/{name}"],
+        ["unshare", "--net", *command],
         kernel_package=PACKAGE,
-        timeout_s=TIMEOUT_S,
+        timeout_s=timeout_s,
         say=lines.append,
         variables={"RAMET_HYPERVISOR__DEFAULT": hypervisor},
     )
