@@ -277,6 +277,12 @@ def test_every_instance_that_is_made_can_be_deleted_at_last(events: list[Event])
             (),
         ),
         (STOPPED, StartAsked(), State.INITIALIZING, (Start(),)),
+        (
+            replace(STOPPED, becoming=State.RUNNING),
+            StartAsked(completes=True),
+            State.INITIALIZING,
+            (Start(),),
+        ),
         (STARTING, Booted(RUNTIME, LAYER, 3.0), State.INITIALIZING, (Watch(), AwaitGuest())),
         (STARTING, Found(RUNTIME, LAYER), State.INITIALIZING, (Watch(), Thaw(), AwaitGuest())),
         (STARTING, Failed(ERROR, 3.0), State.STOPPED, ()),
@@ -361,6 +367,12 @@ def test_only_what_is_stopped_and_has_a_disk_can_be_started(record: InstanceReco
     ("record", "asked", "message", "remedy"),
     [
         (RUNNING, StartAsked(), "is Running and cannot be started", "boot it anew: ramet restart name"),
+        (
+            replace(STOPPED, becoming=State.RUNNING),
+            StartAsked(),
+            "is Stopped and cannot be started before it is made",
+            "ramet wait name",
+        ),
         (NEW, StartAsked(), "is Created and cannot be started", "ramet wait name --state Running"),
         (
             replace(STOPPED, layer=None),

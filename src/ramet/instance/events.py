@@ -93,10 +93,14 @@ class LayerSwitched:
 
 @dataclass(frozen=True, slots=True)
 class StartAsked:
-    """Somebody wants it to boot again from its disk; what is not None replaces that part of its spec."""
+    """Somebody wants it to boot again from its disk; what is not None replaces that part of its spec.
+
+    It `completes` a copy that is to run: nobody else starts one that is being made.
+    """
 
     entrypoint: tuple[str, ...] | None = None
     cmd: tuple[str, ...] | None = None
+    completes: bool = False
 
 
 @dataclass(frozen=True, slots=True)

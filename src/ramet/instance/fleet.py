@@ -481,7 +481,7 @@ class Fleet:
         if actor.record.state is State.STANDBY:
             await self._wake(actor)
             return
-        await self._start(actor, StartAsked())
+        await self._start(actor, StartAsked(completes=True))
         if target is State.STANDBY:
             await self._put_to_sleep(actor)
 

@@ -130,10 +130,8 @@ def _decide(record: InstanceRecord, event: Event) -> tuple[InstanceRecord, tuple
             return _run_ended(failed, RunEnd.ITSELF), ()
         case Failed(error, at) if record.state is State.INITIALIZING:
             return replace(record, state=State.SHUTDOWN, state_error=str(error)), (ShutDown(),)
-        case StartAsked(entrypoint, cmd):
-            if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
-                raise _wrong(record, "started", remedies.to_start(record))
-            return replace(_starting(record, entrypoint, cmd), restarts=Restarts()), (Start(),)
+        case StartAsked():
+            return _start_asked(record, event), (Start(),)
         case RestartDue() | HealthFound():
             return _decide_supervised(record, event)
         case PoolAsked() | UpdateAsked() if record.state in (State.CREATED, State.UNKNOWN):
@@ -304,6 +302,14 @@ def is_starting(record: InstanceRecord) -> bool:
 def is_waking(record: InstanceRecord) -> bool:
     """Tell whether it is being started from its stored memory."""
     return is_starting(record) and record.capture is not None
+
+
+def _start_asked(record: InstanceRecord, asked: StartAsked) -> InstanceRecord:
+    if record.becoming is not None and not asked.completes:
+        raise _wrong(record, "started before it is made", f"ramet wait {record.name}")
+    if record.state is not State.STOPPED or record.layer is None:  # It was never made whole.
+        raise _wrong(record, "started", remedies.to_start(record))
+    return replace(_starting(record, asked.entrypoint, asked.cmd), restarts=Restarts())
 
 
 def _starting(
