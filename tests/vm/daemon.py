@@ -103,10 +103,14 @@ class Daemon:
         self._process.kill()
         self.wait_killed()
 
-    def wait_killed(self) -> None:
-        """Wait until it has been killed, by whomever."""
+    def wait_killed(self, timeout_s: float = END_TIMEOUT_S) -> None:
+        """Wait until it has been killed, by whomever.
+
+        Raises:
+            subprocess.TimeoutExpired: it goes on running.
+        """
         assert self._process is not None
-        assert self._process.wait(END_TIMEOUT_S) == -signal.SIGKILL, self.log()
+        assert self._process.wait(timeout_s) == -signal.SIGKILL, self.log()
         self._process = None
 
     def stop(self) -> None:

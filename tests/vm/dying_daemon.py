@@ -32,7 +32,8 @@ class Mortal:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._deadly = ""
-        self._steps = watch_steps(self.reach, not_from=HOST)
+        # A line in a log is no step of an operation: there may be one of what was done before it.
+        self._steps = watch_steps(self.reach, not_from=(*HOST, "ramet.logs"))
 
     def reach(self, step: str) -> None:
         if step == self._deadly:
