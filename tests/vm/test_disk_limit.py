@@ -19,7 +19,7 @@ READS = "dd if=/var/block of=/dev/null bs=1M"
 
 
 def writes(path: str) -> str:
-    return f"dd if=/dev/zero of={path} bs=1M count={SIZE_MIB} conv=fsync"
+    return f"dd if=/dev/zero of={path} bs=1M count={SIZE_MIB} iflag=fullblock conv=fsync"
 
 
 @pytest.fixture
