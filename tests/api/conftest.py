@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
 from tests.api.stand_in import Served, serve
@@ -17,3 +18,11 @@ def server() -> Iterator[Served]:
 def served(server: Served) -> Served:
     server.reset()
     return server
+
+
+@pytest.fixture
+def http(served: Served) -> Iterator[httpx.Client]:
+    """Yield a client of the server's unix socket."""
+    transport = httpx.HTTPTransport(uds=str(served.socket))
+    with httpx.Client(transport=transport, base_url="http://localhost") as client:
+        yield client

@@ -22,12 +22,6 @@ def client(served: Served) -> Iterator[Hypeman]:
         yield client
 
 
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(served.socket)), base_url="http://x") as client:
-        yield client
-
-
 def test_a_policy_is_kept_and_shown(client: Hypeman, served: Served) -> None:
     made = client.instances.create(
         name="web",

@@ -1,7 +1,6 @@
 """What is refused is refused in one form, names what is wrong, and says which request it was."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,10 +15,9 @@ WEB = {"name": "web", "image": IMAGE}
 
 
 @pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
+def http(served: Served, http: httpx.Client) -> httpx.Client:
     served.fleet.put("src")
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(served.socket)), base_url="http://a") as client:
-        yield client
+    return http
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Exec sessions whose client may leave and come back."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -19,12 +19,6 @@ Connect = Callable[..., AbstractContextManager[Connection]]
 def connect(served: Served) -> Connect:
     served.fleet.put("web")
     return lambda name="web": unix_connect(str(served.socket), f"ws://localhost/instances/{name}/exec/v1")
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(served.socket)), base_url="http://a") as client:
-        yield client
 
 
 def start(websocket: Connection, *command: str, keep: str | None = None, **more: Any) -> str:

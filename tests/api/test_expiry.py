@@ -1,7 +1,6 @@
 """When instances are to be removed: what a request says of it, and what is shown."""
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,13 +12,6 @@ from ramet.core.spec import State
 from tests.api.stand_in import Served
 
 IMAGE = "docker.io/library/alpine:latest"
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(served.socket))
-    with httpx.Client(transport=transport, base_url="http://localhost") as client:
-        yield client
 
 
 def create(http: httpx.Client, **fields: Any) -> httpx.Response:

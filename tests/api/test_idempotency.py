@@ -1,6 +1,5 @@
 """A POST with a key is done once, however often it comes."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -18,13 +17,6 @@ from tests.api.stand_in import Served, token
 
 IMAGE = "docker.io/library/alpine:latest"
 WEB = {"name": "web", "image": IMAGE}
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(served.socket))
-    with httpx.Client(transport=transport, base_url="http://localhost") as client:
-        yield client
 
 
 def post(http: httpx.Client, path: str, key: str, **body: Any) -> httpx.Response:

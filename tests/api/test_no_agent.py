@@ -1,7 +1,6 @@
 """`skip_guest_agent`: nobody enters the guest, and the API says so before anything else."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -15,13 +14,6 @@ from tests.api.stand_in import Served
 IMAGE = "docker.io/library/alpine:latest"
 REFUSED = (409, "guest_agent_skipped")
 EXEC_CHECK = {"type": "exec", "exec": {"command": ["true"]}}
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(served.socket))
-    with httpx.Client(transport=transport, base_url="http://localhost") as client:
-        yield client
 
 
 def create(http: httpx.Client, **fields: Any) -> httpx.Response:

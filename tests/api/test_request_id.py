@@ -1,17 +1,9 @@
 """Each request has a name: its client's or a new one, in the answer and in the error."""
 
-from collections.abc import Iterator
-
 import httpx
 import pytest
 
 from tests.api.stand_in import Served
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(served.socket)), base_url="http://a") as client:
-        yield client
 
 
 def test_an_error_names_its_request(http: httpx.Client) -> None:

@@ -2,7 +2,6 @@
 
 import re
 import socket
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -22,13 +21,6 @@ from tests.api.stand_in import Served
 from tests.api.stand_in_images import image
 
 IMAGE = "docker.io/library/alpine:latest"
-
-
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(served.socket))
-    with httpx.Client(transport=transport, base_url="http://localhost") as client:
-        yield client
 
 
 def create(http: httpx.Client, **fields: Any) -> httpx.Response:

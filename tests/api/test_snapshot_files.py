@@ -20,13 +20,6 @@ def served() -> Iterator[Served]:
         yield served
 
 
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    transport = httpx.HTTPTransport(uds=str(served.socket))
-    with httpx.Client(base_url="http://localhost", transport=transport) as client:
-        yield client
-
-
 def test_there_and_back_it_is_another_of_the_same_name(http: httpx.Client, served: Served) -> None:
     record = served.snapshots.put("web", name="warm")
     served.snapshots.filling = b"x" * (REQUEST_BYTES_MAX + 1)  # More than any other body may be.

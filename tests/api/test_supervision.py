@@ -24,12 +24,6 @@ def client(served: Served) -> Iterator[Hypeman]:
         yield client
 
 
-@pytest.fixture
-def http(served: Served) -> Iterator[httpx.Client]:
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(served.socket)), base_url="http://x") as client:
-        yield client
-
-
 def check_of(served: Served) -> HealthCheck | None:
     return served.fleet.get("web").record.spec.health_check
 
