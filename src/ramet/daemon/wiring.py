@@ -66,6 +66,13 @@ from ramet.vmm.qemu.board import BOARDS
 from ramet.vmm.qemu.driver import QemuDriver
 from ramet.volumes.catalog import VolumeCatalog
 
+DRIVERS: Final[Mapping[str, type[Driver]]] = {
+    **{board.name: QemuDriver for board in BOARDS},
+    FirecrackerDriver.name: FirecrackerDriver,
+    CloudHypervisorDriver.name: CloudHypervisorDriver,
+}
+"""All hypervisors that there are drivers for; what a host lacks is not opened."""
+
 log = structlog.get_logger(__name__)
 
 
@@ -223,14 +230,6 @@ def _make_pager(settings: Settings, folder: DataFolder, drivers: Mapping[str, Dr
 
 def _make_volumes(settings: Settings, site: Site) -> SiteVolumes:
     return SiteVolumes(site, storage_bytes_max=settings.limits.max_total_volume_storage)
-
-
-DRIVERS: Final[Mapping[str, type[Driver]]] = {
-    **{board.name: QemuDriver for board in BOARDS},
-    FirecrackerDriver.name: FirecrackerDriver,
-    CloudHypervisorDriver.name: CloudHypervisorDriver,
-}
-"""All hypervisors that there are drivers for; what a host lacks is not opened."""
 
 
 def _open_drivers(
